@@ -1,0 +1,146 @@
+//! Who is who: clusters, regions, PostgreSQL systems, timelines and epochs.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The leadership number of the global cluster: one primary region per epoch, and epochs only grow.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// PostgreSQL's timeline number; a promotion starts a new one. Valid timelines begin at 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Timeline(pub u32);
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// PostgreSQL's system identifier, made by `initdb` and shared by every physical copy of that cluster.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SystemId(pub u64);
+
+impl fmt::Display for SystemId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The identity of one global cluster, drawn at random when its certificate authority is made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ClusterId(pub [u8; 16]);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text is not the identifier it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseIdError {
+    /// Not 32 hexadecimal digits.
+    #[error("a cluster id is 32 hexadecimal digits")]
+    ClusterId,
+    /// Not a region's name.
+    #[error(
+        "'{0}' is not a region name: 1 to 32 of a-z, 0-9 and '-', starting with a letter, not ending with '-'"
+    )]
+    RegionName(String),
+}
+
+impl FromStr for ClusterId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<ClusterId, ParseIdError> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(ParseIdError::ClusterId);
+        }
+        let value = u128::from_str_radix(text, 16).map_err(|_| ParseIdError::ClusterId)?;
+        Ok(ClusterId(value.to_be_bytes()))
+    }
+}
+
+impl TryFrom<&[u8]> for ClusterId {
+    type Error = ParseIdError;
+
+    fn try_from(bytes: &[u8]) -> Result<ClusterId, ParseIdError> {
+        bytes.try_into().map(ClusterId).map_err(|_| ParseIdError::ClusterId)
+    }
+}
+
+/// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a directory name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegionName(String);
+
+impl RegionName {
+    /// The longest name.
+    pub const MAX_BYTES: usize = 32;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RegionName {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<RegionName, ParseIdError> {
+        let known = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        if known && starts && !text.ends_with('-') && text.len() <= Self::MAX_BYTES {
+            Ok(RegionName(text.to_owned()))
+        } else {
+            Err(ParseIdError::RegionName(text.chars().take(64).collect()))
+        }
+    }
+}
+
+impl fmt::Display for RegionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for RegionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn region_names_are_dns_labels() {
+        for good in ["us-east", "a", "eu2"] {
+            assert_eq!(good.parse::<RegionName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "US", "-a", "a-", "1a", "a.b", "a/b", "..", "ü", &"a".repeat(33)] {
+            assert!(bad.parse::<RegionName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cluster_ids_round_trip() {
+        let id = ClusterId([7; 16]);
+        assert_eq!(id.to_string().parse::<ClusterId>().unwrap(), id);
+        assert!("+0000000000000000000000000000000".parse::<ClusterId>().is_err());
+    }
+}
