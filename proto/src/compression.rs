@@ -199,6 +199,7 @@ impl Decompressor {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "making noise from wide integers")]
 mod tests {
     use super::*;
     use crate::{Epoch, Timeline};

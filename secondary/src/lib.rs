@@ -1,1 +1,15 @@
-//! secondary
+//! A secondary region's part: receive redo and verify it, make it durable, feed the region's own standbys, and report how
+//! far they have come.
+//!
+//! ```text
+//! primary ══► session ─► receiver (verify) ─► volume ─► feed ─► standby
+//!    ▲                                          │                 │
+//!    └──────────────── progress ◄── durable ────┴──── applied ────┘
+//! ```
+
+pub mod feed;
+pub mod receiver;
+pub mod seed;
+pub mod session;
+
+pub use session::{Inbound, InboundState};

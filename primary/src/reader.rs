@@ -1,0 +1,265 @@
+//! Reads the writer's redo once, as its only synchronous standby, and makes it durable in the region's volume.
+//!
+//! PostgreSQL holds each commit until its redo is reported as flushed. The only thing ever reported as flushed is what
+//! the volume says is durable. A physical slot keeps redo on the writer until then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postgres::client::{
+    ClientError, ReplicationClient, StandbyStatus, Started, StreamEvent, StreamReader, StreamReporter,
+};
+use proto::compression::Compressor;
+use proto::{Batch, Lsn, Redo, SystemId, Timeline};
+use tokio_util::sync::CancellationToken;
+use volume::VolumeError;
+
+use crate::batcher::{Batcher, Cut, Gap};
+use crate::view::Views;
+use crate::{PrimaryOptions, clock};
+
+/// zstd's level for redo: measured on pgbench, higher levels cost the writer more than they save the WAN.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// The wait before connecting to the writer again. Short: no commit returns meanwhile.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// Why reading stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ReaderError {
+    /// The replication connection failed.
+    #[error("reading the writer's redo: {0}")]
+    Client(#[from] ClientError),
+    /// The volume would not take it.
+    #[error("storing the writer's redo: {0}")]
+    Volume(#[from] VolumeError),
+    /// The writer skipped redo.
+    #[error(transparent)]
+    Gap(#[from] Gap),
+    /// Compression failed.
+    #[error("compressing redo: {0}")]
+    Compression(#[from] proto::compression::CompressionError),
+    /// The writer is another PostgreSQL than this region's.
+    #[error("the writer's system identifier is {found}, and this region's is {expected}: another cluster's data directory")]
+    OtherSystem {
+        /// What the writer says.
+        found: SystemId,
+        /// What the region's record says.
+        expected: SystemId,
+    },
+    /// The writer lost redo that the volume has.
+    #[error(
+        "the writer's redo ends at {writer_lsn}, and this region's volume has it up to {volume_lsn}: the writer lost \
+         durable redo, as after a restored or damaged disk. Fail over to a secondary, or restore the writer"
+    )]
+    WriterBehind {
+        /// The writer's end.
+        writer_lsn: Lsn,
+        /// The volume's end.
+        volume_lsn: Lsn,
+    },
+    /// The writer does not say how large its WAL segments are.
+    #[error("the writer's wal_segment_size '{0}' is not a size")]
+    SegmentSize(String),
+}
+
+/// Reads until `stop`; connects again whenever the connection is lost.
+pub(crate) async fn run(options: Arc<PrimaryOptions>, views: Arc<Views>, stop: CancellationToken) {
+    let reader = Reader { options, views };
+    let mut last_reason = String::new();
+    loop {
+        let reason = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = reader.connect_and_stream() => match ended {
+                Ok(never) => match never {},
+                Err(e) => e.to_string(),
+            },
+        };
+        if reason != last_reason {
+            tracing::warn!("{reason}; trying again");
+            last_reason = reason.clone();
+        }
+        reader.views.update_reader(|state| (state.streaming, state.detail) = (false, reason));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RECONNECT) => {}
+        }
+    }
+}
+
+struct Reader {
+    options: Arc<PrimaryOptions>,
+    views: Arc<Views>,
+}
+
+/// Reading has no end but an error.
+enum Never {}
+
+impl Reader {
+    async fn connect_and_stream(&self) -> Result<Never, ReaderError> {
+        let PrimaryOptions { volume, slot, system_id, .. } = &*self.options;
+        let mut client = ReplicationClient::connect(&self.options.writer).await?;
+        let identity = client.identify_system().await?;
+        if identity.system_id != *system_id {
+            return Err(ReaderError::OtherSystem { found: identity.system_id, expected: *system_id });
+        }
+        if client.read_slot(slot).await?.is_none() {
+            client.create_physical_slot(slot).await?;
+        }
+        if volume.is_empty() {
+            // From the beginning of the segment, which is where a standby will ask for it.
+            let slot_lsn = client.read_slot(slot).await?.map_or(identity.flush_lsn, |s| s.restart_lsn);
+            let segment_bytes = wal_segment_bytes(&client.show("wal_segment_size").await?)?;
+            volume.reset(slot_lsn.segment_begin(segment_bytes), identity.timeline).await?;
+            if identity.timeline.0 > 1 {
+                volume.append_history(client.timeline_history(identity.timeline).await?).await?;
+            }
+        }
+        let bounds = volume.bounds();
+        let (mut from_lsn, mut timeline) = (bounds.durable_lsn, bounds.timeline);
+        if identity.timeline == timeline && identity.flush_lsn < from_lsn {
+            return Err(ReaderError::WriterBehind { writer_lsn: identity.flush_lsn, volume_lsn: from_lsn });
+        }
+        loop {
+            (client, timeline, from_lsn) = match client.start_replication(Some(slot), from_lsn, timeline).await? {
+                Started::Streaming(stream) => {
+                    tracing::info!("reading the writer's redo from {from_lsn} on timeline {timeline}");
+                    let (reader, reporter) = stream.split();
+                    self.stream(reader, reporter, timeline, from_lsn).await?
+                }
+                Started::TimelineEnded { next, begin_lsn, client } => (client, next, begin_lsn),
+            };
+            tracing::info!("the writer's timeline {timeline} begins at {from_lsn}");
+            volume.append_history(client.timeline_history(timeline).await?).await?;
+        }
+    }
+
+    /// Follows one timeline to its end: returns the client, the next timeline and where it begins.
+    async fn stream(
+        &self,
+        mut reader: StreamReader,
+        mut reporter: StreamReporter,
+        timeline: Timeline,
+        from_lsn: Lsn,
+    ) -> Result<(ReplicationClient, Timeline, Lsn), ReaderError> {
+        let mut durable = self.options.volume.watch_durable();
+        let mut storing = Storing {
+            reader: self,
+            batcher: Batcher::new(timeline, from_lsn),
+            compressor: Compressor::new(COMPRESSION_LEVEL)?,
+            ended: None,
+            reply_requested: false,
+        };
+        self.views.update_reader(|state| {
+            (state.streaming, state.durable_lsn, state.timeline) = (true, from_lsn, timeline);
+            state.detail.clear();
+        });
+        reporter.report(storing.status(from_lsn)).await?;
+        loop {
+            let paused = loop {
+                if !storing.batcher.has_room() || storing.ended.is_some() {
+                    break storing.ended.is_some();
+                }
+                match reader.try_next()? {
+                    Some(event) => storing.take(event)?,
+                    None => break true,
+                }
+            };
+            while let Some(cut) = storing.batcher.cut(paused) {
+                storing.store(cut).await?;
+            }
+            let durable_lsn = durable.borrow().lsn;
+            if let Some((next, begin_lsn)) = storing.ended
+                && durable_lsn >= storing.batcher.end_lsn()
+            {
+                return Ok((reader.into_client(reporter).await?, next, begin_lsn));
+            }
+            if std::mem::take(&mut storing.reply_requested) {
+                reporter.report(storing.status(durable_lsn)).await?;
+            }
+            tokio::select! {
+                changed = durable.changed() => {
+                    if changed.is_err() {
+                        return Err(VolumeError::Closed.into());
+                    }
+                    let durable_lsn = durable.borrow_and_update().lsn;
+                    storing.batcher.durable(durable_lsn);
+                    // Only now may commits return, and secondaries be told.
+                    reporter.report(storing.status(durable_lsn)).await?;
+                    self.views.update_reader(|state| state.durable_lsn = durable_lsn);
+                }
+                event = reader.next(), if storing.batcher.has_room() && storing.ended.is_none() => storing.take(event?)?,
+            }
+        }
+    }
+}
+
+/// The way of redo from the writer into the volume, on one timeline.
+struct Storing<'a> {
+    reader: &'a Reader,
+    batcher: Batcher,
+    compressor: Compressor,
+    ended: Option<(Timeline, Lsn)>,
+    reply_requested: bool,
+}
+
+impl Storing<'_> {
+    fn take(&mut self, event: StreamEvent) -> Result<(), Gap> {
+        match event {
+            StreamEvent::Redo { begin_lsn, bytes, sent_at_us } => self.batcher.push(begin_lsn, &bytes, sent_at_us)?,
+            StreamEvent::Keepalive { reply_requested, .. } => self.reply_requested |= reply_requested,
+            StreamEvent::TimelineEnded { next, begin_lsn } => self.ended = Some((next, begin_lsn)),
+        }
+        Ok(())
+    }
+
+    async fn store(&mut self, cut: Cut) -> Result<(), ReaderError> {
+        let Cut { timeline, begin_lsn, redo, newest_commit_us } = cut;
+        let compressed = self.compressor.compress(begin_lsn, &redo)?;
+        let batch = Batch {
+            epoch: self.reader.options.epoch,
+            timeline,
+            begin_lsn,
+            end_lsn: begin_lsn + redo.len() as u64,
+            context_lsn: compressed.context_lsn,
+            newest_commit_us,
+            redo_crc32c: compressed.redo_crc32c,
+            payload: compressed.payload,
+        };
+        self.reader.views.note_redo(newest_commit_us.min(clock::now_us()), batch.end_lsn);
+        self.reader.views.update_reader(|state| state.redo_bytes += batch.redo_bytes());
+        Ok(self.reader.options.volume.append(Redo { batch, bytes: redo.into() }).await?)
+    }
+
+    fn status(&self, durable_lsn: Lsn) -> StandbyStatus {
+        StandbyStatus {
+            written_lsn: self.batcher.end_lsn(),
+            flushed_lsn: durable_lsn,
+            // Nothing is applied here; a commit that asks for `remote_apply` waits as it would for `on`.
+            applied_lsn: durable_lsn,
+            reply_requested: false,
+        }
+    }
+}
+
+/// The bytes of `wal_segment_size` as `SHOW` prints it: `16MB`, `1GB`.
+fn wal_segment_bytes(text: &str) -> Result<u64, ReaderError> {
+    let sizes = [("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("B", 1)];
+    sizes
+        .iter()
+        .find_map(|(unit, bytes)| text.strip_suffix(unit).and_then(|n| n.trim().parse::<u64>().ok())?.checked_mul(*bytes))
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| ReaderError::SegmentSize(text.chars().take(40).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_sizes_as_postgresql_shows_them() {
+        assert_eq!(wal_segment_bytes("16MB").unwrap(), 16 << 20);
+        assert_eq!(wal_segment_bytes("1GB").unwrap(), 1 << 30);
+        assert!(wal_segment_bytes("0MB").is_err() && wal_segment_bytes("").is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Seeds a secondary: a base backup of the writer, compressed, on a QUIC connection of its own.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use postgres::base_backup::{BackupEvent, BaseBackup, BaseBackupOptions};
+use postgres::client::{ClientError, ReplicationClient};
+use proto::Lsn;
+use proto::messages::{
+    MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedChunk, SeedEnd, SeedOpen, open, seed_chunk,
+};
+use transport::{Stream, TransportError};
+use volume::{Start, VolumeError};
+
+use super::machine::Input;
+use super::{Shipping, refused};
+
+/// zstd's level for base backups: the link, not the processor, should be what limits a seed.
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// A chunk leaves when it holds this much compressed backup.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Why a seed failed.
+#[derive(Debug, thiserror::Error)]
+enum SeedError {
+    #[error("base backup of the writer: {0}")]
+    Backup(#[from] ClientError),
+    #[error("sending the base backup: {0}")]
+    Transport(#[from] TransportError),
+    #[error("reading redo for the seed: {0}")]
+    Volume(#[from] VolumeError),
+    #[error("compressing the base backup: {0}")]
+    Compression(#[from] std::io::Error),
+    #[error("the writer ended its base backup before it began")]
+    Empty,
+    #[error("{}", .0.reason)]
+    Refused(proto::messages::Refusal),
+}
+
+impl Shipping {
+    /// Sends a base backup; says what came of it.
+    pub(super) async fn seed(&mut self) -> Input {
+        // Redo is kept from before the backup begins until the region reports that it has it.
+        let need = self.target.name.as_str();
+        self.options.volume.set_need(need, Some(self.options.volume.bounds().horizon_lsn));
+        match self.send_backup().await {
+            Ok(()) => Input::Seeded,
+            Err(e) => {
+                self.options.volume.set_need(need, None);
+                match e {
+                    SeedError::Refused(refusal) => refused(&refusal),
+                    other => Input::Lost(other.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn send_backup(&self) -> Result<(), SeedError> {
+        let client = ReplicationClient::connect(&self.options.writer).await?;
+        let label = format!("replicator seed of {}", self.target.name);
+        let mut backup = client.base_backup(&BaseBackupOptions { label, ..BaseBackupOptions::default() }).await?;
+        let BackupEvent::Start { start_lsn, timeline, total_bytes } = backup.next().await? else {
+            return Err(SeedError::Empty);
+        };
+        let volume_begin_lsn = self.volume_begin(start_lsn).await?;
+        self.options.volume.set_need(self.target.name.as_str(), Some(volume_begin_lsn));
+        let open = SeedOpen {
+            system_id: self.options.system_id.0,
+            epoch: self.options.epoch.0,
+            timeline: timeline.0,
+            start_lsn: start_lsn.0,
+            volume_begin_lsn: volume_begin_lsn.0,
+            total_bytes,
+            superuser_password: self.options.superuser_password.clone(),
+        };
+        let connection = self.connect().await?;
+        let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
+        expect_consent(&mut stream).await?;
+        self.note_seeding(0, total_bytes);
+        let end = self.send_archive(&mut backup, &mut stream, total_bytes).await?;
+        stream.send(&SeedChunk { body: Some(seed_chunk::Body::End(end)) }).await?;
+        expect_consent(&mut stream).await?;
+        connection.close("the seed is in place");
+        Ok(())
+    }
+
+    async fn send_archive(
+        &self,
+        backup: &mut BaseBackup,
+        stream: &mut Stream,
+        total_bytes: u64,
+    ) -> Result<SeedEnd, SeedError> {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
+        let mut sent_bytes = 0;
+        loop {
+            match backup.next().await? {
+                BackupEvent::Data(bytes) => {
+                    sent_bytes += bytes.len() as u64;
+                    encoder.write_all(&bytes)?;
+                    if encoder.get_ref().len() >= CHUNK_BYTES {
+                        self.send_chunk(stream, std::mem::take(encoder.get_mut())).await?;
+                        self.note_seeding(sent_bytes, total_bytes);
+                    }
+                }
+                BackupEvent::End { end_lsn, .. } => {
+                    self.send_chunk(stream, encoder.finish()?).await?;
+                    self.note_seeding(sent_bytes, total_bytes);
+                    return Ok(SeedEnd { end_lsn: end_lsn.0, total_bytes: sent_bytes });
+                }
+                BackupEvent::Start { .. } | BackupEvent::Archive { .. } | BackupEvent::Progress(_) => {}
+            }
+        }
+    }
+
+    async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), SeedError> {
+        for piece in Bytes::from(compressed).chunks(CHUNK_BYTES) {
+            self.egress.take(piece.len()).await;
+            let data = Bytes::copy_from_slice(piece);
+            stream.send(&SeedChunk { body: Some(seed_chunk::Body::Data(data)) }).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the region's volume shall begin: at a batch that starts a context, at or before the WAL segment in which
+    /// the backup's redo begins, because that is where a walreceiver asks to start.
+    async fn volume_begin(&self, start_lsn: Lsn) -> Result<Lsn, SeedError> {
+        let volume = &self.options.volume;
+        let segment_lsn = start_lsn.segment_begin(self.options.wal_segment_bytes);
+        let from_lsn = segment_lsn.max(volume.bounds().horizon_lsn);
+        let mut cursor = volume.cursor(from_lsn, Start::Context)?;
+        Ok(cursor.next_batch().await?.begin_lsn)
+    }
+
+    fn note_seeding(&self, bytes: u64, total_bytes: u64) {
+        self.views.update_region(&self.target.name, |region, _| {
+            (region.seed_bytes, region.seed_total_bytes) = (bytes, total_bytes.max(bytes));
+        });
+    }
+}
+
+/// Waits for the region's word to go on.
+async fn expect_consent(stream: &mut Stream) -> Result<(), SeedError> {
+    let answer: Option<SeedAnswer> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
+    match answer.ok_or(TransportError::Finished)?.refusal {
+        Some(refusal) => Err(SeedError::Refused(refusal)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,176 @@
+//! Streaming: batches out, progress back, on one QUIC stream.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use proto::messages::{
+    Downstream, Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Progress, TimelineFile, Upstream, downstream, refusal, upstream,
+};
+use proto::{Batch, Lsn, Timeline, frame};
+use transport::{Connection, Receiver, Sender, TransportError};
+use volume::{Cursor, Start, VolumeError};
+
+use super::machine::Input;
+use super::{Shipping, refused};
+use crate::clock;
+
+/// A region hears from its primary at least this often, and answers.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// Batches that are ready together leave in one write of up to about this size.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("reading redo to ship: {0}")]
+    Volume(#[from] VolumeError),
+    #[error("the region refuses: {1}")]
+    Refused(refusal::Kind, String),
+}
+
+impl Shipping {
+    /// Streams from `from_lsn` until something ends it; says what.
+    pub(super) async fn stream(&mut self, from_lsn: Lsn) -> Input {
+        let Some((connection, stream)) = self.link.take() else {
+            return Input::Lost("the connection was closed".into());
+        };
+        let (sender, receiver) = stream.split();
+        let ended = match self.options.volume.cursor(from_lsn, Start::Batch) {
+            Ok(cursor) => {
+                // Whichever ends first ends the stream.
+                let out = Outgoing {
+                    volume: &self.options.volume,
+                    views: &self.views,
+                    target: &self.target.name,
+                    egress: &self.egress,
+                    connection: &connection,
+                };
+                tokio::select! {
+                    end = out.send_batches(sender, cursor) => end,
+                    end = Self::receive_progress(&mut self.machine, &out, receiver) => end,
+                }
+            }
+            Err(e) => e.into(),
+        };
+        self.views.update_region(&self.target.name, |region, _| {
+            region.wan_bytes_before += connection.wire().sent_bytes;
+            region.wan_bytes_now = 0;
+        });
+        connection.close("the stream ended");
+        match ended {
+            StreamEnd::Refused(kind, reason) => {
+                refused(&proto::messages::Refusal::new(kind, reason))
+            }
+            // The redo went below the horizon while it was being read: the next probe finds that a seed is needed.
+            other => Input::Lost(other.to_string()),
+        }
+    }
+
+    async fn receive_progress(
+        machine: &mut super::machine::Shipper,
+        out: &Outgoing<'_>,
+        mut receiver: Receiver,
+    ) -> StreamEnd {
+        loop {
+            let body = match receiver.receive::<Upstream>(MAX_CONTROL_MESSAGE_BYTES).await {
+                Ok(Some(message)) => message.body,
+                Ok(None) => return TransportError::Finished.into(),
+                Err(e) => return e.into(),
+            };
+            match body {
+                Some(upstream::Body::Progress(progress)) => {
+                    machine.handle(clock::now_us(), Input::Durable(Lsn(progress.durable_lsn)));
+                    out.note_progress(machine, progress);
+                }
+                Some(upstream::Body::Refusal(refusal)) => {
+                    let kind = refusal::Kind::try_from(refusal.kind).unwrap_or_default();
+                    return StreamEnd::Refused(kind, refusal.reason);
+                }
+                // A newer region's message: nothing this version waits for.
+                None => {}
+            }
+        }
+    }
+}
+
+/// The sending side of one stream.
+struct Outgoing<'a> {
+    volume: &'a volume::Volume,
+    views: &'a crate::view::Views,
+    target: &'a proto::RegionName,
+    egress: &'a transport::EgressCap,
+    connection: &'a Connection,
+}
+
+impl Outgoing<'_> {
+    /// Sends until something fails, and says what.
+    async fn send_batches(&self, mut sender: Sender, mut cursor: Cursor) -> StreamEnd {
+        let (mut frames, mut timeline) = (BytesMut::new(), Timeline(0));
+        loop {
+            if let Err(end) = self.fill(&mut frames, &mut cursor, &mut timeline).await {
+                return end;
+            }
+            self.egress.take(frames.len()).await;
+            if let Err(e) = sender.write_frames(frames.split().freeze()).await {
+                return e.into();
+            }
+        }
+    }
+
+    /// Waits for something to send: the batches that are there, or a heartbeat when none comes.
+    async fn fill(&self, frames: &mut BytesMut, cursor: &mut Cursor, timeline: &mut Timeline) -> Result<(), StreamEnd> {
+        let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
+            self.put_heartbeat(frames);
+            return Ok(());
+        };
+        let mut redo_bytes = self.put_batch(frames, first?, timeline);
+        while frames.len() < WRITE_BYTES {
+            let Some(batch) = cursor.try_next_batch()? else { break };
+            redo_bytes += self.put_batch(frames, batch, timeline);
+        }
+        self.views.update_region(self.target, |region, _| region.redo_bytes += redo_bytes);
+        Ok(())
+    }
+
+    /// Adds `batch` to what will be sent, after the history of its timeline where that is new.
+    fn put_batch(&self, frames: &mut BytesMut, batch: Batch, timeline: &mut Timeline) -> u64 {
+        if batch.timeline != *timeline {
+            *timeline = batch.timeline;
+            if let Some(history) = self.volume.history(batch.timeline) {
+                let file = TimelineFile { timeline: history.timeline.0, content: history.content.into() };
+                put(frames, downstream::Body::Timeline(file));
+            }
+        }
+        let redo_bytes = batch.redo_bytes();
+        put(frames, downstream::Body::Batch(batch.to_message()));
+        redo_bytes
+    }
+
+    fn put_heartbeat(&self, frames: &mut BytesMut) {
+        let (clock_us, durable_lsn) = (clock::now_us(), self.volume.bounds().durable_lsn);
+        put(frames, downstream::Body::Heartbeat(Heartbeat { clock_us, durable_lsn: durable_lsn.0 }));
+        self.views.update_region(self.target, |region, _| region.lag.heartbeat_sent(clock_us, durable_lsn));
+    }
+
+    fn note_progress(&self, machine: &super::machine::Shipper, progress: Progress) {
+        let (durable_lsn, applied_lsn) = (Lsn(progress.durable_lsn), Lsn(progress.applied_lsn));
+        // What the region has durable, it will never ask for again.
+        self.volume.set_need(self.target.as_str(), Some(durable_lsn));
+        let wan_bytes = self.connection.wire().sent_bytes;
+        self.views.update_region(self.target, |region, clock| {
+            region.state = machine.state().clone();
+            region.timeline = Timeline(progress.timeline);
+            region.durable_lsn = Some(durable_lsn);
+            region.applied_lsn = Some(applied_lsn);
+            region.lag.reported(clock::now_us(), clock, durable_lsn, applied_lsn, progress.heartbeat_clock_us);
+            region.wan_bytes_now = wan_bytes;
+        });
+    }
+}
+
+fn put(frames: &mut BytesMut, body: downstream::Body) {
+    frame::encode(&Downstream { body: Some(body) }, frames);
+}

@@ -1,0 +1,157 @@
+//! What the primary knows of itself and its secondaries, for `status`: written by reader and shippers, read by anyone.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use proto::messages::RegionStatus;
+use proto::{Lsn, RegionName, Timeline};
+
+use crate::Target;
+use crate::lag::{RedoClock, RegionLag};
+use crate::shipper::machine::State;
+
+/// A region whose newest durable commit is older than this is catching up, also when it once had caught up.
+const CATCHING_UP_LAG_US: i64 = 5_000_000;
+
+/// How reading the writer goes.
+#[derive(Debug, Clone, Default)]
+pub struct ReaderState {
+    /// Redo flows from the writer.
+    pub streaming: bool,
+    /// What hinders it, in words; empty while streaming.
+    pub detail: String,
+    /// Redo read since this daemon started, bytes.
+    pub redo_bytes: u64,
+    /// The end of the redo that is durable in this region.
+    pub durable_lsn: Lsn,
+    /// The timeline being read.
+    pub timeline: Timeline,
+}
+
+#[derive(Debug)]
+pub(crate) struct Views {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    reader: ReaderState,
+    clock: RedoClock,
+    regions: BTreeMap<RegionName, Region>,
+    /// The order of `regions.toml`.
+    order: Vec<RegionName>,
+}
+
+/// One secondary, as known here.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) url: String,
+    pub(crate) state: State,
+    pub(crate) detail: String,
+    pub(crate) timeline: Timeline,
+    pub(crate) durable_lsn: Option<Lsn>,
+    pub(crate) applied_lsn: Option<Lsn>,
+    pub(crate) lag: RegionLag,
+    pub(crate) redo_bytes: u64,
+    /// Bytes of connections that are over, and of the present one.
+    pub(crate) wan_bytes_before: u64,
+    pub(crate) wan_bytes_now: u64,
+    pub(crate) seed_bytes: u64,
+    pub(crate) seed_total_bytes: u64,
+}
+
+impl Views {
+    pub(crate) fn new(targets: &[Target]) -> Views {
+        let order = targets.iter().map(|t| t.name.clone()).collect();
+        let regions = targets.iter().map(|t| (t.name.clone(), Region::new(t.url.clone()))).collect();
+        let (reader, clock) = (ReaderState::default(), RedoClock::default());
+        Views { inner: Mutex::new(Inner { reader, clock, regions, order }) }
+    }
+
+    pub(crate) fn reader(&self) -> ReaderState {
+        self.lock().reader.clone()
+    }
+
+    pub(crate) fn update_reader(&self, change: impl FnOnce(&mut ReaderState)) {
+        change(&mut self.lock().reader);
+    }
+
+    /// Notes that redo up to `end_lsn` holds no commit younger than `at_us`.
+    pub(crate) fn note_redo(&self, at_us: i64, end_lsn: Lsn) {
+        self.lock().clock.note(at_us, end_lsn);
+    }
+
+    pub(crate) fn update_region(&self, name: &RegionName, change: impl FnOnce(&mut Region, &RedoClock)) {
+        let inner = &mut *self.lock();
+        if let Some(region) = inner.regions.get_mut(name) {
+            change(region, &inner.clock);
+        }
+    }
+
+    pub(crate) fn all_shipped(&self) -> bool {
+        let inner = self.lock();
+        let streaming = |region: &&Region| matches!(region.state, State::Streaming { .. });
+        inner.regions.values().filter(streaming).all(|r| r.durable_lsn >= Some(inner.reader.durable_lsn))
+    }
+
+    pub(crate) fn rows(&self, now_us: i64) -> Vec<RegionStatus> {
+        let inner = self.lock();
+        let row = |name: &RegionName| inner.regions[name].row(name, inner.reader.durable_lsn, now_us);
+        inner.order.iter().map(row).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing is left half-written by a panic: each change is an assignment of plain values.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Region {
+    fn new(url: String) -> Region {
+        Region {
+            url,
+            state: State::Probing,
+            detail: String::new(),
+            timeline: Timeline(0),
+            durable_lsn: None,
+            applied_lsn: None,
+            lag: RegionLag::default(),
+            redo_bytes: 0,
+            wan_bytes_before: 0,
+            wan_bytes_now: 0,
+            seed_bytes: 0,
+            seed_total_bytes: 0,
+        }
+    }
+
+    fn row(&self, name: &RegionName, primary_durable_lsn: Lsn, now_us: i64) -> RegionStatus {
+        let ms = |us: Option<i64>| us.and_then(|us| u64::try_from(us / 1000).ok());
+        let lag_us = self.lag.durability_lag_us(now_us);
+        let state = match self.state {
+            State::Probing if self.detail.is_empty() => "connecting",
+            State::Probing => "unreachable",
+            State::Streaming { caught_up: true, .. } if lag_us.is_some_and(|us| us < CATCHING_UP_LAG_US) => "streaming",
+            State::Streaming { .. } => "catching_up",
+            State::Seeding => "seeding",
+            State::Waiting { refused: true, .. } => "refused",
+            State::Waiting { refused: false, .. } => "unreachable",
+        };
+        RegionStatus {
+            name: name.to_string(),
+            role: "secondary".into(),
+            state: state.into(),
+            timeline: self.timeline.0,
+            durable_lsn: self.durable_lsn.map(|l| l.0),
+            applied_lsn: self.applied_lsn.map(|l| l.0),
+            behind_bytes: self.applied_lsn.map(|applied_lsn| primary_durable_lsn.bytes_since(applied_lsn)),
+            durability_lag_ms: ms(lag_us),
+            visibility_lag_ms: ms(self.lag.visibility_lag_us(now_us)),
+            redo_bytes: self.redo_bytes,
+            wan_bytes: self.wan_bytes_before + self.wan_bytes_now,
+            url: self.url.clone(),
+            seed_bytes: self.seed_bytes,
+            seed_total_bytes: self.seed_total_bytes,
+            detail: self.detail.clone(),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Where things lie below the data directory.
+//!
+//! ```text
+//! <data>/authority/            the cluster's certificate authority; only where certificates are made
+//! <data>/operator/             the operator's certificate: what `status`, `url` and `down` show to daemons
+//! <data>/regions/<region>/     everything of one region:
+//!     identity/                its certificate
+//!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
+//!     superuser.password       PostgreSQL's superuser password, mode 0600
+//!     daemon.lock, daemon.log  the running daemon
+//!     volume/                  the redo log
+//!     pgdata/, postgresql.log  PostgreSQL's own
+//! ```
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use proto::RegionName;
+
+/// Paths below the data directory.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    data: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `data`.
+    #[must_use]
+    pub fn new(data: PathBuf) -> Layout {
+        Layout { data }
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The certificate authority's directory.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.data.join("authority")
+    }
+
+    /// The operator's identity.
+    #[must_use]
+    pub fn operator(&self) -> PathBuf {
+        self.data.join("operator")
+    }
+
+    /// The directory of one region.
+    #[must_use]
+    pub fn region(&self, name: &RegionName) -> RegionLayout {
+        RegionLayout { directory: self.data.join("regions").join(name.as_str()) }
+    }
+}
+
+/// Paths of one region.
+#[derive(Debug, Clone)]
+pub struct RegionLayout {
+    directory: PathBuf,
+}
+
+impl RegionLayout {
+    /// The region's directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its certificate and key.
+    #[must_use]
+    pub fn identity(&self) -> PathBuf {
+        self.directory.join("identity")
+    }
+
+    /// What the region is.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("region.json")
+    }
+
+    /// The superuser's password.
+    #[must_use]
+    pub fn password(&self) -> PathBuf {
+        self.directory.join("superuser.password")
+    }
+
+    /// Held by the running daemon.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.directory.join("daemon.lock")
+    }
+
+    /// What a daemon started by `up` says.
+    #[must_use]
+    pub fn daemon_log(&self) -> PathBuf {
+        self.directory.join("daemon.log")
+    }
+
+    /// The redo log.
+    #[must_use]
+    pub fn volume(&self) -> PathBuf {
+        self.directory.join("volume")
+    }
+
+    /// PostgreSQL's data directory.
+    #[must_use]
+    pub fn pgdata(&self) -> PathBuf {
+        self.directory.join("pgdata")
+    }
+
+    /// What PostgreSQL says.
+    #[must_use]
+    pub fn postgresql_log(&self) -> PathBuf {
+        self.directory.join("postgresql.log")
+    }
+}
+
+/// Makes a directory and those above it. PostgreSQL's account may pass through it (0711), and read nothing in it.
+///
+/// # Errors
+/// When the directory cannot be made.
+pub fn make_passable(directory: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory)
+}
+
+/// Writes `content` to `path` so that after a crash either the old or the new content is there, with mode 0600.
+///
+/// # Errors
+/// When the file or its directory cannot be written.
+pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}

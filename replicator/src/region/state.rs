@@ -1,0 +1,219 @@
+//! What a region is, kept in `region.json`: read before anything else is touched, so that a daemon never works on
+//! another cluster's data.
+
+use std::path::Path;
+
+use proto::{ClusterId, Epoch, RegionName, SystemId};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Role;
+use crate::layout::write_durably;
+
+/// The version of the file's format.
+const FORMAT: u32 = 1;
+
+/// A region's own record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionState {
+    /// The cluster it belongs to.
+    pub cluster_id: ClusterId,
+    /// Its name.
+    pub region: RegionName,
+    /// The part it plays.
+    pub role: Role,
+    /// The highest epoch it has seen.
+    pub epoch: Epoch,
+    /// The PostgreSQL it holds; none before it is created or seeded.
+    pub system_id: Option<SystemId>,
+}
+
+/// Why a region's record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not a region's record.
+    #[error("{path} is not a region's record of format {FORMAT}: {what}. Restore it, or remove the region's directory to have the region seeded anew")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The directory belongs to another cluster.
+    #[error(
+        "{path} belongs to cluster {found}, and the certificate here is of cluster {expected}. \
+         Give this cluster a data directory of its own with --data"
+    )]
+    OtherCluster {
+        /// The file.
+        path: String,
+        /// The cluster in the file.
+        found: ClusterId,
+        /// The cluster of the certificate.
+        expected: ClusterId,
+    },
+    /// The directory belongs to another region.
+    #[error("{path} is the record of region {found}, not of {expected}")]
+    OtherRegion {
+        /// The file.
+        path: String,
+        /// The region in the file.
+        found: RegionName,
+        /// The region that was asked for.
+        expected: RegionName,
+    },
+    /// `regions.toml` gives the region another role than it has.
+    #[error(
+        "regions.toml says that {region} is {configured}, and its data is that of a {found}. \
+         The role in the file is the one at first start; put it back to {found}"
+    )]
+    OtherRole {
+        /// The region.
+        region: RegionName,
+        /// What the file says.
+        configured: Role,
+        /// What the data is.
+        found: Role,
+    },
+}
+
+/// The file as it is on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    cluster_id: String,
+    region: String,
+    role: String,
+    epoch: u64,
+    system_id: Option<u64>,
+}
+
+impl RegionState {
+    /// Reads the record, or `None` when there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not a record.
+    pub fn load(path: &Path) -> Result<Option<RegionState>, StateError> {
+        match std::fs::read(path) {
+            Ok(content) => RegionState::parse(&content)
+                .map(Some)
+                .map_err(|what| StateError::Malformed { path: path.display().to_string(), what }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StateError::Io { path: path.display().to_string(), source }),
+        }
+    }
+
+    /// Writes the record; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), StateError> {
+        let file = File {
+            format: FORMAT,
+            cluster_id: self.cluster_id.to_string(),
+            region: self.region.to_string(),
+            role: self.role.to_string(),
+            epoch: self.epoch.0,
+            system_id: self.system_id.map(|s| s.0),
+        };
+        serde_json::to_vec_pretty(&file)
+            .map_err(std::io::Error::from)
+            .and_then(|content| write_durably(path, &content))
+            .map_err(|source| StateError::Io { path: path.display().to_string(), source })
+    }
+
+    /// Checks that this is the record of `region` in `cluster_id`, in the `configured` role.
+    ///
+    /// # Errors
+    /// When it is another's.
+    pub fn verify(
+        &self,
+        path: &Path,
+        cluster_id: ClusterId,
+        region: &RegionName,
+        configured: Role,
+    ) -> Result<(), StateError> {
+        let path = path.display().to_string();
+        if self.cluster_id != cluster_id {
+            return Err(StateError::OtherCluster { path, found: self.cluster_id, expected: cluster_id });
+        }
+        if self.region != *region {
+            return Err(StateError::OtherRegion { path, found: self.region.clone(), expected: region.clone() });
+        }
+        if self.role != configured {
+            return Err(StateError::OtherRole { region: region.clone(), configured, found: self.role });
+        }
+        Ok(())
+    }
+
+    fn parse(content: &[u8]) -> Result<RegionState, String> {
+        let file: File = serde_json::from_slice(content).map_err(|e| e.to_string())?;
+        if file.format != FORMAT {
+            return Err(format!("its format is {}", file.format));
+        }
+        let role = match file.role.as_str() {
+            "primary" => Role::Primary,
+            "secondary" => Role::Secondary,
+            other => return Err(format!("'{other}' is no role")),
+        };
+        Ok(RegionState {
+            cluster_id: file.cluster_id.parse().map_err(|e| format!("{e}"))?,
+            region: file.region.parse().map_err(|e| format!("{e}"))?,
+            role,
+            epoch: Epoch(file.epoch),
+            system_id: file.system_id.map(SystemId),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> RegionState {
+        RegionState {
+            cluster_id: ClusterId([7; 16]),
+            region: "eu-west".parse().unwrap(),
+            role: Role::Secondary,
+            epoch: Epoch(3),
+            system_id: Some(SystemId(42)),
+        }
+    }
+
+    #[test]
+    fn round_trips_and_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("region.json");
+        assert_eq!(RegionState::load(&path).unwrap(), None);
+        state().save(&path).unwrap();
+        assert_eq!(RegionState::load(&path).unwrap(), Some(state()));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn another_clusters_data_is_refused_with_a_remedy() {
+        let path = Path::new("region.json");
+        let region = state().region;
+        let other = state().verify(path, ClusterId([8; 16]), &region, Role::Secondary).unwrap_err();
+        assert!(other.to_string().contains("--data"), "{other}");
+        let role = state().verify(path, ClusterId([7; 16]), &region, Role::Primary).unwrap_err();
+        assert!(role.to_string().contains("put it back to secondary"), "{role}");
+        state().verify(path, ClusterId([7; 16]), &region, Role::Secondary).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_record_is_refused() {
+        for bad in ["", "{}", "[1]", r#"{"format":2,"cluster_id":"","region":"a","role":"primary","epoch":1,"system_id":null}"#] {
+            assert!(RegionState::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Feeds the region's own standbys from its volume, as their walsender. A standby never talks to the primary region.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use postgres::client::SystemIdentity;
+use postgres::walsender::{RedoCursor, RedoPiece, RedoSource, ServeOptions, StandbyProgress, serve};
+use proto::{Lsn, SystemId, Timeline, TimelineHistory};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use volume::{Cursor, Start, Volume};
+
+/// Connections served at a time: fifteen standbys, and room for those that reconnect.
+const CONNECTIONS_MAX: usize = 32;
+
+/// The region's volume as a walsender's source.
+#[derive(Debug)]
+pub struct VolumeSource {
+    volume: Volume,
+    system_id: SystemId,
+}
+
+/// A place in the volume.
+#[derive(Debug)]
+pub struct VolumeCursor {
+    volume: Volume,
+    cursor: Cursor,
+    from_lsn: Lsn,
+}
+
+impl RedoSource for VolumeSource {
+    type Cursor = VolumeCursor;
+
+    fn identity(&self) -> SystemIdentity {
+        let bounds = self.volume.bounds();
+        SystemIdentity { system_id: self.system_id, timeline: bounds.timeline, flush_lsn: bounds.durable_lsn }
+    }
+
+    fn horizon_lsn(&self) -> Lsn {
+        self.volume.bounds().horizon_lsn
+    }
+
+    fn history(&self, timeline: Timeline) -> Option<TimelineHistory> {
+        self.volume.history(timeline)
+    }
+
+    async fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
+        let cursor = self.volume.cursor(from_lsn, Start::Batch).map_err(|e| e.to_string())?;
+        Ok(VolumeCursor { volume: self.volume.clone(), cursor, from_lsn })
+    }
+}
+
+impl RedoCursor for VolumeCursor {
+    async fn next(&mut self) -> Result<RedoPiece, String> {
+        let redo = self.cursor.next().await.map_err(|e| e.to_string())?;
+        // The first batch may begin before the LSN that was asked for.
+        let skip = usize::try_from(self.from_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
+        let bytes = redo.bytes.slice(skip.min(redo.bytes.len())..);
+        Ok(RedoPiece {
+            begin_lsn: redo.batch.begin_lsn.max(self.from_lsn),
+            timeline: redo.batch.timeline,
+            bytes,
+            durable_lsn: self.volume.bounds().durable_lsn,
+        })
+    }
+}
+
+/// Serves standbys on `listener` until `stop`. Only processes of `user_id`, and of root, may connect: the kernel says
+/// who they are.
+pub async fn serve_standbys(
+    listener: UnixListener,
+    volume: Volume,
+    system_id: SystemId,
+    user_id: u32,
+    options: ServeOptions,
+    progress: watch::Sender<StandbyProgress>,
+    stop: CancellationToken,
+) {
+    let source = Arc::new(VolumeSource { volume, system_id });
+    let mut serving = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = serving.join_next() => continue,
+            accepted = listener.accept(), if serving.len() < CONNECTIONS_MAX => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) if may_connect(&stream, user_id) => stream,
+            Ok(_) => continue,
+            Err(e) => {
+                tracing::warn!("accepting a standby's connection: {e}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (source, options, progress) = (source.clone(), options.clone(), progress.clone());
+        serving.spawn(async move {
+            match serve(stream, source, options, progress).await {
+                Ok(()) => tracing::info!("a standby closed its connection"),
+                Err(e) => tracing::warn!("a standby's connection ended: {e}"),
+            }
+        });
+    }
+    serving.shutdown().await;
+}
+
+/// Makes the socket in `directory` that a standby's `primary_conninfo` names by its `port`.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn bind(directory: &Path, port: u16) -> std::io::Result<UnixListener> {
+    let path = directory.join(format!(".s.PGSQL.{port}"));
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => UnixListener::bind(path),
+    }
+}
+
+fn may_connect(stream: &UnixStream, user_id: u32) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == user_id || peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!("refused a connection to the walsender from user id {}", peer.uid());
+            false
+        }
+        Err(e) => {
+            tracing::warn!("refused a connection to the walsender from an unknown user: {e}");
+            false
+        }
+    }
+}
