@@ -73,7 +73,7 @@ pub enum ClientError {
         what: String,
     },
     /// The server did not answer.
-    #[error("PostgreSQL did not answer {0} within {} s", ANSWER_TIMEOUT.as_secs())]
+    #[error("PostgreSQL did not answer {0} within 30 s")]
     Timeout(&'static str),
     /// A history file that cannot be used.
     #[error("timeline history from PostgreSQL: {0}")]

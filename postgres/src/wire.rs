@@ -229,7 +229,10 @@ mod tests {
         let mut part = BytesMut::from(&whole[..whole.len() - 1]);
         assert!(take_message(&mut part, 100).unwrap().is_none());
         let message = take_message(&mut wire, 100).unwrap().unwrap();
-        assert_eq!((message.tag, take_text(&mut message.body.clone()).as_deref()), (b'Q', Some("IDENTIFY_SYSTEM")));
+        assert_eq!(
+            (message.tag, take_text(&mut message.body.clone()).as_deref()),
+            (b'Q', Some("IDENTIFY_SYSTEM"))
+        );
         assert!(wire.is_empty());
     }
 

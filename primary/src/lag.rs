@@ -108,9 +108,17 @@ impl RegionLag {
     }
 
     /// The region reported its positions and the newest heartbeat it has seen.
-    pub fn reported(&mut self, now_us: i64, clock: &RedoClock, durable_lsn: Lsn, applied_lsn: Lsn, heartbeat_us: i64) {
+    pub fn reported(
+        &mut self,
+        now_us: i64,
+        clock: &RedoClock,
+        durable_lsn: Lsn,
+        applied_lsn: Lsn,
+        heartbeat_us: i64,
+    ) {
         for (coverage, lsn) in [(&mut self.durable, durable_lsn), (&mut self.applied, applied_lsn)] {
-            let answered = self.heartbeats.iter().rev().find(|h| h.sent_us <= heartbeat_us && h.end_lsn <= lsn);
+            let answered =
+                self.heartbeats.iter().rev().find(|h| h.sent_us <= heartbeat_us && h.end_lsn <= lsn);
             let known = answered.map(|h| h.sent_us).max(clock.covered_us(lsn));
             coverage.covered_us = coverage.covered_us.max(known);
             // Redo older than anything remembered: at least as old as the oldest moment.

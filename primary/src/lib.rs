@@ -87,7 +87,13 @@ impl Primary {
         let reader = tokio::spawn(reader::run(options.clone(), views.clone(), stop_reader.clone()));
         let shippers = options.targets.iter().map(|target| {
             let egress = EgressCap::new(target.bandwidth_bits_per_second);
-            tokio::spawn(shipper::run(options.clone(), views.clone(), target.clone(), egress, stop_shippers.clone()))
+            tokio::spawn(shipper::run(
+                options.clone(),
+                views.clone(),
+                target.clone(),
+                egress,
+                stop_shippers.clone(),
+            ))
         });
         let shippers = shippers.collect();
         Primary { views, stop_reader, stop_shippers, reader, shippers }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::client::{
-    ClientError, ReplicationClient, StandbyStatus, Started, StreamEvent, StreamReader, StreamReporter,
+    ClientError, ReplicationClient, ReplicationStream, StandbyStatus, Started, StreamEvent,
 };
 use proto::compression::Compressor;
 use proto::{Batch, Lsn, Redo, SystemId, Timeline};
@@ -40,7 +40,9 @@ pub enum ReaderError {
     #[error("compressing redo: {0}")]
     Compression(#[from] proto::compression::CompressionError),
     /// The writer is another PostgreSQL than this region's.
-    #[error("the writer's system identifier is {found}, and this region's is {expected}: another cluster's data directory")]
+    #[error(
+        "the writer's system identifier is {found}, and this region's is {expected}: another cluster's data directory"
+    )]
     OtherSystem {
         /// What the writer says.
         found: SystemId,
@@ -106,10 +108,11 @@ impl Reader {
         if client.read_slot(slot).await?.is_none() {
             client.create_physical_slot(slot).await?;
         }
+        let segment_bytes = wal_segment_bytes(&client.show("wal_segment_size").await?)?;
+        self.views.update_reader(|state| state.wal_segment_bytes = segment_bytes);
         if volume.is_empty() {
             // From the beginning of the segment, which is where a standby will ask for it.
-            let slot_lsn = client.read_slot(slot).await?.map_or(identity.flush_lsn, |s| s.restart_lsn);
-            let segment_bytes = wal_segment_bytes(&client.show("wal_segment_size").await?)?;
+            let slot_lsn = client.read_slot(slot).await?.unwrap_or(identity.flush_lsn);
             volume.reset(slot_lsn.segment_begin(segment_bytes), identity.timeline).await?;
             if identity.timeline.0 > 1 {
                 volume.append_history(client.timeline_history(identity.timeline).await?).await?;
@@ -121,11 +124,10 @@ impl Reader {
             return Err(ReaderError::WriterBehind { writer_lsn: identity.flush_lsn, volume_lsn: from_lsn });
         }
         loop {
-            (client, timeline, from_lsn) = match client.start_replication(Some(slot), from_lsn, timeline).await? {
+            (client, timeline, from_lsn) = match client.start_replication(slot, from_lsn, timeline).await? {
                 Started::Streaming(stream) => {
                     tracing::info!("reading the writer's redo from {from_lsn} on timeline {timeline}");
-                    let (reader, reporter) = stream.split();
-                    self.stream(reader, reporter, timeline, from_lsn).await?
+                    self.stream(stream, timeline, from_lsn).await?
                 }
                 Started::TimelineEnded { next, begin_lsn, client } => (client, next, begin_lsn),
             };
@@ -137,8 +139,7 @@ impl Reader {
     /// Follows one timeline to its end: returns the client, the next timeline and where it begins.
     async fn stream(
         &self,
-        mut reader: StreamReader,
-        mut reporter: StreamReporter,
+        mut stream: ReplicationStream,
         timeline: Timeline,
         from_lsn: Lsn,
     ) -> Result<(ReplicationClient, Timeline, Lsn), ReaderError> {
@@ -147,20 +148,20 @@ impl Reader {
             reader: self,
             batcher: Batcher::new(timeline, from_lsn),
             compressor: Compressor::new(COMPRESSION_LEVEL)?,
-            ended: None,
+            ended: false,
             reply_requested: false,
         };
         self.views.update_reader(|state| {
             (state.streaming, state.durable_lsn, state.timeline) = (true, from_lsn, timeline);
             state.detail.clear();
         });
-        reporter.report(storing.status(from_lsn)).await?;
+        stream.report(storing.status(from_lsn), clock::now_us()).await?;
         loop {
             let paused = loop {
-                if !storing.batcher.has_room() || storing.ended.is_some() {
-                    break storing.ended.is_some();
+                if !storing.batcher.has_room() || storing.ended {
+                    break storing.ended;
                 }
-                match reader.try_next()? {
+                match stream.try_next()? {
                     Some(event) => storing.take(event)?,
                     None => break true,
                 }
@@ -169,13 +170,12 @@ impl Reader {
                 storing.store(cut).await?;
             }
             let durable_lsn = durable.borrow().lsn;
-            if let Some((next, begin_lsn)) = storing.ended
-                && durable_lsn >= storing.batcher.end_lsn()
-            {
-                return Ok((reader.into_client(reporter).await?, next, begin_lsn));
+            if storing.ended && durable_lsn >= storing.batcher.end_lsn() {
+                stream.report(storing.status(durable_lsn), clock::now_us()).await?;
+                return Ok(stream.finish().await?);
             }
             if std::mem::take(&mut storing.reply_requested) {
-                reporter.report(storing.status(durable_lsn)).await?;
+                stream.report(storing.status(durable_lsn), clock::now_us()).await?;
             }
             tokio::select! {
                 changed = durable.changed() => {
@@ -185,10 +185,10 @@ impl Reader {
                     let durable_lsn = durable.borrow_and_update().lsn;
                     storing.batcher.durable(durable_lsn);
                     // Only now may commits return, and secondaries be told.
-                    reporter.report(storing.status(durable_lsn)).await?;
+                    stream.report(storing.status(durable_lsn), clock::now_us()).await?;
                     self.views.update_reader(|state| state.durable_lsn = durable_lsn);
                 }
-                event = reader.next(), if storing.batcher.has_room() && storing.ended.is_none() => storing.take(event?)?,
+                event = stream.next(), if storing.batcher.has_room() && !storing.ended => storing.take(event?)?,
             }
         }
     }
@@ -199,16 +199,19 @@ struct Storing<'a> {
     reader: &'a Reader,
     batcher: Batcher,
     compressor: Compressor,
-    ended: Option<(Timeline, Lsn)>,
+    /// The writer's timeline is over.
+    ended: bool,
     reply_requested: bool,
 }
 
 impl Storing<'_> {
     fn take(&mut self, event: StreamEvent) -> Result<(), Gap> {
         match event {
-            StreamEvent::Redo { begin_lsn, bytes, sent_at_us } => self.batcher.push(begin_lsn, &bytes, sent_at_us)?,
+            StreamEvent::Redo { begin_lsn, bytes, sent_at_us } => {
+                self.batcher.push(begin_lsn, &bytes, sent_at_us)?
+            }
             StreamEvent::Keepalive { reply_requested, .. } => self.reply_requested |= reply_requested,
-            StreamEvent::TimelineEnded { next, begin_lsn } => self.ended = Some((next, begin_lsn)),
+            StreamEvent::TimelineEnded => self.ended = true,
         }
         Ok(())
     }
@@ -237,7 +240,6 @@ impl Storing<'_> {
             flushed_lsn: durable_lsn,
             // Nothing is applied here; a commit that asks for `remote_apply` waits as it would for `on`.
             applied_lsn: durable_lsn,
-            reply_requested: false,
         }
     }
 }
@@ -247,7 +249,9 @@ fn wal_segment_bytes(text: &str) -> Result<u64, ReaderError> {
     let sizes = [("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("B", 1)];
     sizes
         .iter()
-        .find_map(|(unit, bytes)| text.strip_suffix(unit).and_then(|n| n.trim().parse::<u64>().ok())?.checked_mul(*bytes))
+        .find_map(|(unit, bytes)| {
+            text.strip_suffix(unit).and_then(|n| n.trim().parse::<u64>().ok())?.checked_mul(*bytes)
+        })
         .filter(|bytes| *bytes > 0)
         .ok_or_else(|| ReaderError::SegmentSize(text.chars().take(40).collect()))
 }

@@ -26,6 +26,8 @@ pub struct ReaderState {
     pub durable_lsn: Lsn,
     /// The timeline being read.
     pub timeline: Timeline,
+    /// The size of the writer's WAL segments; zero before it was read.
+    pub wal_segment_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -130,7 +132,9 @@ impl Region {
         let state = match self.state {
             State::Probing if self.detail.is_empty() => "connecting",
             State::Probing => "unreachable",
-            State::Streaming { caught_up: true, .. } if lag_us.is_some_and(|us| us < CATCHING_UP_LAG_US) => "streaming",
+            State::Streaming { caught_up: true, .. } if lag_us.is_some_and(|us| us < CATCHING_UP_LAG_US) => {
+                "streaming"
+            }
             State::Streaming { .. } => "catching_up",
             State::Seeding => "seeding",
             State::Waiting { refused: true, .. } => "refused",

@@ -62,6 +62,15 @@ pub struct Compressor {
     buffer: Vec<u8>,
 }
 
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compressor")
+            .field("context_lsn", &self.context_lsn)
+            .field("end_lsn", &self.end_lsn)
+            .finish()
+    }
+}
+
 impl Compressor {
     /// A compressor at zstd's `level`.
     ///
@@ -121,6 +130,15 @@ pub struct Decompressor {
     decoder: Decoder<'static>,
     context_lsn: Lsn,
     end_lsn: Lsn,
+}
+
+impl std::fmt::Debug for Decompressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decompressor")
+            .field("context_lsn", &self.context_lsn)
+            .field("end_lsn", &self.end_lsn)
+            .finish()
+    }
 }
 
 impl Decompressor {

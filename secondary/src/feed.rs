@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use postgres::client::SystemIdentity;
-use postgres::walsender::{RedoCursor, RedoPiece, RedoSource, ServeOptions, StandbyProgress, serve};
-use proto::{Lsn, SystemId, Timeline, TimelineHistory};
+use postgres::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
+use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,7 +25,6 @@ pub struct VolumeSource {
 /// A place in the volume.
 #[derive(Debug)]
 pub struct VolumeCursor {
-    volume: Volume,
     cursor: Cursor,
     from_lsn: Lsn,
 }
@@ -46,24 +45,33 @@ impl RedoSource for VolumeSource {
         self.volume.history(timeline)
     }
 
-    async fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
+    fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
         let cursor = self.volume.cursor(from_lsn, Start::Batch).map_err(|e| e.to_string())?;
-        Ok(VolumeCursor { volume: self.volume.clone(), cursor, from_lsn })
+        Ok(VolumeCursor { cursor, from_lsn })
     }
 }
 
 impl RedoCursor for VolumeCursor {
     async fn next(&mut self) -> Result<RedoPiece, String> {
         let redo = self.cursor.next().await.map_err(|e| e.to_string())?;
+        Ok(self.piece(redo))
+    }
+
+    fn try_next(&mut self) -> Result<Option<RedoPiece>, String> {
+        let redo = self.cursor.try_next().map_err(|e| e.to_string())?;
+        Ok(redo.map(|redo| self.piece(redo)))
+    }
+}
+
+impl VolumeCursor {
+    fn piece(&self, redo: Redo) -> RedoPiece {
         // The first batch may begin before the LSN that was asked for.
         let skip = usize::try_from(self.from_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
-        let bytes = redo.bytes.slice(skip.min(redo.bytes.len())..);
-        Ok(RedoPiece {
+        RedoPiece {
             begin_lsn: redo.batch.begin_lsn.max(self.from_lsn),
             timeline: redo.batch.timeline,
-            bytes,
-            durable_lsn: self.volume.bounds().durable_lsn,
-        })
+            bytes: redo.bytes.slice(skip.min(redo.bytes.len())..),
+        }
     }
 }
 
@@ -74,7 +82,7 @@ pub async fn serve_standbys(
     volume: Volume,
     system_id: SystemId,
     user_id: u32,
-    options: ServeOptions,
+    server_version: String,
     progress: watch::Sender<StandbyProgress>,
     stop: CancellationToken,
 ) {
@@ -95,9 +103,9 @@ pub async fn serve_standbys(
                 continue;
             }
         };
-        let (source, options, progress) = (source.clone(), options.clone(), progress.clone());
+        let (source, version, progress) = (source.clone(), server_version.clone(), progress.clone());
         serving.spawn(async move {
-            match serve(stream, source, options, progress).await {
+            match serve(stream, source, &version, progress).await {
                 Ok(()) => tracing::info!("a standby closed its connection"),
                 Err(e) => tracing::warn!("a standby's connection ended: {e}"),
             }
@@ -113,7 +121,7 @@ pub async fn serve_standbys(
 pub fn bind(directory: &Path, port: u16) -> std::io::Result<UnixListener> {
     let path = directory.join(format!(".s.PGSQL.{port}"));
     match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => UnixListener::bind(path),
     }
 }

@@ -68,7 +68,10 @@ impl Receiver {
             )),
             None => Err((
                 Kind::Diverged,
-                format!("timeline {} is not in the history of the primary's timeline {}", self.timeline, history.timeline),
+                format!(
+                    "timeline {} is not in the history of the primary's timeline {}",
+                    self.timeline, history.timeline
+                ),
             )),
         }
     }
@@ -76,10 +79,16 @@ impl Receiver {
     /// Judges a batch; one that is to be taken is counted as taken.
     pub fn batch(&mut self, batch: &Batch) -> Verdict {
         let refuse = |kind, why: String| {
-            Verdict::Refuse(kind, format!("batch at {} on timeline {}: {why}", batch.begin_lsn, batch.timeline))
+            Verdict::Refuse(
+                kind,
+                format!("batch at {} on timeline {}: {why}", batch.begin_lsn, batch.timeline),
+            )
         };
         if batch.epoch < self.epoch {
-            return refuse(Kind::StaleEpoch, format!("epoch {} is over; epoch {} was seen", batch.epoch, self.epoch));
+            return refuse(
+                Kind::StaleEpoch,
+                format!("epoch {} is over; epoch {} was seen", batch.epoch, self.epoch),
+            );
         }
         if batch.timeline == self.timeline && batch.end_lsn <= self.end_lsn {
             return Verdict::Duplicate;
@@ -89,7 +98,8 @@ impl Receiver {
         }
         if batch.timeline != self.timeline {
             let successor = self.next_history.take_if(|h| {
-                h.timeline_at(batch.begin_lsn) == batch.timeline && h.fork_of(self.timeline) == Some(batch.begin_lsn)
+                h.timeline_at(batch.begin_lsn) == batch.timeline
+                    && h.fork_of(self.timeline) == Some(batch.begin_lsn)
             });
             if successor.is_none() {
                 return refuse(Kind::Diverged, format!("timeline {} does not fork off there", self.timeline));
@@ -151,7 +161,11 @@ mod tests {
     fn a_new_timeline_must_fork_off_where_the_redo_ends() {
         let history = |text: &str| TimelineHistory::parse(Timeline(2), text.as_bytes()).unwrap();
         let mut early = receiver();
-        assert_eq!(early.history(history("1 0/63 x")).unwrap_err().0, Kind::Diverged, "0x63 = 99 is before the end");
+        assert_eq!(
+            early.history(history("1 0/63 x")).unwrap_err().0,
+            Kind::Diverged,
+            "0x63 = 99 is before the end"
+        );
 
         let mut receiver = receiver();
         assert_eq!(refused(receiver.batch(&batch(3, 2, 100, 200))), Some(Kind::Diverged), "no history yet");
@@ -159,7 +173,11 @@ mod tests {
         assert_eq!(refused(receiver.batch(&batch(3, 2, 100, 200))), Some(Kind::Diverged), "before the fork");
         assert_eq!(receiver.batch(&batch(3, 1, 100, 200)), Verdict::Take);
         assert_eq!(receiver.batch(&batch(3, 2, 200, 300)), Verdict::Take);
-        assert_eq!(refused(receiver.batch(&batch(3, 1, 300, 400))), Some(Kind::Diverged), "the old timeline is over");
+        assert_eq!(
+            refused(receiver.batch(&batch(3, 1, 300, 400))),
+            Some(Kind::Diverged),
+            "the old timeline is over"
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@ use postgres::walsender::StandbyProgress;
 use proto::compression::{CompressionError, Decompressor};
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    Downstream, MAX_STREAM_MESSAGE_BYTES, Progress, Refusal, ReplicateOpen, ReplicateReady,
-    Upstream, downstream, upstream,
+    Downstream, MAX_STREAM_MESSAGE_BYTES, Progress, Refusal, ReplicateOpen, ReplicateReady, Upstream,
+    downstream, upstream,
 };
 use proto::{Batch, Epoch, Lsn, SystemId, Timeline, TimelineHistory};
 use tokio::sync::watch;
@@ -97,14 +97,17 @@ impl Inbound {
         let _turn = self.turn.lock().await;
         let ready = match self.ready(&open, system_id).await {
             Ok(ready) => ready,
-            Err(e) => ReplicateReady { refusal: Some(Refusal::new(Kind::Failed, e.to_string())), ..Default::default() },
+            Err(e) => ReplicateReady {
+                refusal: Some(Refusal::new(Kind::Failed, e.to_string())),
+                ..Default::default()
+            },
         };
         let goes_on = ready.refusal.is_none() && !ready.needs_seed;
         if let Some(refusal) = &ready.refusal {
             tracing::warn!("refused the primary's redo: {}", refusal.reason);
         }
         if stream.send(&ready).await.is_err() || !goes_on {
-            let _ = stream.finish().await;
+            stream.finish().await;
             return;
         }
         self.set_state(true, String::new());
@@ -125,13 +128,20 @@ impl Inbound {
     }
 
     /// What to answer a primary that wants to send redo.
-    async fn ready(&self, open: &ReplicateOpen, system_id: Option<SystemId>) -> Result<ReplicateReady, VolumeError> {
+    async fn ready(
+        &self,
+        open: &ReplicateOpen,
+        system_id: Option<SystemId>,
+    ) -> Result<ReplicateReady, VolumeError> {
         let refuse = |kind, reason: String| {
             Ok(ReplicateReady { refusal: Some(Refusal::new(kind, reason)), ..Default::default() })
         };
         let epoch = *lock(&self.epoch);
         if Epoch(open.epoch) < epoch {
-            return refuse(Kind::StaleEpoch, format!("epoch {} is over; epoch {epoch} was seen here", open.epoch));
+            return refuse(
+                Kind::StaleEpoch,
+                format!("epoch {} is over; epoch {epoch} was seen here", open.epoch),
+            );
         }
         let Some(system_id) = system_id else {
             return Ok(ReplicateReady { needs_seed: true, ..Default::default() });
@@ -183,12 +193,14 @@ impl Session<'_> {
         let refusal = match &end {
             SessionEnd::Refused(kind, reason) => Some(Refusal::new(*kind, reason.clone())),
             // The volume's own trouble: the primary may try again, and its operator should read why.
-            SessionEnd::Volume(_) | SessionEnd::Damaged(_) => Some(Refusal::new(Kind::Failed, end.to_string())),
+            SessionEnd::Volume(_) | SessionEnd::Damaged(_) => {
+                Some(Refusal::new(Kind::Failed, end.to_string()))
+            }
             SessionEnd::Transport(_) | SessionEnd::Displaced => None,
         };
         if let Some(refusal) = refusal {
             let _ = sender.send(&Upstream { body: Some(upstream::Body::Refusal(refusal)) }).await;
-            let _ = sender.finish().await;
+            sender.finish().await;
         }
         end
     }
@@ -202,7 +214,9 @@ impl Session<'_> {
             };
             let taken = match body {
                 Some(downstream::Body::Batch(batch)) => self.take_batch(batch).await,
-                Some(downstream::Body::Timeline(file)) => self.take_history(file.timeline, &file.content).await,
+                Some(downstream::Body::Timeline(file)) => {
+                    self.take_history(file.timeline, &file.content).await
+                }
                 Some(downstream::Body::Heartbeat(heartbeat)) => {
                     self.received.send_modify(|(_, clock_us)| *clock_us = heartbeat.clock_us);
                     Ok(())
@@ -224,7 +238,8 @@ impl Session<'_> {
     }
 
     async fn take_batch(&mut self, message: proto::messages::Batch) -> Result<(), SessionEnd> {
-        let batch = Batch::from_message(message).map_err(|e| SessionEnd::Refused(Kind::Failed, e.to_string()))?;
+        let batch =
+            Batch::from_message(message).map_err(|e| SessionEnd::Refused(Kind::Failed, e.to_string()))?;
         match self.receiver.batch(&batch) {
             Verdict::Take => {}
             Verdict::Duplicate => return Ok(()),

@@ -1,1 +1,53 @@
-//! transport
+//! How regions and operators reach each other: QUIC with mutual TLS, framed messages on streams, an egress cap.
+//!
+//! Who a peer is comes from its certificate and from nothing it says. See docs/PROTOCOL.md.
+
+pub mod egress;
+pub mod endpoint;
+pub mod identity;
+pub mod stream;
+
+pub use egress::EgressCap;
+pub use endpoint::{Connection, Endpoint, WireCounters};
+pub use identity::{Authority, Identity, IdentityError, Peer};
+pub use stream::{Receiver, Sender, Stream};
+
+use proto::frame::FrameError;
+
+/// Why a peer could not be reached, or a conversation ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TransportError {
+    /// The socket cannot be bound.
+    #[error("cannot listen on {address}: {reason}")]
+    Bind {
+        /// The address.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// No answer, or no way there.
+    #[error("{address} cannot be reached: {reason}")]
+    Unreachable {
+        /// The address.
+        address: String,
+        /// What is known.
+        reason: String,
+    },
+    /// One side refused the other's certificate.
+    #[error("{address}: a certificate was refused: {reason}")]
+    Certificate {
+        /// The address.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The connection is over.
+    #[error("the connection ended: {0}")]
+    Lost(String),
+    /// The peer finished the stream where a message was to come.
+    #[error("the peer ended the conversation")]
+    Finished,
+    /// The peer sent something that is no acceptable message.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}

@@ -76,7 +76,9 @@ pub fn plan(log: &Log, position: Position) -> Plan {
             Some(fork_lsn) => return diverged(fork_lsn),
             None => {
                 return Plan::Diverged {
-                    why: format!("its timeline {timeline} is not in the history of this primary's timeline {newest}"),
+                    why: format!(
+                        "its timeline {timeline} is not in the history of this primary's timeline {newest}"
+                    ),
                 };
             }
         }
@@ -299,9 +301,11 @@ mod tests {
     fn any_input() -> impl Strategy<Value = Input> {
         prop_oneof![
             Just(Input::Timer),
-            (0u64..0xA00, 0u32..4, 0u64..0xA00, any::<bool>()).prop_map(|(horizon, timeline, durable, needs_seed)| {
-                Input::Answered(log(horizon, 0x900), Position { needs_seed, ..at(timeline, durable) })
-            }),
+            (0u64..0xA00, 0u32..4, 0u64..0xA00, any::<bool>()).prop_map(
+                |(horizon, timeline, durable, needs_seed)| {
+                    Input::Answered(log(horizon, 0x900), Position { needs_seed, ..at(timeline, durable) })
+                }
+            ),
             Just(Input::Lost("x".into())),
             Just(Input::Refused(refusal::Kind::StaleEpoch, "x".into())),
             (0u64..0xA00).prop_map(|lsn| Input::Durable(Lsn(lsn))),

@@ -86,8 +86,12 @@ impl Shipping {
         let commands = self.machine.handle(clock::now_us(), input);
         let (state, detail, name) = (self.machine.state(), self.machine.detail(), &self.target.name);
         match state {
-            State::Waiting { .. } if detail != said => tracing::warn!(region = %name, "not shipping: {detail}"),
-            State::Streaming { .. } if !matches!(was, State::Streaming { .. }) => tracing::info!(region = %name, "streaming"),
+            State::Waiting { .. } if detail != said => {
+                tracing::warn!(region = %name, "not shipping: {detail}")
+            }
+            State::Streaming { .. } if !matches!(was, State::Streaming { .. }) => {
+                tracing::info!(region = %name, "streaming")
+            }
             State::Seeding if was != State::Seeding => tracing::info!(region = %name, "seeding: {detail}"),
             _ => {}
         }
@@ -99,9 +103,10 @@ impl Shipping {
     }
 
     async fn connect(&self) -> Result<Connection, TransportError> {
-        let address = resolve(&self.target.address)
-            .await
-            .map_err(|e| TransportError::Unreachable { address: self.target.address.clone(), reason: e.to_string() })?;
+        let address = resolve(&self.target.address).await.map_err(|e| TransportError::Unreachable {
+            address: self.target.address.clone(),
+            reason: e.to_string(),
+        })?;
         self.options.endpoint.connect(address, &self.target.name, PROBE_TIMEOUT).await
     }
 

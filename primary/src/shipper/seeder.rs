@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use postgres::base_backup::{BackupEvent, BaseBackup, BaseBackupOptions};
+use postgres::base_backup::{BackupEvent, BaseBackup};
 use postgres::client::{ClientError, ReplicationClient};
 use proto::Lsn;
 use proto::messages::{
@@ -32,8 +32,6 @@ enum SeedError {
     Volume(#[from] VolumeError),
     #[error("compressing the base backup: {0}")]
     Compression(#[from] std::io::Error),
-    #[error("the writer ended its base backup before it began")]
-    Empty,
     #[error("{}", .0.reason)]
     Refused(proto::messages::Refusal),
 }
@@ -59,10 +57,8 @@ impl Shipping {
     async fn send_backup(&self) -> Result<(), SeedError> {
         let client = ReplicationClient::connect(&self.options.writer).await?;
         let label = format!("replicator seed of {}", self.target.name);
-        let mut backup = client.base_backup(&BaseBackupOptions { label, ..BaseBackupOptions::default() }).await?;
-        let BackupEvent::Start { start_lsn, timeline, total_bytes } = backup.next().await? else {
-            return Err(SeedError::Empty);
-        };
+        let mut backup = client.base_backup(&label).await?;
+        let (start_lsn, timeline, total_bytes) = (backup.start_lsn, backup.timeline, backup.total_bytes);
         let volume_begin_lsn = self.volume_begin(start_lsn).await?;
         self.options.volume.set_need(self.target.name.as_str(), Some(volume_begin_lsn));
         let open = SeedOpen {
@@ -103,12 +99,11 @@ impl Shipping {
                         self.note_seeding(sent_bytes, total_bytes);
                     }
                 }
-                BackupEvent::End { end_lsn, .. } => {
+                BackupEvent::End { end_lsn } => {
                     self.send_chunk(stream, encoder.finish()?).await?;
                     self.note_seeding(sent_bytes, total_bytes);
                     return Ok(SeedEnd { end_lsn: end_lsn.0, total_bytes: sent_bytes });
                 }
-                BackupEvent::Start { .. } | BackupEvent::Archive { .. } | BackupEvent::Progress(_) => {}
             }
         }
     }
@@ -126,7 +121,7 @@ impl Shipping {
     /// the backup's redo begins, because that is where a walreceiver asks to start.
     async fn volume_begin(&self, start_lsn: Lsn) -> Result<Lsn, SeedError> {
         let volume = &self.options.volume;
-        let segment_lsn = start_lsn.segment_begin(self.options.wal_segment_bytes);
+        let segment_lsn = start_lsn.segment_begin(self.views.reader().wal_segment_bytes.max(1));
         let from_lsn = segment_lsn.max(volume.bounds().horizon_lsn);
         let mut cursor = volume.cursor(from_lsn, Start::Context)?;
         Ok(cursor.next_batch().await?.begin_lsn)

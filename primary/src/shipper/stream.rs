@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use proto::messages::{
-    Downstream, Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Progress, TimelineFile, Upstream, downstream, refusal, upstream,
+    Downstream, Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Progress, TimelineFile, Upstream, downstream, refusal,
+    upstream,
 };
 use proto::{Batch, Lsn, Timeline, frame};
 use transport::{Connection, Receiver, Sender, TransportError};
@@ -61,9 +62,7 @@ impl Shipping {
         });
         connection.close("the stream ended");
         match ended {
-            StreamEnd::Refused(kind, reason) => {
-                refused(&proto::messages::Refusal::new(kind, reason))
-            }
+            StreamEnd::Refused(kind, reason) => refused(&proto::messages::Refusal::new(kind, reason)),
             // The redo went below the horizon while it was being read: the next probe finds that a seed is needed.
             other => Input::Lost(other.to_string()),
         }
@@ -121,7 +120,12 @@ impl Outgoing<'_> {
     }
 
     /// Waits for something to send: the batches that are there, or a heartbeat when none comes.
-    async fn fill(&self, frames: &mut BytesMut, cursor: &mut Cursor, timeline: &mut Timeline) -> Result<(), StreamEnd> {
+    async fn fill(
+        &self,
+        frames: &mut BytesMut,
+        cursor: &mut Cursor,
+        timeline: &mut Timeline,
+    ) -> Result<(), StreamEnd> {
         let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
             self.put_heartbeat(frames);
             return Ok(());
@@ -165,7 +169,13 @@ impl Outgoing<'_> {
             region.timeline = Timeline(progress.timeline);
             region.durable_lsn = Some(durable_lsn);
             region.applied_lsn = Some(applied_lsn);
-            region.lag.reported(clock::now_us(), clock, durable_lsn, applied_lsn, progress.heartbeat_clock_us);
+            region.lag.reported(
+                clock::now_us(),
+                clock,
+                durable_lsn,
+                applied_lsn,
+                progress.heartbeat_clock_us,
+            );
             region.wan_bytes_now = wan_bytes;
         });
     }

@@ -1,0 +1,87 @@
+//! Receives a base backup from the primary region and unpacks it beside the data directory.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use postgres::instance::InstanceError;
+use postgres::seed::{Seed, Unpacked};
+use proto::Lsn;
+use proto::messages::{MAX_STREAM_MESSAGE_BYTES, SeedChunk, seed_chunk};
+use transport::{Stream, TransportError};
+
+/// How much decompressed backup goes to the disk at once. Bounds what one chunk can make of itself in memory: a chunk of
+/// compressed zeroes is written out as it is decompressed.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Why a seed did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// The connection failed.
+    #[error("receiving the seed: {0}")]
+    Transport(#[from] TransportError),
+    /// It cannot be unpacked.
+    #[error("unpacking the seed: {0}")]
+    Unpack(#[from] InstanceError),
+    /// It is not what was sent.
+    #[error("the seed is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Takes all chunks of a seed into `seed`; says where the backup becomes consistent.
+///
+/// # Errors
+/// When the connection fails, the disk fails, or what came is not what was sent.
+pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, Lsn), SeedError> {
+    let mut decoder = Decoder::new()?;
+    loop {
+        let chunk: Option<SeedChunk> = stream.receive(MAX_STREAM_MESSAGE_BYTES).await?;
+        match chunk.ok_or(TransportError::Finished)?.body {
+            Some(seed_chunk::Body::Data(data)) => {
+                for compressed in data.chunks(PIECE_BYTES / 64) {
+                    decoder.feed(compressed)?;
+                    for piece in decoder.take() {
+                        seed.write(piece).await?;
+                    }
+                }
+            }
+            Some(seed_chunk::Body::End(end)) => {
+                let bytes = decoder.bytes;
+                if bytes != end.total_bytes {
+                    let what = format!("{bytes} bytes came of {} that were sent", end.total_bytes);
+                    return Err(SeedError::Damaged(what));
+                }
+                return Ok((seed.finish().await?, Lsn(end.end_lsn)));
+            }
+            None => {}
+        }
+    }
+}
+
+/// Decompresses one zstd stream over many chunks.
+struct Decoder {
+    decoder: zstd::stream::write::Decoder<'static, Vec<u8>>,
+    bytes: u64,
+}
+
+impl Decoder {
+    fn new() -> Result<Decoder, SeedError> {
+        let decoder =
+            zstd::stream::write::Decoder::new(Vec::new()).map_err(|e| SeedError::Damaged(e.to_string()))?;
+        Ok(Decoder { decoder, bytes: 0 })
+    }
+
+    fn feed(&mut self, compressed: &[u8]) -> Result<(), SeedError> {
+        let fed = self.decoder.write_all(compressed).and_then(|()| self.decoder.flush());
+        fed.map_err(|e| SeedError::Damaged(e.to_string()))
+    }
+
+    /// What was decompressed since the last call, in pieces.
+    fn take(&mut self) -> Vec<Bytes> {
+        let whole = Bytes::from(std::mem::take(self.decoder.get_mut()));
+        self.bytes += whole.len() as u64;
+        (0..whole.len())
+            .step_by(PIECE_BYTES)
+            .map(|at| whole.slice(at..whole.len().min(at + PIECE_BYTES)))
+            .collect()
+    }
+}

@@ -1,0 +1,307 @@
+//! The region's one UDP socket: connections out and in, each with both certificates verified.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::RegionName;
+use proto::messages::Open;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, ConnectionError, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use crate::TransportError;
+use crate::identity::{Identity, Peer};
+use crate::stream::Stream;
+
+/// What both sides must agree to speak.
+const ALPN: &[u8] = b"replicator/1";
+
+/// A peer that says nothing for this long is gone. A sign of life leaves every fifth of it.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Connections at once: six regions, their zones, and operators, with room.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Streams that one peer may have open at once.
+const STREAMS_MAX: u32 = 64;
+
+/// Redo in flight on one stream: 1 Gbit/s over 130 ms, doubled. It bounds what a peer can make us hold.
+const STREAM_WINDOW_BYTES: u32 = 32 << 20;
+
+/// The UDP socket's buffers: what may arrive while both processors are busy.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+
+/// Refusals of one address are logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// IPv4 and UDP headers, which quinn does not count.
+const DATAGRAM_OVERHEAD_BYTES: u64 = 28;
+
+/// A handle on the endpoint; clones share it.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    endpoint: quinn::Endpoint,
+    client: ClientConfig,
+    accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
+}
+
+impl Endpoint {
+    /// Binds `listen` and accepts peers with certificates of the same authority; without an address, only connects.
+    ///
+    /// # Errors
+    /// When the address is taken, or the identity cannot be used for TLS.
+    pub fn bind(listen: Option<SocketAddr>, identity: &Identity) -> Result<Endpoint, TransportError> {
+        let address = listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let failed = |reason: String| TransportError::Bind { address: address.to_string(), reason };
+        let (client, server) = configs(identity).map_err(&failed)?;
+        let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
+        let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
+        let server = listen.map(|_| server);
+        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime);
+        let endpoint = endpoint.map_err(|e| failed(e.to_string()))?;
+        // One waiting connection is enough: whoever accepts is always quick to.
+        let (accept, accepted) = mpsc::channel(1);
+        if listen.is_some() {
+            tokio::spawn(accept_all(endpoint.clone(), accept));
+        }
+        Ok(Endpoint { endpoint, client, accepted: Arc::new(tokio::sync::Mutex::new(accepted)) })
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Waits for a peer whose certificate was verified; `None` once the endpoint is closed.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.accepted.lock().await.recv().await
+    }
+
+    /// Connects to the region `expect` at `address`.
+    ///
+    /// # Errors
+    /// When it cannot be reached within `patience`, or one side refuses the other's certificate.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expect: &RegionName,
+        patience: Duration,
+    ) -> Result<Connection, TransportError> {
+        let unreachable =
+            |reason: String| TransportError::Unreachable { address: address.to_string(), reason };
+        let connecting = self.endpoint.connect_with(self.client.clone(), address, expect.as_str());
+        let connecting = connecting.map_err(|e| unreachable(e.to_string()))?;
+        let connected = tokio::time::timeout(patience, connecting).await;
+        let connection = connected
+            .map_err(|_| unreachable(format!("no answer within {} ms", patience.as_millis())))?
+            .map_err(|e| classify(address, &e))?;
+        match peer_of(&connection) {
+            Some(Peer::Region(name)) if name == *expect => {
+                Ok(Connection { connection, peer: Peer::Region(name) })
+            }
+            _ => {
+                connection.close(VarInt::from_u32(2), b"another region was expected");
+                let reason = format!("it is not that of region {expect}");
+                Err(TransportError::Certificate { address: address.to_string(), reason })
+            }
+        }
+    }
+
+    /// Closes every connection, and waits until the peers know or a second has passed.
+    pub async fn close(&self) {
+        self.endpoint.close(VarInt::from_u32(0), b"the daemon is stopping");
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// A connection to a verified peer; clones share it.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    connection: quinn::Connection,
+    peer: Peer,
+}
+
+/// What crossed the network on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireCounters {
+    /// Bytes sent, with UDP and IP headers, and whatever had to be sent again.
+    pub sent_bytes: u64,
+    /// The round trip as measured.
+    pub rtt: Duration,
+}
+
+impl Connection {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// From where it comes.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// Opens a stream with its first message.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn open_stream(&self, open: &Open) -> Result<Stream, TransportError> {
+        let opened = self.connection.open_bi().await.map_err(|e| classify(self.remote_address(), &e))?;
+        let mut stream = Stream::new(opened);
+        stream.send(open).await?;
+        Ok(stream)
+    }
+
+    /// Waits for a stream that the peer opens; `None` once the connection is over.
+    pub async fn accept_stream(&self) -> Option<Stream> {
+        self.connection.accept_bi().await.ok().map(Stream::new)
+    }
+
+    /// Closes the connection; the peer is told why.
+    pub fn close(&self, why: &str) {
+        self.connection.close(VarInt::from_u32(0), why.as_bytes());
+    }
+
+    /// What crossed the network so far.
+    #[must_use]
+    pub fn wire(&self) -> WireCounters {
+        let stats = self.connection.stats();
+        let sent_bytes = stats.udp_tx.bytes + stats.udp_tx.datagrams * DATAGRAM_OVERHEAD_BYTES;
+        WireCounters { sent_bytes, rtt: self.connection.rtt() }
+    }
+}
+
+/// Carries handshakes out side by side: a slow or hostile peer holds up nobody else.
+async fn accept_all(endpoint: quinn::Endpoint, accept: mpsc::Sender<Connection>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let log = Arc::new(RefusalLog::default());
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (accept, log) = (accept.clone(), log.clone());
+        tokio::spawn(async move {
+            let address = incoming.remote_address();
+            let handshake = async { incoming.await };
+            let connection = match tokio::time::timeout(HANDSHAKE, handshake).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(e)) => return log.note(address, &classify(address, &e).to_string()),
+                Err(_) => return log.note(address, "the handshake took too long"),
+            };
+            let Some(peer) = peer_of(&connection) else {
+                log.note(address, "its certificate names neither one region nor an operator");
+                return connection
+                    .close(VarInt::from_u32(2), b"the certificate names neither one region nor an operator");
+            };
+            let closed = connection.clone();
+            if accept.send(Connection { connection, peer }).await.is_ok() {
+                closed.closed().await;
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Refusals, logged without letting a peer fill the log.
+#[derive(Debug, Default)]
+struct RefusalLog {
+    last: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl RefusalLog {
+    #[allow(clippy::disallowed_methods, reason = "how often something is logged decides nothing")]
+    fn note(&self, address: SocketAddr, why: &str) {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
+        if last.len() < CONNECTIONS_MAX && !last.contains_key(&address.ip()) {
+            last.insert(address.ip(), now);
+            tracing::warn!("refused a connection from {address}: {why}");
+        }
+    }
+}
+
+fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Peer::of_certificate(identity.first()?)
+}
+
+fn classify(address: SocketAddr, error: &ConnectionError) -> TransportError {
+    let address = address.to_string();
+    match error {
+        // TLS alerts are 0x100 and above in QUIC: certificate trouble on one side or the other.
+        ConnectionError::TransportError(e) if u64::from(e.code) >= 0x100 => {
+            TransportError::Certificate { address, reason: e.to_string() }
+        }
+        ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) >= 0x100 => {
+            TransportError::Certificate { address, reason: format!("by the other side: {close}") }
+        }
+        ConnectionError::TimedOut => TransportError::Unreachable { address, reason: "no answer".into() },
+        other => TransportError::Lost(other.to_string()),
+    }
+}
+
+fn configs(identity: &Identity) -> Result<(ClientConfig, ServerConfig), String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let text = |e: rustls::Error| e.to_string();
+    let mut client = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(text)?
+        .with_root_certificates(identity.roots.clone())
+        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(text)?;
+    client.alpn_protocols = vec![ALPN.to_vec()];
+    let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider.clone());
+    let mut server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(text)?
+        .with_client_cert_verifier(verifier.build().map_err(|e| e.to_string())?)
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(text)?;
+    server.alpn_protocols = vec![ALPN.to_vec()];
+    let transport = Arc::new(transport_config()?);
+    let client = QuicClientConfig::try_from(client).map_err(|e| e.to_string())?;
+    let mut client = ClientConfig::new(Arc::new(client));
+    client.transport_config(transport.clone());
+    let server = QuicServerConfig::try_from(server).map_err(|e| e.to_string())?;
+    let mut server = ServerConfig::with_crypto(Arc::new(server));
+    server.transport_config(transport);
+    Ok((client, server))
+}
+
+fn transport_config() -> Result<TransportConfig, String> {
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).map_err(|e| e.to_string())?))
+        .keep_alive_interval(Some(IDLE / 5))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES * 2))
+        .send_window(u64::from(STREAM_WINDOW_BYTES));
+    Ok(config)
+}
+
+fn bind_socket(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::DGRAM, None)?;
+    // As much as the system allows; it may be less.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

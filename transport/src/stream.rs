@@ -1,0 +1,133 @@
+//! Framed messages on one bidirectional QUIC stream.
+
+use bytes::{Buf, Bytes, BytesMut};
+use proto::frame::{self, HEADER_BYTES};
+use quinn::{RecvStream, SendStream, VarInt};
+
+use crate::TransportError;
+
+/// How much is read at once: an announced message takes memory only as its bytes arrive.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Both halves of a stream.
+#[derive(Debug)]
+pub struct Stream {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct Sender {
+    stream: SendStream,
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Receiver {
+    stream: RecvStream,
+    buffer: BytesMut,
+}
+
+impl Stream {
+    pub(crate) fn new((sender, receiver): (SendStream, RecvStream)) -> Stream {
+        Stream {
+            sender: Sender { stream: sender },
+            receiver: Receiver { stream: receiver, buffer: BytesMut::new() },
+        }
+    }
+
+    /// The two halves.
+    #[must_use]
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// See [`Sender::send`].
+    ///
+    /// # Errors
+    /// When the connection is lost or the peer stopped the stream.
+    pub async fn send<M: prost::Message>(&mut self, message: &M) -> Result<(), TransportError> {
+        self.sender.send(message).await
+    }
+
+    /// See [`Sender::finish`].
+    pub async fn finish(&mut self) {
+        self.sender.finish().await;
+    }
+
+    /// See [`Receiver::receive`].
+    ///
+    /// # Errors
+    /// As [`Receiver::receive`].
+    pub async fn receive<M: prost::Message + Default>(
+        &mut self,
+        max_bytes: usize,
+    ) -> Result<Option<M>, TransportError> {
+        self.receiver.receive(max_bytes).await
+    }
+}
+
+impl Sender {
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// When the connection is lost or the peer stopped the stream.
+    pub async fn send<M: prost::Message>(&mut self, message: &M) -> Result<(), TransportError> {
+        let mut frames = BytesMut::new();
+        frame::encode(message, &mut frames);
+        self.write_frames(frames.freeze()).await
+    }
+
+    /// Sends messages that were encoded together.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub async fn write_frames(&mut self, frames: Bytes) -> Result<(), TransportError> {
+        self.stream.write_chunk(frames).await.map_err(|e| TransportError::Lost(e.to_string()))
+    }
+
+    /// Ends the stream, and waits until the peer has all of it or is gone.
+    pub async fn finish(&mut self) {
+        if self.stream.finish().is_ok() {
+            let _ = self.stream.stopped().await;
+        }
+    }
+}
+
+impl Receiver {
+    /// Waits for the next message; `None` once the peer has finished the stream. Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection is lost, or what came is no message of at most `max_bytes`; the stream is stopped then.
+    pub async fn receive<M: prost::Message + Default>(
+        &mut self,
+        max_bytes: usize,
+    ) -> Result<Option<M>, TransportError> {
+        loop {
+            if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
+                let length = match frame::length(*header, max_bytes) {
+                    Ok(length) => length,
+                    Err(e) => return Err(self.refuse(e.into())),
+                };
+                if self.buffer.len() >= HEADER_BYTES + length {
+                    self.buffer.advance(HEADER_BYTES);
+                    let body = self.buffer.split_to(length).freeze();
+                    return frame::decode(body).map(Some).map_err(|e| self.refuse(e.into()));
+                }
+            }
+            let chunk = self.stream.read_chunk(READ_BYTES, true).await;
+            match chunk.map_err(|e| TransportError::Lost(e.to_string()))? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(TransportError::Lost("it ended in the middle of a message".into())),
+            }
+        }
+    }
+
+    fn refuse(&mut self, error: TransportError) -> TransportError {
+        // Nothing more is taken from a peer that breaks the protocol.
+        let _ = self.stream.stop(VarInt::from_u32(1));
+        error
+    }
+}

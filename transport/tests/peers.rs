@@ -1,0 +1,100 @@
+//! Peers over real UDP on loopback: who is let in, what is taken, and what hostile bytes do.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+#![allow(clippy::disallowed_methods, reason = "certificates are made for now")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
+use proto::{ClusterId, RegionName};
+use replicator_transport::{Authority, Endpoint, Identity, Peer, TransportError};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn region(name: &str) -> RegionName {
+    name.parse().unwrap()
+}
+
+fn authority(directory: &Path) -> Authority {
+    Authority::create(&directory.join("ca"), "test", ClusterId([1; 16]), time::OffsetDateTime::now_utc())
+        .unwrap()
+}
+
+fn identity(directory: &Path, authority: &Authority, name: &str, days: i64) -> Identity {
+    let peer = if name == "operator" { Peer::Operator } else { Peer::Region(region(name)) };
+    let directory = directory.join(name);
+    authority.issue(&directory, &peer, time::OffsetDateTime::now_utc(), time::Duration::days(days)).unwrap();
+    Identity::load(&directory).unwrap()
+}
+
+fn listen(identity: &Identity) -> Endpoint {
+    Endpoint::bind(Some("127.0.0.1:0".parse().unwrap()), identity).unwrap()
+}
+
+#[tokio::test]
+async fn regions_know_each_other_by_their_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let client = listen(&identity(directory.path(), &ca, "us-east", 1));
+    let address = server.local_address().unwrap();
+    let connection = client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
+    let accepted = server.accept().await.unwrap();
+    assert_eq!(accepted.peer(), &Peer::Region(region("us-east")));
+    let mut stream = connection.open_stream(&Open { protocol: 7, ..Open::default() }).await.unwrap();
+    let mut other = accepted.accept_stream().await.unwrap();
+    let open: Open = other.receive(1000).await.unwrap().unwrap();
+    assert_eq!(open.protocol, 7);
+    other.send(&Heartbeat { clock_us: 5, durable_lsn: 6 }).await.unwrap();
+    let heartbeat: Heartbeat = stream.receive(1000).await.unwrap().unwrap();
+    assert_eq!(heartbeat.clock_us, 5);
+
+    let wrong = client.connect(address, &region("ap-south"), PATIENCE).await.unwrap_err();
+    assert!(matches!(wrong, TransportError::Certificate { .. }), "{wrong}");
+}
+
+#[tokio::test]
+async fn foreign_and_expired_certificates_are_refused() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ca = authority(ours.path());
+    let server = listen(&identity(ours.path(), &ca, "eu-west", 1));
+    let address = server.local_address().unwrap();
+    let foreign = listen(&identity(theirs.path(), &authority(theirs.path()), "us-east", 1));
+    let refused = foreign.connect(address, &region("eu-west"), PATIENCE).await.unwrap_err();
+    assert!(matches!(refused, TransportError::Certificate { .. }), "{refused}");
+
+    let expired = Endpoint::bind(None, &identity(ours.path(), &ca, "ap-south", 0)).unwrap();
+    // The client learns of the refusal when it first uses the connection.
+    if let Ok(connection) = expired.connect(address, &region("eu-west"), PATIENCE).await {
+        let reply = async { connection.open_stream(&Open::default()).await?.receive::<Open>(100).await };
+        assert!(tokio::time::timeout(PATIENCE, reply).await.unwrap().is_err());
+    }
+    let nobody = tokio::time::timeout(Duration::from_millis(300), server.accept()).await;
+    assert!(nobody.is_err(), "nobody was let in");
+}
+
+#[tokio::test]
+async fn hostile_bytes_leave_the_port_working() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let address = server.local_address().unwrap();
+    let noise = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for i in 0..20_000_u64 {
+        let bytes: Vec<u8> = (0..i % 1400).map(|j| (j * i).to_le_bytes()[usize::from(i % 2 == 0)]).collect();
+        let _ = noise.send_to(&bytes, address);
+    }
+    let client = Endpoint::bind(None, &identity(directory.path(), &ca, "operator", 1)).unwrap();
+    let connection = client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
+    let accepted = server.accept().await.unwrap();
+    assert_eq!(accepted.peer(), &Peer::Operator);
+
+    let mut large = connection
+        .open_stream(&Open { cluster_id: vec![0; 200_000].into(), ..Open::default() })
+        .await
+        .unwrap();
+    let refused = accepted.accept_stream().await.unwrap().receive::<Open>(MAX_CONTROL_MESSAGE_BYTES).await;
+    assert!(matches!(refused, Err(TransportError::Frame(_))));
+    assert!(large.receive::<Open>(100).await.is_err() || large.send(&Open::default()).await.is_err());
+}

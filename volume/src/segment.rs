@@ -1,0 +1,202 @@
+//! The format of a segment, as bytes: a header, then records, each a checksummed batch; then zeroes.
+//!
+//! docs/VOLUME.md has the tables. Everything here is pure and safe on any bytes.
+
+use bytes::Bytes;
+use proto::batch::MAX_PAYLOAD_BYTES;
+use proto::{Batch, ClusterId, Lsn, Timeline};
+
+/// What a segment begins with.
+const MAGIC: &[u8; 8] = b"RPLREDO\x01";
+
+/// The bytes of a segment's header.
+pub const HEADER_BYTES: usize = 64;
+
+/// The bytes before each record's batch: its length, its checksum, and how far the copy was durable when it was written.
+pub const RECORD_HEADER_BYTES: usize = 16;
+
+/// The longest batch in a record.
+pub const BATCH_BYTES_MAX: usize = MAX_PAYLOAD_BYTES + 256;
+
+/// What a segment's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The cluster whose redo it is.
+    pub cluster_id: ClusterId,
+    /// Where its redo begins.
+    pub begin_lsn: Lsn,
+    /// The timeline at its beginning.
+    pub timeline: Timeline,
+}
+
+impl Header {
+    /// The header as bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8..24].copy_from_slice(&self.cluster_id.0);
+        bytes[24..32].copy_from_slice(&self.begin_lsn.0.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.timeline.0.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
+        bytes[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header in `bytes`; `None` when it is not one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Header> {
+        let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
+        let crc = u32::from_le_bytes(*bytes.last_chunk()?);
+        if &bytes[..8] != MAGIC || crc != crc32c::crc32c(&bytes[..HEADER_BYTES - 4]) {
+            return None;
+        }
+        Some(Header {
+            cluster_id: ClusterId(*bytes[8..].first_chunk()?),
+            begin_lsn: Lsn(u64::from_le_bytes(*bytes[24..].first_chunk()?)),
+            timeline: Timeline(u32::from_le_bytes(*bytes[32..].first_chunk()?)),
+        })
+    }
+}
+
+/// A batch as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The batch.
+    pub batch: Batch,
+    /// How far the copy was durable when this was written: what lies before that and cannot be read was lost after it
+    /// was durable, and is no torn write.
+    pub durable_lsn: Lsn,
+    /// The bytes the record takes.
+    pub stored_bytes: usize,
+}
+
+/// Appends a record with `batch` to `out`, written while the copy was durable up to `durable_lsn`.
+pub fn put_record(out: &mut Vec<u8>, batch: &Batch, durable_lsn: Lsn) {
+    let body = batch.encode();
+    // A batch is at most BATCH_BYTES_MAX long.
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let durable = durable_lsn.0.to_le_bytes();
+    out.extend_from_slice(&length);
+    out.extend_from_slice(&record_crc(length, durable, &body).to_le_bytes());
+    out.extend_from_slice(&durable);
+    out.extend_from_slice(&body);
+}
+
+/// What stands where a record may begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A record.
+    Record(Record),
+    /// Zeroes: nothing was written here.
+    End,
+    /// More bytes than are given are needed: this many in all.
+    More(usize),
+    /// Neither: a torn write, or damage.
+    Damaged(String),
+}
+
+/// Reads the record at the beginning of `bytes`.
+#[must_use]
+pub fn read_record(bytes: &Bytes) -> Found {
+    let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else {
+        return Found::More(RECORD_HEADER_BYTES);
+    };
+    let [l0, l1, l2, l3, c0, c1, c2, c3, durable @ ..] = *header;
+    let (length, crc) = ([l0, l1, l2, l3], u32::from_le_bytes([c0, c1, c2, c3]));
+    let body_bytes = u32::from_le_bytes(length) as usize;
+    if header == &[0; RECORD_HEADER_BYTES] {
+        return Found::End;
+    }
+    if body_bytes == 0 || body_bytes > BATCH_BYTES_MAX {
+        return Found::Damaged(format!("a record of {body_bytes} bytes"));
+    }
+    let total = RECORD_HEADER_BYTES + body_bytes;
+    if bytes.len() < total {
+        return Found::More(total);
+    }
+    let body = bytes.slice(RECORD_HEADER_BYTES..total);
+    if record_crc(length, durable, &body) != crc {
+        return Found::Damaged("a record that does not match its checksum".into());
+    }
+    match Batch::decode(body) {
+        Ok(batch) => Found::Record(Record {
+            batch,
+            durable_lsn: Lsn(u64::from_le_bytes(durable)),
+            stored_bytes: total,
+        }),
+        Err(e) => Found::Damaged(e.to_string()),
+    }
+}
+
+fn record_crc(length: [u8; 4], durable: [u8; 8], body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&length), &durable), body)
+}
+
+/// A segment's file name: where its redo begins, so that names sort as their redo does.
+#[must_use]
+pub fn file_name(begin_lsn: Lsn) -> String {
+    format!("{:016X}.redo", begin_lsn.0)
+}
+
+/// Where the redo of the segment named `name` begins; `None` when it is not a segment's name.
+#[must_use]
+pub fn parse_file_name(name: &str) -> Option<Lsn> {
+    let digits =
+        name.strip_suffix(".redo").filter(|d| d.len() == 16 && d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    u64::from_str_radix(digits, 16).ok().map(Lsn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proto::Epoch;
+
+    fn batch(payload: &[u8]) -> Batch {
+        Batch {
+            epoch: Epoch(1),
+            timeline: Timeline(1),
+            begin_lsn: Lsn(0x100),
+            end_lsn: Lsn(0x200),
+            context_lsn: Lsn(0x100),
+            newest_commit_us: 5,
+            redo_crc32c: 6,
+            payload: Bytes::copy_from_slice(payload),
+        }
+    }
+
+    #[test]
+    fn headers_and_names_round_trip() {
+        let header =
+            Header { cluster_id: ClusterId([3; 16]), begin_lsn: Lsn(0x1_0000_0002), timeline: Timeline(7) };
+        assert_eq!(Header::decode(&header.encode()), Some(header));
+        for at in 0..HEADER_BYTES {
+            let mut damaged = header.encode();
+            damaged[at] ^= 1;
+            assert_eq!(Header::decode(&damaged), None, "byte {at}");
+        }
+        assert_eq!(parse_file_name(&file_name(Lsn(77))), Some(Lsn(77)));
+        assert_eq!(parse_file_name("x.redo"), None);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_record_is_noticed() {
+        let mut out = Vec::new();
+        put_record(&mut out, &batch(b"payload"), Lsn(9));
+        let record = Record { batch: batch(b"payload"), durable_lsn: Lsn(9), stored_bytes: out.len() };
+        assert_eq!(read_record(&out.clone().into()), Found::Record(record));
+        for bit in 0..out.len() * 8 {
+            let mut damaged = out.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(!matches!(read_record(&damaged.into()), Found::Record(..) | Found::End), "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = (Header::decode(&bytes), read_record(&bytes.into()));
+        }
+    }
+}
