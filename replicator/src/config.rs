@@ -78,7 +78,8 @@ impl Config {
     /// When it cannot be read, or with all its mistakes.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         Config::parse(&text).map_err(|mistakes| ConfigError::Mistakes { path: shown, text, mistakes })
     }
 
@@ -87,9 +88,8 @@ impl Config {
     /// # Errors
     /// All mistakes, in the order of the file.
     pub fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
-        let table = DeTable::parse(text).map_err(|e| {
-            vec![Mistake { span: e.span().unwrap_or(0..0), what: e.message().to_owned() }]
-        })?;
+        let table = DeTable::parse(text)
+            .map_err(|e| vec![Mistake { span: e.span().unwrap_or(0..0), what: e.message().to_owned() }])?;
         let mut reader = Reader::default();
         let config = reader.config(&table);
         let Reader { mut mistakes } = reader;
@@ -143,7 +143,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::Read { path, source } => {
-                write!(f, "{path}: {source}. Name the file with --config; the repository's regions.toml is one to begin with")
+                write!(
+                    f,
+                    "{path}: {source}. Name the file with --config; the repository's regions.toml is one to begin with"
+                )
             }
             ConfigError::Mistakes { path, text, mistakes } => {
                 let count = mistakes.len();
@@ -152,7 +155,8 @@ impl fmt::Display for ConfigError {
                     let start = span.start.min(text.len());
                     let before = text.get(..start).unwrap_or_default();
                     let line_begin = before.rfind('\n').map_or(0, |at| at + 1);
-                    let (line, column) = (before.matches('\n').count() + 1, before[line_begin..].chars().count() + 1);
+                    let (line, column) =
+                        (before.matches('\n').count() + 1, before[line_begin..].chars().count() + 1);
                     let content = text[line_begin..].lines().next().unwrap_or_default();
                     let room = content.chars().count().saturating_sub(column - 1);
                     let width = text.get(span.clone()).map_or(1, |s| s.chars().count()).clamp(1, room.max(1));
@@ -210,12 +214,14 @@ impl Reader {
             config.max_size_bytes = max_size.unwrap_or(config.max_size_bytes);
             if config.max_size_bytes < 128 << 20 {
                 let at = table.get("max_size").map_or(value.span(), Spanned::span);
-                let _: Option<()> = self.mistake(at, "`max_size` is at least 128MiB: a few segments must fit");
+                let _: Option<()> =
+                    self.mistake(at, "`max_size` is at least 128MiB: a few segments must fit");
             }
         }
         if let Some((_, table)) = self.section(table, "postgresql") {
             self.known_keys(table, &["bin_dir", "os_user", "settings"]);
-            config.bin_dir = table.get("bin_dir").and_then(|v| self.text(v, "a directory")).map(PathBuf::from);
+            config.bin_dir =
+                table.get("bin_dir").and_then(|v| self.text(v, "a directory")).map(PathBuf::from);
             config.os_user = table.get("os_user").and_then(|v| self.text(v, "a user's name"));
             if let Some((_, settings)) = self.section(table, "settings") {
                 config.settings = self.settings(settings);
@@ -225,7 +231,8 @@ impl Reader {
             Some((value, regions)) => {
                 let mut named: Vec<_> = regions.iter().collect();
                 named.sort_by_key(|(name, _)| name.span().start);
-                config.regions = named.into_iter().filter_map(|(name, value)| self.region(name, value)).collect();
+                config.regions =
+                    named.into_iter().filter_map(|(name, value)| self.region(name, value)).collect();
                 self.roles(value.span(), regions);
                 self.addresses(regions);
             }
@@ -235,11 +242,16 @@ impl Reader {
         Some(config)
     }
 
-    fn region(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, value: &Value<'_>) -> Option<RegionConfig> {
+    fn region(
+        &mut self,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Value<'_>,
+    ) -> Option<RegionConfig> {
         let name = match key.get_ref().parse::<RegionName>() {
-            Ok(name) if name.as_str() == transport::identity::OPERATOR => {
-                self.mistake(key.span(), "'operator' is the name in operators' certificates; call the region otherwise")
-            }
+            Ok(name) if name.as_str() == transport::identity::OPERATOR => self.mistake(
+                key.span(),
+                "'operator' is the name in operators' certificates; call the region otherwise",
+            ),
             Ok(name) => Some(name),
             Err(e) => self.mistake(key.span(), e.to_string()),
         };
@@ -256,10 +268,11 @@ impl Reader {
         let parse = |text: &str| text.parse::<SocketAddr>().ok().filter(|a| a.port() > 0);
         let listen = self.required(key, table, "listen", address, parse);
         let postgres = self.required(key, table, "postgres", address, parse);
-        let advertise = self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
-            let (host, port) = text.rsplit_once(':')?;
-            (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
-        });
+        let advertise =
+            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
+                let (host, port) = text.rsplit_once(':')?;
+                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
+            });
         let bandwidth_bits_per_second =
             self.optional(table, "bandwidth", "a rate, such as \"200Mbit/s\"", units::parse_rate);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
@@ -285,11 +298,12 @@ impl Reader {
             let _: Option<()> = self.mistake(span, "no region is the primary: give one `role = \"primary\"`");
         }
         for span in primaries.into_iter().skip(1) {
-            let _: Option<()> =
-                self.mistake(span, "a second primary: one region is the primary, make this one \"secondary\"");
+            let _: Option<()> = self
+                .mistake(span, "a second primary: one region is the primary, make this one \"secondary\"");
         }
         for span in secondaries.into_iter().skip(SECONDARIES_MAX) {
-            let what = format!("more than {SECONDARIES_MAX} secondaries: a cluster has at most {SECONDARIES_MAX}");
+            let what =
+                format!("more than {SECONDARIES_MAX} secondaries: a cluster has at most {SECONDARIES_MAX}");
             let _: Option<()> = self.mistake(span, what);
         }
     }
@@ -308,7 +322,8 @@ impl Reader {
             .collect();
         given.sort_by_key(|(span, ..)| span.start);
         for (span, address, whose) in given {
-            let same = |other: &SocketAddr| other.port() == address.port() && overlap(other.ip(), address.ip());
+            let same =
+                |other: &SocketAddr| other.port() == address.port() && overlap(other.ip(), address.ip());
             if let Some((_, taken)) = seen.iter().find(|(other, _)| same(other)) {
                 let what = format!("{address} is taken already, by {taken}: give each its own port");
                 let _: Option<()> = self.mistake(span, what);
@@ -338,7 +353,8 @@ impl Reader {
                 DeValue::Boolean(true) => "on".into(),
                 DeValue::Boolean(false) => "off".into(),
                 _ => {
-                    let _: Option<()> = self.mistake(value.span(), "a setting is a text of one line, a number, true or false");
+                    let _: Option<()> = self
+                        .mistake(value.span(), "a setting is a text of one line, a number, true or false");
                     continue;
                 }
             };
@@ -347,7 +363,11 @@ impl Reader {
         settings
     }
 
-    fn section<'t, 'a>(&mut self, table: &'t DeTable<'a>, key: &str) -> Option<(&'t Value<'a>, &'t DeTable<'a>)> {
+    fn section<'t, 'a>(
+        &mut self,
+        table: &'t DeTable<'a>,
+        key: &str,
+    ) -> Option<(&'t Value<'a>, &'t DeTable<'a>)> {
         let value = table.get(key)?;
         match value.get_ref().as_table() {
             Some(section) => Some((value, section)),
@@ -401,7 +421,8 @@ impl Reader {
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
         if !table.contains_key(key) {
-            return self.mistake(region.span(), format!("region {} lacks `{key}`: {wanted}", region.get_ref()));
+            return self
+                .mistake(region.span(), format!("region {} lacks `{key}`: {wanted}", region.get_ref()));
         }
         self.optional(table, key, wanted, parse)
     }
@@ -481,7 +502,10 @@ mod tests {
     fn at_most_five_secondaries_and_one_primary_at_least() {
         let secondaries: String = (0..6).map(|i| region(&format!("s{i}"), "secondary", 7000 + i)).collect();
         let found = mistakes(&format!("cluster = \"x\"\n{secondaries}")).join("\n");
-        assert!(found.contains("no region is the primary") && found.contains("more than 5 secondaries"), "{found}");
+        assert!(
+            found.contains("no region is the primary") && found.contains("more than 5 secondaries"),
+            "{found}"
+        );
     }
 
     #[test]

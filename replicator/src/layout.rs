@@ -6,7 +6,7 @@
 //! <data>/regions/<region>/     everything of one region:
 //!     identity/                its certificate
 //!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
-//!     superuser.password       PostgreSQL's superuser password, mode 0600
+//!     superuser.password       PostgreSQL's superuser password, mode 0600; superuser.pgpass has it for libpq
 //!     daemon.lock, daemon.log  the running daemon
 //!     volume/                  the redo log
 //!     pgdata/, postgresql.log  PostgreSQL's own
@@ -85,6 +85,12 @@ impl RegionLayout {
     #[must_use]
     pub fn password(&self) -> PathBuf {
         self.directory.join("superuser.password")
+    }
+
+    /// The superuser's password, for libpq.
+    #[must_use]
+    pub fn passfile(&self) -> PathBuf {
+        self.directory.join("superuser.pgpass")
     }
 
     /// Held by the running daemon.

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `replicator` program; see `replicator --help`.
+
+fn main() -> std::process::ExitCode {
+    replicator::cli::main()
+}

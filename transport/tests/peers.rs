@@ -24,7 +24,14 @@ fn authority(directory: &Path) -> Authority {
 fn identity(directory: &Path, authority: &Authority, name: &str, days: i64) -> Identity {
     let peer = if name == "operator" { Peer::Operator } else { Peer::Region(region(name)) };
     let directory = directory.join(name);
-    authority.issue(&directory, &peer, time::OffsetDateTime::now_utc(), time::Duration::days(days)).unwrap();
+    authority
+        .issue(
+            &directory,
+            &peer,
+            time::OffsetDateTime::now_utc(),
+            time::Duration::days(days) - time::Duration::minutes(1),
+        )
+        .unwrap();
     Identity::load(&directory).unwrap()
 }
 

@@ -39,7 +39,9 @@ pub enum StateError {
         source: std::io::Error,
     },
     /// The file is not a region's record.
-    #[error("{path} is not a region's record of format {FORMAT}: {what}. Restore it, or remove the region's directory to have the region seeded anew")]
+    #[error(
+        "{path} is not a region's record of format {FORMAT}: {what}. Restore it, or remove the region's directory to have the region seeded anew"
+    )]
     Malformed {
         /// The file.
         path: String,
@@ -146,7 +148,11 @@ impl RegionState {
             return Err(StateError::OtherCluster { path, found: self.cluster_id, expected: cluster_id });
         }
         if self.region != *region {
-            return Err(StateError::OtherRegion { path, found: self.region.clone(), expected: region.clone() });
+            return Err(StateError::OtherRegion {
+                path,
+                found: self.region.clone(),
+                expected: region.clone(),
+            });
         }
         if self.role != configured {
             return Err(StateError::OtherRole { region: region.clone(), configured, found: self.role });
@@ -212,7 +218,12 @@ mod tests {
 
     #[test]
     fn what_is_not_a_record_is_refused() {
-        for bad in ["", "{}", "[1]", r#"{"format":2,"cluster_id":"","region":"a","role":"primary","epoch":1,"system_id":null}"#] {
+        for bad in [
+            "",
+            "{}",
+            "[1]",
+            r#"{"format":2,"cluster_id":"","region":"a","role":"primary","epoch":1,"system_id":null}"#,
+        ] {
             assert!(RegionState::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }

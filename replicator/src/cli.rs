@@ -1,0 +1,327 @@
+//! The command line. Data goes to standard output and everything else to standard error. Exit status: 0 done, 1 failed,
+//! 2 usage.
+
+use std::error::Error;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use proto::RegionName;
+use proto::messages::{ClusterStatus, ClusterStatusRequest, UrlRequest, control_request, control_response};
+use tokio_util::sync::CancellationToken;
+use transport::{Endpoint, Identity};
+
+use crate::config::{Config, RegionConfig};
+use crate::layout::Layout;
+use crate::{client, local, region, render, units};
+
+/// How long a daemon may take to answer a command.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often `status --watch` asks.
+const WATCH: Duration = Duration::from_secs(1);
+
+#[derive(Parser)]
+#[command(
+    name = "replicator",
+    version,
+    about = "Multi-region replication for stock PostgreSQL",
+    after_help = "Begin with:\n  replicator up                         every region of regions.toml, on this machine\n  \
+                  replicator status --watch             how far each region is\n  \
+                  psql \"$(replicator url --region us-east)\"\n\n\
+                  The data directory is /var/lib/replicator/<cluster> for root, and ~/.local/state/replicator/<cluster>\n\
+                  for others. Commands reach daemons over mutual TLS, with the operator's certificate in it."
+)]
+struct Cli {
+    #[command(flatten)]
+    places: Places,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Places {
+    /// The file that names the regions
+    #[arg(
+        long,
+        global = true,
+        env = "REPLICATOR_CONFIG",
+        default_value = "regions.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    /// Where regions keep their data on this machine
+    #[arg(long, global = true, env = "REPLICATOR_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start every region of the file on this machine, and show them
+    #[command(after_help = "Ctrl-C stops every region cleanly; the next `up` goes on where it was.")]
+    Up {
+        /// Return once every region streams, and leave them running
+        #[arg(long)]
+        detach: bool,
+        /// How long they may take to stream, with --detach
+        #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+        timeout: Duration,
+    },
+    /// Stop every region on this machine
+    Down {
+        /// How long they may take to stop
+        #[arg(long, default_value = "90s", value_parser = duration, value_name = "DURATION")]
+        timeout: Duration,
+    },
+    /// Run one region's daemon in the foreground: what a container or a unit runs
+    Run {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
+    },
+    /// Show every region: role, state, positions, lag
+    #[command(
+        after_help = "Works against any region's daemon, and says what it cannot reach. Lags are measured in the\n\
+                            primary's clock. Behind: redo not yet applied. With --json, one line of JSON each time."
+    )]
+    Status {
+        /// Ask again every second
+        #[arg(long)]
+        watch: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+        /// Ask this region's daemon instead of the first that answers
+        #[arg(long)]
+        region: Option<RegionName>,
+    },
+    /// Print a connection string for a region's PostgreSQL
+    #[command(
+        after_help = "It holds the superuser's password. For example:\n  psql \"$(replicator url --region us-east)\""
+    )]
+    Url {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
+    },
+    /// Check the file, and say everything that is wrong with it
+    Check,
+    /// Make the cluster's certificate authority and the certificates of its regions and operator
+    #[command(
+        after_help = "`up` does this by itself. To run regions on other machines, copy <data>/regions/<region>/identity\n\
+                            to each. The authority's key, <data>/authority/ca.key, belongs on none of them."
+    )]
+    Certs {
+        /// Make new certificates also where there are some
+        #[arg(long)]
+        renew: bool,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text).ok_or_else(|| "a duration, such as 30s or 10m".into())
+}
+
+type AnyResult = Result<(), Box<dyn Error>>;
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REPLICATOR_LOG").unwrap_or_else(|_| {
+        // A command's own words are its output; the daemon's are its log.
+        tracing_subscriber::EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {
+            "info"
+        } else {
+            "error"
+        })
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&e),
+    };
+    match runtime.block_on(cli.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&*e),
+    }
+}
+
+fn fail(error: &dyn Error) -> ExitCode {
+    eprintln!("replicator: {error}");
+    ExitCode::from(1)
+}
+
+impl Cli {
+    async fn run(self) -> AnyResult {
+        let config = Config::load(&self.places.config)?;
+        let layout = self.places.layout(&config)?;
+        match self.command {
+            Command::Check => {
+                println!("{}: {} regions, no mistakes", self.places.config.display(), config.regions.len());
+                Ok(())
+            }
+            Command::Certs { renew } => {
+                local::certificates(&config, &layout, renew)?;
+                println!("{}", layout.data().display());
+                Ok(())
+            }
+            Command::Run { region } => Ok(region::run(config, layout, region, on_signal()?).await?),
+            Command::Up { detach, timeout } => {
+                let stop = on_signal()?;
+                let file = self.places.config.canonicalize()?;
+                Ok(local::up(&config, &file, &layout, detach, timeout, stop).await?)
+            }
+            Command::Down { timeout } => Ok(local::down(&config, &layout, timeout).await?),
+            Command::Status { watch, json, region } => {
+                let asker = Asker::new(config, &layout)?;
+                asker.show_status(watch, json, region).await
+            }
+            Command::Url { region } => {
+                println!("{}", Asker::new(config, &layout)?.url(&region).await?);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Places {
+    fn layout(&self, config: &Config) -> Result<Layout, Box<dyn Error>> {
+        let data = match &self.data {
+            Some(data) => std::path::absolute(data)?,
+            None => default_data()?.join(&config.cluster),
+        };
+        Ok(Layout::new(data))
+    }
+}
+
+fn default_data() -> Result<PathBuf, Box<dyn Error>> {
+    if nix::unistd::Uid::effective().is_root() {
+        return Ok("/var/lib/replicator".into());
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let base = state.or_else(home).ok_or("there is no home directory; name a place with --data")?;
+    Ok(base.join("replicator"))
+}
+
+/// Cancelled by the first SIGINT or SIGTERM. A second one ends the process at once.
+fn on_signal() -> std::io::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        for second in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if second {
+                std::process::exit(1);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// An operator who asks daemons.
+pub(crate) struct Asker {
+    config: Config,
+    layout: Layout,
+    endpoint: Endpoint,
+    identity: Identity,
+}
+
+impl Asker {
+    pub(crate) fn new(config: Config, layout: &Layout) -> Result<Asker, Box<dyn Error>> {
+        let identity = Identity::load(&layout.operator())?;
+        let endpoint = Endpoint::bind(None, &identity)?;
+        Ok(Asker { config, layout: layout.clone(), endpoint, identity })
+    }
+
+    /// The status as the first daemon that answers knows it.
+    pub(crate) async fn status(&self, region: Option<&RegionName>) -> Result<ClusterStatus, Box<dyn Error>> {
+        let body = control_request::Body::ClusterStatus(ClusterStatusRequest {});
+        match self.ask(region, body).await? {
+            control_response::Body::ClusterStatus(mut status) => {
+                for row in &mut status.regions {
+                    self.add_passfile(row);
+                }
+                Ok(status)
+            }
+            _ => Err("the daemon gave another answer".into()),
+        }
+    }
+
+    /// On the region's own machine, psql finds the password by itself.
+    fn add_passfile(&self, row: &mut proto::messages::RegionStatus) {
+        let passfile = row.name.parse().map(|name| self.layout.region(&name).passfile());
+        if let Ok(passfile) = passfile
+            && passfile.exists()
+        {
+            row.url = format!("{}?passfile={}", row.url, passfile.display());
+        }
+    }
+
+    async fn ask(
+        &self,
+        region: Option<&RegionName>,
+        body: control_request::Body,
+    ) -> Result<control_response::Body, Box<dyn Error>> {
+        let mut answers = Vec::new();
+        let asked: Vec<&RegionConfig> =
+            self.config.regions.iter().filter(|r| region.is_none_or(|name| *name == r.name)).collect();
+        for region in asked {
+            match client::request(&self.endpoint, self.identity.cluster_id, region, body.clone(), PATIENCE)
+                .await
+            {
+                Ok(answer) => return Ok(answer),
+                Err(e) => answers.push(format!("\n  {}: {e}", region.name)),
+            }
+        }
+        if answers.is_empty() {
+            return Err("there is no such region in the file".into());
+        }
+        Err(format!("no daemon answered; are the regions up?{}", answers.concat()).into())
+    }
+
+    async fn url(&self, region: &RegionName) -> Result<String, Box<dyn Error>> {
+        if self.config.region(region).is_none() {
+            return Err(format!("there is no region '{region}' in the file").into());
+        }
+        let body = control_request::Body::Url(UrlRequest { region: region.to_string() });
+        match self.ask(None, body).await? {
+            control_response::Body::Url(url) => Ok(url),
+            _ => Err("the daemon gave another answer".into()),
+        }
+    }
+
+    async fn show_status(&self, watch: bool, json: bool, region: Option<RegionName>) -> AnyResult {
+        let redraw = watch && !json && std::io::stdout().is_terminal();
+        loop {
+            let text = match self.status(region.as_ref()).await {
+                Ok(status) if json => render::json(&status) + "\n",
+                Ok(status) => render::table(&status),
+                Err(e) if watch && !json => format!("{e}\n"),
+                Err(e) => return Err(e),
+            };
+            let mut out = std::io::stdout().lock();
+            if redraw {
+                // Home, each line to its end, and what is below.
+                out.write_all(format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")).as_bytes())?;
+            } else {
+                out.write_all(text.as_bytes())?;
+            }
+            out.flush()?;
+            drop(out);
+            if !watch {
+                return Ok(());
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The program: the command line, the region's daemon, and what starts daemons on this machine.
+//!
+//! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play. [`local`] runs every
+//! region of `regions.toml` on this machine.
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod layout;
+pub mod local;
+pub mod region;
+pub mod render;
+pub mod units;

@@ -1,0 +1,285 @@
+//! One region's daemon: what a container or a unit runs.
+//!
+//! It owns the region's volume, its PostgreSQL and its QUIC endpoint, plays the part that the region's record says, and
+//! answers operators and other regions.
+
+pub mod state;
+
+mod control;
+mod engine;
+mod follower;
+mod leader;
+pub(crate) mod secrets;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use postgres::account::{Account, AccountError};
+use postgres::installation::{Installation, InstallationError};
+use postgres::instance::{Instance, InstanceError, InstanceOptions, socket_dir_for};
+use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, open, refusal::Kind};
+use proto::{ClusterId, Epoch, RegionName};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport::{Connection, Endpoint, Identity, IdentityError, Peer, Stream, TransportError};
+use volume::{Volume, VolumeError, VolumeOptions};
+
+use crate::config::{Config, RegionConfig, Role};
+use crate::layout::{Layout, make_passable};
+use crate::local::lock::{DaemonLock, LockError};
+use follower::{FollowError, Follower};
+use leader::{Leader, LeaderError};
+use state::{RegionState, StateError};
+
+/// How long a peer may take to say what it wants on a stream.
+const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Why a region's daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// `regions.toml` has no such region.
+    #[error("there is no region '{name}' in regions.toml; there are: {known}")]
+    Unknown {
+        /// The name asked for.
+        name: RegionName,
+        /// The regions there are.
+        known: String,
+    },
+    /// The certificate is another's.
+    #[error("the certificate in {path} is that of '{found}', not of region {expected}")]
+    OtherCertificate {
+        /// Where it is.
+        path: PathBuf,
+        /// Whose it is.
+        found: Peer,
+        /// Whose it should be.
+        expected: RegionName,
+    },
+    /// A directory cannot be made.
+    #[error("{path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// See [`LockError`].
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// See [`IdentityError`].
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// See [`StateError`].
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// See [`InstallationError`].
+    #[error(transparent)]
+    Installation(#[from] InstallationError),
+    /// See [`AccountError`].
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// See [`VolumeError`].
+    #[error("the volume: {0}")]
+    Volume(#[from] VolumeError),
+    /// See [`TransportError`].
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// See [`LeaderError`].
+    #[error(transparent)]
+    Leader(#[from] LeaderError),
+    /// See [`FollowError`].
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// See [`InstanceError`].
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+}
+
+/// What all parts of the daemon know.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) config: Config,
+    pub(crate) own: RegionConfig,
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) layout: crate::layout::RegionLayout,
+    pub(crate) part: Part,
+}
+
+/// The part the region plays.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Leader(Box<tokio::sync::Mutex<Leader>>),
+    Follower(Arc<Follower>),
+}
+
+/// Runs the daemon of `name` until `stop`.
+///
+/// # Errors
+/// When it cannot start; what to do is in the error's words.
+pub async fn run(
+    config: Config,
+    layout: Layout,
+    name: RegionName,
+    stop: CancellationToken,
+) -> Result<(), RegionError> {
+    let own = config.region(&name).cloned().ok_or_else(|| {
+        let known: Vec<&str> = config.regions.iter().map(|r| r.name.as_str()).collect();
+        RegionError::Unknown { name: name.clone(), known: known.join(", ") }
+    })?;
+    let places = layout.region(&name);
+    make_passable(places.directory())
+        .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
+    let _lock = DaemonLock::take(&places.lock())?;
+    let identity = Identity::load(&places.identity())?;
+    if identity.peer != Peer::Region(name.clone()) {
+        return Err(RegionError::OtherCertificate {
+            path: places.identity(),
+            found: identity.peer,
+            expected: name,
+        });
+    }
+    let state = load_state(&places, &identity, &own)?;
+    let installation = Installation::find(config.bin_dir.as_deref())?;
+    let account = Account::resolve(config.os_user.as_deref())?;
+    tracing::info!(
+        "region {name}, {}, PostgreSQL {} as user {}",
+        own.role,
+        installation.version,
+        account.name
+    );
+    let instance = Instance::new(InstanceOptions {
+        installation,
+        account,
+        data_dir: places.pgdata(),
+        socket_dir: socket_dir_for(places.directory()),
+        listen: own.postgres,
+        log_file: places.postgresql_log(),
+        name: name.to_string(),
+        settings: config.settings.clone(),
+    });
+    let volume = Volume::open(VolumeOptions {
+        retain: config.retain,
+        max_size_bytes: config.max_size_bytes,
+        ..VolumeOptions::new(places.volume(), identity.cluster_id)
+    })
+    .await?;
+    let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
+    let cluster_id = identity.cluster_id;
+    let part = match own.role {
+        Role::Primary => {
+            let leader =
+                Leader::start(&config, &own, &places, instance, volume, endpoint.clone(), state).await?;
+            Part::Leader(Box::new(tokio::sync::Mutex::new(leader)))
+        }
+        Role::Secondary => Part::Follower(Follower::start(places.clone(), instance, volume, state).await?),
+    };
+    let region = Arc::new(Region { config, own, cluster_id, endpoint, layout: places, part });
+    region.serve(stop).await;
+    tracing::info!("region {name} has stopped");
+    Ok(())
+}
+
+fn load_state(
+    places: &crate::layout::RegionLayout,
+    identity: &Identity,
+    own: &RegionConfig,
+) -> Result<RegionState, StateError> {
+    let path = places.state();
+    if let Some(state) = RegionState::load(&path)? {
+        state.verify(&path, identity.cluster_id, &own.name, own.role)?;
+        return Ok(state);
+    }
+    let (region, cluster_id) = (own.name.clone(), identity.cluster_id);
+    let state = RegionState { cluster_id, region, role: own.role, epoch: Epoch(1), system_id: None };
+    state.save(&path)?;
+    Ok(state)
+}
+
+impl Region {
+    /// Answers peers until `stop`, then stops everything in order.
+    async fn serve(self: Arc<Self>, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let connection = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.endpoint.accept() => accepted,
+            };
+            let Some(connection) = connection else { break };
+            tasks.spawn(self.clone().serve_connection(connection));
+        }
+        tracing::info!("stopping");
+        match &self.part {
+            Part::Leader(leader) => leader.lock().await.stop().await,
+            Part::Follower(follower) => follower.stop().await,
+        }
+        self.endpoint.close().await;
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn serve_connection(self: Arc<Self>, connection: Connection) {
+        let tasks = TaskTracker::new();
+        while let Some(stream) = connection.accept_stream().await {
+            let (region, peer) = (self.clone(), connection.peer().clone());
+            tasks.spawn(async move {
+                if let Err(e) = region.serve_stream(&peer, stream).await {
+                    tracing::warn!("a stream of {peer} ended: {e}");
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn serve_stream(&self, peer: &Peer, mut stream: Stream) -> Result<(), TransportError> {
+        let first =
+            tokio::time::timeout(OPEN_TIMEOUT, stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES)).await;
+        let first = first.unwrap_or(Err(TransportError::Lost("it never said what it wants".into())))?;
+        let Some(open) = first else { return Ok(()) };
+        let refusal = self.refuse(peer, &open);
+        match (open.purpose, refusal) {
+            (Some(purpose), Some(refusal)) => {
+                tracing::warn!("refused {peer}: {}", refusal.reason);
+                control::answer_refusal(&purpose, refusal, &mut stream).await
+            }
+            (Some(open::Purpose::Replicate(open)), None) => {
+                if let Part::Follower(follower) = &self.part {
+                    follower.replicate(open, stream).await;
+                }
+                Ok(())
+            }
+            (Some(open::Purpose::Seed(open)), None) => {
+                if let Part::Follower(follower) = &self.part {
+                    follower.seed(open, stream).await;
+                }
+                Ok(())
+            }
+            (Some(open::Purpose::Control(request)), None) => self.control(peer, request, stream).await,
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Why `open` of `peer` is refused, if it is.
+    fn refuse(&self, peer: &Peer, open: &Open) -> Option<Refusal> {
+        if open.protocol != PROTOCOL_VERSION {
+            let reason = format!("protocol {} is not spoken here, {PROTOCOL_VERSION} is", open.protocol);
+            return Some(Refusal::new(Kind::Protocol, reason));
+        }
+        if open.cluster_id[..] != self.cluster_id.0 {
+            return Some(Refusal::new(Kind::OtherCluster, "this is a region of another cluster"));
+        }
+        let is_primary =
+            |name: &RegionName| self.config.region(name).is_some_and(|r| r.role == Role::Primary);
+        let allowed = match (&open.purpose, peer) {
+            (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Region(name)) => {
+                is_primary(name) && matches!(self.part, Part::Follower(_))
+            }
+            (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
+            (Some(open::Purpose::Control(_)), Peer::Region(name)) => self.config.region(name).is_some(),
+            (Some(open::Purpose::Control(_)), Peer::Operator) | (None, _) => true,
+        };
+        let reason = || format!("'{peer}' may not do this with region {}", self.own.name);
+        (!allowed).then(|| Refusal::new(Kind::NotAllowed, reason()))
+    }
+}

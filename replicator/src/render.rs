@@ -1,0 +1,170 @@
+//! Cluster status for people and for programs: pure functions to text.
+
+use proto::Lsn;
+use proto::messages::{ClusterStatus, RegionStatus};
+use serde::Serialize;
+
+use crate::units::{show_bytes, show_ms};
+
+/// The stable contract of `status --json`.
+#[derive(Serialize)]
+struct Json<'a> {
+    cluster: &'a str,
+    epoch: u64,
+    primary: &'a str,
+    regions: Vec<JsonRegion<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonRegion<'a> {
+    name: &'a str,
+    role: &'a str,
+    state: &'a str,
+    timeline: u32,
+    durable_lsn: Option<String>,
+    applied_lsn: Option<String>,
+    behind_bytes: Option<u64>,
+    durability_lag_ms: Option<u64>,
+    visibility_lag_ms: Option<u64>,
+    redo_bytes: u64,
+    wan_bytes: u64,
+    url: &'a str,
+}
+
+/// The status as one line of JSON. What is not known is `null`.
+#[must_use]
+pub fn json(status: &ClusterStatus) -> String {
+    let ClusterStatus { cluster, epoch, primary, regions, .. } = status;
+    let json = Json { cluster, epoch: *epoch, primary, regions: regions.iter().map(json_region).collect() };
+    serde_json::to_string(&json).unwrap_or_default()
+}
+
+fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
+    let lsn = |lsn: Option<u64>| lsn.map(|l| Lsn(l).to_string());
+    JsonRegion {
+        name: &row.name,
+        role: &row.role,
+        state: &row.state,
+        timeline: row.timeline,
+        durable_lsn: lsn(row.durable_lsn),
+        applied_lsn: lsn(row.applied_lsn),
+        behind_bytes: row.behind_bytes,
+        durability_lag_ms: row.durability_lag_ms,
+        visibility_lag_ms: row.visibility_lag_ms,
+        redo_bytes: row.redo_bytes,
+        wan_bytes: row.wan_bytes,
+        url: &row.url,
+    }
+}
+
+/// The status as a table, with notes below it.
+#[must_use]
+pub fn table(status: &ClusterStatus) -> String {
+    let heads = [
+        "Region",
+        "Role",
+        "State",
+        "TL",
+        "Durable LSN",
+        "Applied LSN",
+        "Behind",
+        "Durable lag",
+        "Visible lag",
+        "Connection",
+    ];
+    let dash = || "-".to_owned();
+    let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(status.regions.iter().map(|row| {
+        let lsn = |lsn: Option<u64>| lsn.map_or_else(dash, |l| Lsn(l).to_string());
+        let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
+        let state = match row.seed_total_bytes {
+            total if total > 0 && row.state == "seeding" => {
+                format!("seeding {} %", percent(row.seed_bytes, total))
+            }
+            _ => row.state.clone(),
+        };
+        vec![
+            row.name.clone(),
+            row.role.clone(),
+            state,
+            if row.timeline == 0 { dash() } else { row.timeline.to_string() },
+            lsn(row.durable_lsn),
+            lsn(row.applied_lsn),
+            row.behind_bytes.map_or_else(dash, show_bytes),
+            ms(row.durability_lag_ms),
+            ms(row.visibility_lag_ms),
+            row.url.clone(),
+        ]
+    }));
+    let widths: Vec<usize> =
+        (0..heads.len()).map(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0)).collect();
+    let mut text =
+        format!("cluster {}, epoch {}, primary {}\n", status.cluster, status.epoch, status.primary);
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    for note in &status.notes {
+        text.push_str(&format!("  note: {note}\n"));
+    }
+    text
+}
+
+/// How much of `total` is done, at most 100.
+#[must_use]
+pub fn percent(done: u64, total: u64) -> u64 {
+    (done.saturating_mul(100) / total.max(1)).min(100)
+}
+
+/// Whether every region streams.
+#[must_use]
+pub fn all_stream(status: &ClusterStatus) -> bool {
+    !status.regions.is_empty() && status.regions.iter().all(|row| row.state == "streaming")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> ClusterStatus {
+        let row = RegionStatus {
+            name: "eu-west".into(),
+            role: "secondary".into(),
+            state: "streaming".into(),
+            timeline: 1,
+            durable_lsn: Some(0x16B_3748),
+            visibility_lag_ms: Some(3),
+            url: "postgresql://x".into(),
+            ..RegionStatus::default()
+        };
+        ClusterStatus {
+            cluster: "demo".into(),
+            epoch: 1,
+            primary: "us-east".into(),
+            regions: vec![row],
+            notes: vec!["something".into()],
+        }
+    }
+
+    #[test]
+    fn json_has_exactly_the_promised_fields() {
+        assert_eq!(
+            json(&status()),
+            "{\"cluster\":\"demo\",\"epoch\":1,\"primary\":\"us-east\",\"regions\":[{\"name\":\"eu-west\",\
+             \"role\":\"secondary\",\"state\":\"streaming\",\"timeline\":1,\"durable_lsn\":\"0/16B3748\",\
+             \"applied_lsn\":null,\"behind_bytes\":null,\"durability_lag_ms\":null,\"visibility_lag_ms\":3,\
+             \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\"}]}"
+        );
+    }
+
+    #[test]
+    fn the_table_aligns_and_keeps_notes() {
+        let text = table(&status());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1].find("Connection"), lines[2].find("postgresql://"));
+        assert_eq!(lines[3], "  note: something");
+        assert!(all_stream(&status()) && !all_stream(&ClusterStatus::default()));
+    }
+}
