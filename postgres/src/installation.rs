@@ -57,8 +57,9 @@ impl Installation {
         });
         let path = std::env::var_os("PATH").unwrap_or_default();
         let candidates = packaged.chain(std::env::split_paths(&path));
-        let found =
-            candidates.filter(|d| d.join("postgres").is_file()).filter_map(|d| Installation::at(&d).ok());
+        let found = candidates
+            .filter(|d| d.join("postgres").is_file())
+            .filter_map(|d| Installation::at(&real(&d)).ok());
         found.max_by_key(|i| i.major).ok_or(InstallationError::NotFound)
     }
 
@@ -80,6 +81,12 @@ impl Installation {
     pub fn program(&self, name: &str) -> PathBuf {
         self.bin_dir.join(name)
     }
+}
+
+/// The directory where the program really is: a PATH may hold a link to it without its siblings.
+fn real(bin_dir: &Path) -> PathBuf {
+    let program = bin_dir.join("postgres").canonicalize().ok();
+    program.and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_else(|| bin_dir.to_owned())
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` → `15.18`, 15.

@@ -10,7 +10,7 @@ use crate::Target;
 use crate::lag::{RedoClock, RegionLag};
 use crate::shipper::machine::State;
 
-/// A region whose newest durable commit is older than this is catching up, also when it once had caught up.
+/// A region whose newest applied commit is older than this is catching up, also when it once had caught up.
 const CATCHING_UP_LAG_US: i64 = 5_000_000;
 
 /// How reading the writer goes.
@@ -128,13 +128,12 @@ impl Region {
 
     fn row(&self, name: &RegionName, primary_durable_lsn: Lsn, now_us: i64) -> RegionStatus {
         let ms = |us: Option<i64>| us.and_then(|us| u64::try_from(us / 1000).ok());
-        let lag_us = self.lag.durability_lag_us(now_us);
+        let visibility_lag_us = self.lag.visibility_lag_us(now_us);
+        let fresh = visibility_lag_us.is_some_and(|us| us < CATCHING_UP_LAG_US);
         let state = match self.state {
             State::Probing if self.detail.is_empty() => "connecting",
             State::Probing => "unreachable",
-            State::Streaming { caught_up: true, .. } if lag_us.is_some_and(|us| us < CATCHING_UP_LAG_US) => {
-                "streaming"
-            }
+            State::Streaming { caught_up: true, .. } if fresh => "streaming",
             State::Streaming { .. } => "catching_up",
             State::Seeding => "seeding",
             State::Waiting { refused: true, .. } => "refused",
@@ -148,8 +147,8 @@ impl Region {
             durable_lsn: self.durable_lsn.map(|l| l.0),
             applied_lsn: self.applied_lsn.map(|l| l.0),
             behind_bytes: self.applied_lsn.map(|applied_lsn| primary_durable_lsn.bytes_since(applied_lsn)),
-            durability_lag_ms: ms(lag_us),
-            visibility_lag_ms: ms(self.lag.visibility_lag_us(now_us)),
+            durability_lag_ms: ms(self.lag.durability_lag_us(now_us)),
+            visibility_lag_ms: ms(visibility_lag_us),
             redo_bytes: self.redo_bytes,
             wan_bytes: self.wan_bytes_before + self.wan_bytes_now,
             url: self.url.clone(),

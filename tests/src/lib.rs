@@ -1,1 +1,277 @@
-//! tests
+//! The harness of the end-to-end tests: real daemons, real PostgreSQL, real QUIC, on loopback.
+//!
+//! A [`Cluster`] is brought up by the program itself, in a directory of its own, on ports of its own, and is taken down
+//! when it is dropped. Conditions are polled with a deadline; nothing sleeps to wait for one.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// The longest that anything is waited for: generous, as two processors may be busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The names of the regions, the primary first.
+pub const REGIONS: [&str; 6] = ["us-east", "eu-west", "ap-northeast", "sa-east", "af-south", "eu-north"];
+
+/// A cluster on this machine.
+pub struct Cluster {
+    directory: TempDir,
+    /// Its regions; the first is the primary.
+    pub regions: Vec<&'static str>,
+}
+
+impl Cluster {
+    /// Configures a cluster of one primary and `secondaries`, which is not up yet.
+    #[must_use]
+    pub fn new(secondaries: usize) -> Cluster {
+        let directory = tempfile::Builder::new().prefix("rpl-").tempdir().unwrap();
+        open_to_all(directory.path());
+        let regions = REGIONS[..=secondaries].to_vec();
+        let mut text = String::from("cluster = \"test\"\n");
+        let mut held = Vec::new();
+        for (index, region) in regions.iter().enumerate() {
+            let role = if index == 0 { "primary" } else { "secondary" };
+            let (udp, tcp) = free_ports(&mut held);
+            text +=
+                &format!("[region.{region}]\nrole = \"{role}\"\nlisten = \"{udp}\"\npostgres = \"{tcp}\"\n");
+        }
+        std::fs::write(directory.path().join("regions.toml"), text).unwrap();
+        Cluster { directory, regions }
+    }
+
+    /// A cluster that is up and streaming.
+    #[must_use]
+    pub fn up(secondaries: usize) -> Cluster {
+        let cluster = Cluster::new(secondaries);
+        cluster.start();
+        cluster
+    }
+
+    /// Brings up what does not run.
+    pub fn start(&self) {
+        let output = self.run(&["up", "--detach", "--timeout", "90s"]);
+        assert!(output.status.success(), "up: {}\n{}", text(&output.stderr), self.logs());
+    }
+
+    /// Runs the program with this cluster's file and data.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program());
+        command.args(arguments).arg("--config").arg(self.file()).arg("--data").arg(self.data());
+        command.output().unwrap()
+    }
+
+    /// What a command prints; it must succeed.
+    #[must_use]
+    pub fn printed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}\n{}", text(&output.stderr), self.logs());
+        text(&output.stdout).trim().to_owned()
+    }
+
+    /// The cluster's `regions.toml`.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.directory.path().join("regions.toml")
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// A region's own directory.
+    #[must_use]
+    pub fn region(&self, region: &str) -> PathBuf {
+        self.data().join("regions").join(region)
+    }
+
+    /// `status --json`, parsed.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.printed(&["status", "--json"])).unwrap()
+    }
+
+    /// Connects to a region's PostgreSQL as an application does.
+    pub async fn connect(&self, region: &str) -> PgConnection {
+        let url = self.printed(&["url", "--region", region]);
+        let begin = now();
+        loop {
+            match PgConnection::connect(&url).await {
+                Ok(connection) => return connection,
+                Err(e) => assert!(begin.elapsed() < PATIENCE, "{region}: {e}\n{}", self.logs()),
+            }
+            pause().await;
+        }
+    }
+
+    /// The process of a region's daemon.
+    #[must_use]
+    pub fn daemon(&self, region: &str) -> Pid {
+        let content = std::fs::read_to_string(self.region(region).join("daemon.lock")).unwrap();
+        Pid::from_raw(content.trim().parse().unwrap())
+    }
+
+    /// The process of a region's PostgreSQL.
+    #[must_use]
+    pub fn postmaster(&self, region: &str) -> Pid {
+        let content = std::fs::read_to_string(self.region(region).join("pgdata/postmaster.pid")).unwrap();
+        Pid::from_raw(content.lines().next().unwrap().trim().parse().unwrap())
+    }
+
+    /// Kills a region's daemon and, `with_postgresql`, its PostgreSQL, as kill -9 does.
+    pub async fn kill(&self, region: &str, with_postgresql: bool) {
+        let daemon = self.daemon(region);
+        // The daemon first, or it would start PostgreSQL again.
+        kill(daemon, Signal::SIGKILL).unwrap();
+        if with_postgresql {
+            let _ = kill(self.postmaster(region), Signal::SIGKILL);
+        }
+        until("the daemon is gone", || async {
+            Path::new(&format!("/proc/{daemon}/exe")).read_link().is_err()
+        })
+        .await;
+    }
+
+    /// Waits until every secondary has applied all that the primary has durable.
+    pub async fn until_level(&self) {
+        until("all regions are level", || async {
+            let status = self.status();
+            let regions = status["regions"].as_array().unwrap();
+            regions.iter().all(|r| r["state"] == "streaming" && r["behind_bytes"] == 0)
+        })
+        .await;
+    }
+
+    /// Checks that every table of every region holds the same rows, and that pg_amcheck finds nothing wrong.
+    pub async fn assert_identical(&self) {
+        self.until_level().await;
+        let mut expected: Option<Vec<(String, String)>> = None;
+        for region in &self.regions {
+            let mut connection = self.connect(region).await;
+            let tables: Vec<String> = sqlx::query_scalar(
+                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
+                 WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
+            )
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+            let mut contents = Vec::new();
+            for table in tables {
+                let query = format!(
+                    "SELECT md5(coalesce(string_agg(t::text, '|' ORDER BY t::text), '')) FROM {table} t"
+                );
+                let sum: String =
+                    sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap();
+                contents.push((table, sum));
+            }
+            match &expected {
+                None => expected = Some(contents),
+                Some(expected) => {
+                    assert_eq!(expected, &contents, "{region} differs from {}", self.regions[0])
+                }
+            }
+        }
+        assert!(expected.is_some_and(|tables| !tables.is_empty()), "there was something to compare");
+    }
+
+    /// The end of every log, for a failing test.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let logs = self.regions.iter().flat_map(|region| {
+            ["daemon.log", "postgresql.log"].map(|name| {
+                let content = std::fs::read(self.region(region).join(name)).unwrap_or_default();
+                let content = text(&content);
+                let last: Vec<&str> = content.lines().rev().take(15).collect();
+                let last: Vec<&str> = last.into_iter().rev().collect();
+                format!("--- {region} {name}\n{}\n", last.join("\n"))
+            })
+        });
+        logs.collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let output = self.run(&["down"]);
+        if !output.status.success() {
+            eprintln!("down: {}", text(&output.stderr));
+        }
+    }
+}
+
+/// The built program.
+#[must_use]
+pub fn program() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let target =
+        own.ancestors().find(|d| d.join("replicator").is_file()).expect("replicator is built: `make build`");
+    target.join("replicator")
+}
+
+/// PostgreSQL's programs.
+#[must_use]
+pub fn postgresql(name: &str) -> PathBuf {
+    postgres::installation::Installation::find(None).unwrap().program(name)
+}
+
+/// Polls until `condition` holds; the test fails when it does not in time.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let begin = now();
+    while !condition().await {
+        assert!(begin.elapsed() < PATIENCE, "not in time: {what}");
+        pause().await;
+    }
+}
+
+/// A moment between two looks at a condition.
+pub async fn pause() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// Now, for deadlines.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "tests have deadlines")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Bytes as text.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Lets PostgreSQL's account pass through a directory that was made for us alone.
+fn open_to_all(directory: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A free UDP and a free TCP address; `held` keeps them apart from the next ones.
+fn free_ports(held: &mut Vec<(UdpSocket, TcpListener)>) -> (SocketAddr, SocketAddr) {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // A port number is not taken twice, be it UDP or TCP.
+    let tcp = loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        if port != udp.local_addr().unwrap().port()
+            && held.iter().all(|(u, _)| u.local_addr().unwrap().port() != port)
+        {
+            break tcp;
+        }
+    };
+    let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
+    held.push((udp, tcp));
+    addresses
+}

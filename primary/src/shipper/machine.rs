@@ -97,11 +97,11 @@ pub fn plan(log: &Log, position: Position) -> Plan {
 pub enum State {
     /// Connecting, or waiting for the answer.
     Probing,
-    /// Sending batches; `caught_up` once everything durable when the stream began has arrived.
+    /// Sending batches; `caught_up` once everything durable when the stream began is applied there.
     Streaming {
         /// What was durable here when the stream began.
         goal_lsn: Lsn,
-        /// Whether the region has reached it.
+        /// Whether the region's standby has applied it.
         caught_up: bool,
     },
     /// Sending a base backup.
@@ -126,8 +126,8 @@ pub enum Input {
     Lost(String),
     /// The region said no.
     Refused(refusal::Kind, String),
-    /// The region reported its durable LSN.
-    Durable(Lsn),
+    /// The region's standby has applied redo up to here.
+    Applied(Lsn),
     /// The base backup is in place.
     Seeded,
 }
@@ -200,7 +200,7 @@ impl Shipper {
                 }
                 Plan::Diverged { why } => self.refused(now_us, why),
             },
-            (State::Streaming { goal_lsn, caught_up }, Input::Durable(lsn)) => {
+            (State::Streaming { goal_lsn, caught_up }, Input::Applied(lsn)) => {
                 *caught_up |= lsn >= *goal_lsn;
                 self.failures = 0;
                 vec![]
@@ -215,7 +215,7 @@ impl Shipper {
             (_, Input::Refused(refusal::Kind::Busy, why)) => self.failed(now_us, why),
             (_, Input::Refused(_, why)) => self.refused(now_us, why),
             // What belongs to a state already left says nothing about the present one.
-            (_, Input::Timer | Input::Answered(..) | Input::Durable(_) | Input::Seeded) => vec![],
+            (_, Input::Timer | Input::Answered(..) | Input::Applied(_) | Input::Seeded) => vec![],
         }
     }
 
@@ -274,7 +274,7 @@ mod tests {
         let stream = shipper.handle(2, Input::Answered(log(0, 0x900), at(2, 0x800)));
         assert_eq!(stream, [Command::Stream { from_lsn: Lsn(0x800) }]);
         assert_eq!(shipper.state(), &State::Streaming { goal_lsn: Lsn(0x900), caught_up: false });
-        shipper.handle(3, Input::Durable(Lsn(0x900)));
+        shipper.handle(3, Input::Applied(Lsn(0x900)));
         assert_eq!(shipper.state(), &State::Streaming { goal_lsn: Lsn(0x900), caught_up: true });
     }
 
@@ -293,7 +293,7 @@ mod tests {
         }
         assert_eq!(waits, [50, 100, 200, 400, 800, 1000, 1000, 1000]);
         shipper.handle(now_us, Input::Answered(log(0, 0x900), at(2, 0x900)));
-        shipper.handle(now_us, Input::Durable(Lsn(0x900)));
+        shipper.handle(now_us, Input::Applied(Lsn(0x900)));
         let commands = shipper.handle(now_us, Input::Lost("reset".into()));
         assert_eq!(commands, [Command::Disconnect, Command::WakeAt(now_us + RETRY_MIN_US)]);
     }
@@ -308,7 +308,7 @@ mod tests {
             ),
             Just(Input::Lost("x".into())),
             Just(Input::Refused(refusal::Kind::StaleEpoch, "x".into())),
-            (0u64..0xA00).prop_map(|lsn| Input::Durable(Lsn(lsn))),
+            (0u64..0xA00).prop_map(|lsn| Input::Applied(Lsn(lsn))),
             Just(Input::Seeded),
         ]
     }

@@ -122,6 +122,9 @@ impl Shipping {
     async fn volume_begin(&self, start_lsn: Lsn) -> Result<Lsn, SeedError> {
         let volume = &self.options.volume;
         let segment_lsn = start_lsn.segment_begin(self.views.reader().wal_segment_bytes.max(1));
+        // The writer's redo may still be on its way here.
+        let mut durable = volume.watch_durable();
+        durable.wait_for(|durable| durable.lsn > segment_lsn).await.map_err(|_| VolumeError::Closed)?;
         let from_lsn = segment_lsn.max(volume.bounds().horizon_lsn);
         let mut cursor = volume.cursor(from_lsn, Start::Context)?;
         Ok(cursor.next_batch().await?.begin_lsn)

@@ -81,7 +81,7 @@ impl Shipping {
             };
             match body {
                 Some(upstream::Body::Progress(progress)) => {
-                    machine.handle(clock::now_us(), Input::Durable(Lsn(progress.durable_lsn)));
+                    machine.handle(clock::now_us(), Input::Applied(Lsn(progress.applied_lsn)));
                     out.note_progress(machine, progress);
                 }
                 Some(upstream::Body::Refusal(refusal)) => {
