@@ -8,6 +8,7 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -37,12 +38,11 @@ impl Cluster {
         open_to_all(directory.path());
         let regions = REGIONS[..=secondaries].to_vec();
         let mut text = String::from("cluster = \"test\"\n");
-        let mut held = Vec::new();
         for (index, region) in regions.iter().enumerate() {
             let role = if index == 0 { "primary" } else { "secondary" };
-            let (udp, tcp) = free_ports(&mut held);
-            text +=
-                &format!("[region.{region}]\nrole = \"{role}\"\nlisten = \"{udp}\"\npostgres = \"{tcp}\"\n");
+            let (udp, tcp) = (free_port(), free_port());
+            text += &format!("[region.{region}]\nrole = \"{role}\"\n");
+            text += &format!("listen = \"127.0.0.1:{udp}\"\npostgres = \"127.0.0.1:{tcp}\"\n");
         }
         std::fs::write(directory.path().join("regions.toml"), text).unwrap();
         Cluster { directory, regions }
@@ -175,6 +175,7 @@ impl Cluster {
                     sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap();
                 contents.push((table, sum));
             }
+            self.amcheck(region);
             match &expected {
                 None => expected = Some(contents),
                 Some(expected) => {
@@ -183,6 +184,17 @@ impl Cluster {
             }
         }
         assert!(expected.is_some_and(|tables| !tables.is_empty()), "there was something to compare");
+    }
+
+    /// Runs pg_amcheck on a region; it must find nothing. The extension it needs is made on the primary.
+    fn amcheck(&self, region: &str) {
+        let mut command = Command::new(postgresql("pg_amcheck"));
+        if region == self.regions[0] {
+            command.arg("--install-missing");
+        }
+        let output =
+            command.arg("--database").arg(self.printed(&["url", "--region", region])).output().unwrap();
+        assert!(output.status.success(), "{region}: {}{}", text(&output.stdout), text(&output.stderr));
     }
 
     /// The end of every log, for a failing test.
@@ -258,20 +270,17 @@ fn open_to_all(directory: &Path) {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A free UDP and a free TCP address; `held` keeps them apart from the next ones.
-fn free_ports(held: &mut Vec<(UdpSocket, TcpListener)>) -> (SocketAddr, SocketAddr) {
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // A port number is not taken twice, be it UDP or TCP.
-    let tcp = loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if port != udp.local_addr().unwrap().port()
-            && held.iter().all(|(u, _)| u.local_addr().unwrap().port() != port)
-        {
-            break tcp;
+/// A port that nothing uses, UDP or TCP. Below the range from which the system gives ports to connections, and apart from
+/// what other test processes take.
+#[must_use]
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (std::process::id().wrapping_mul(64) + step) % 10_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return address.port();
         }
-    };
-    let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
-    held.push((udp, tcp));
-    addresses
+    }
 }

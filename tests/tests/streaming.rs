@@ -61,6 +61,17 @@ async fn rows_written_on_the_primary_are_read_on_both_secondaries() {
 }
 
 #[tokio::test]
+async fn five_secondaries_hold_the_same_after_load() {
+    let cluster = Cluster::up(5);
+    let url = cluster.printed(&["url", "--region", "us-east"]);
+    for arguments in [&["-i", "-q", "-s", "2"][..], &["-c", "8", "-T", "10"]] {
+        let output = Command::new(postgresql("pgbench")).args(arguments).arg(&url).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    cluster.assert_identical().await;
+}
+
+#[tokio::test]
 async fn a_region_that_was_away_catches_up_from_the_log_and_the_writer_keeps_no_redo_for_it() {
     let cluster = Cluster::up(1);
     let mut primary = cluster.connect("us-east").await;

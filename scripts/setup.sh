@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs what is missing on a Debian machine, and says what it does. Says nothing when nothing is missing.
+set -euo pipefail
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else echo "setup: '$*' needs root, and there is no sudo: run it as root, then come back" >&2; exit 1
+    fi
+}
+
+have_postgresql() {
+    for bin in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin; do
+        if [ -x "$bin/postgres" ] && [ -x "$bin/pgbench" ] && [ -x "$bin/pg_amcheck" ]; then
+            major=$("$bin/postgres" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+            if [ "$major" -ge 15 ]; then return 0; fi
+        fi
+    done
+    return 1
+}
+
+packages=()
+have_postgresql || packages+=(postgresql postgresql-client)
+command -v cc >/dev/null || packages+=(build-essential)
+command -v c++ >/dev/null || packages+=(g++)
+
+if [ ${#packages[@]} -gt 0 ]; then
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: install these with your system's own tools: PostgreSQL 15 or newer with its contrib programs, a C compiler" >&2
+        exit 1
+    fi
+    echo "setup: installing ${packages[*]}"
+    # Debian makes and starts a cluster of its own on port 5432; nothing here needs it.
+    if [[ " ${packages[*]} " == *" postgresql "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        as_root mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: there is no cargo; install Rust 1.95 or newer with rustup (https://rustup.rs), then come back" >&2
+    exit 1
+fi
