@@ -155,6 +155,8 @@ impl Cluster {
 
     /// Checks that every table of every region holds the same rows, and that pg_amcheck finds nothing wrong.
     pub async fn assert_identical(&self) {
+        // The extension that pg_amcheck needs is made on the primary, and reaches the others as redo.
+        self.amcheck(self.regions[0]);
         self.until_level().await;
         let mut expected: Option<Vec<(String, String)>> = None;
         for region in &self.regions {
@@ -192,8 +194,11 @@ impl Cluster {
         if region == self.regions[0] {
             command.arg("--install-missing");
         }
-        let output =
-            command.arg("--database").arg(self.printed(&["url", "--region", region])).output().unwrap();
+        let passfile = self.region(region).join("superuser.pgpass");
+        let line = std::fs::read_to_string(&passfile).unwrap();
+        let [host, port, _, user, _] = line.split(':').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        command.env("PGPASSFILE", &passfile).args(["-h", host, "-p", port, "-U", user, "postgres"]);
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{region}: {}{}", text(&output.stdout), text(&output.stderr));
     }
 
