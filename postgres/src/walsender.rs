@@ -27,7 +27,7 @@ const REDO_MESSAGE_BYTES_MAX: usize = 128 * 1024;
 const WRITE_BYTES: usize = 512 * 1024;
 
 /// A stock standby reports what it has *applied* only when asked. While it is behind, it is asked this often …
-const ASK_MIN_US: i64 = 2_000;
+const ASK_MIN_US: i64 = 5_000;
 /// … and, as long as nothing moves, at growing intervals up to this.
 const ASK_MAX_US: i64 = 100_000;
 

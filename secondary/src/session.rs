@@ -20,7 +20,7 @@ use crate::receiver::{Receiver, Verdict};
 
 /// Positions are reported at most this often: enough for a lag in milliseconds, and one packet where a busy region would
 /// send hundreds.
-const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(2);
+const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(5);
 
 /// Positions are reported at least this often, also when nothing moves.
 const REPORT_INTERVAL_MAX: Duration = Duration::from_millis(100);
