@@ -118,6 +118,8 @@ impl Reader {
                 volume.append_history(client.timeline_history(identity.timeline).await?).await?;
             }
         }
+        // What an earlier connection read may still be on its way to the disk.
+        volume.settle().await?;
         let bounds = volume.bounds();
         let (mut from_lsn, mut timeline) = (bounds.durable_lsn, bounds.timeline);
         if identity.timeline == timeline && identity.flush_lsn < from_lsn {

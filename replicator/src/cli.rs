@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use proto::RegionName;
 use proto::messages::{ClusterStatus, ClusterStatusRequest, UrlRequest, control_request, control_response};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, Identity};
 
@@ -275,12 +276,20 @@ impl Asker {
         let mut answers = Vec::new();
         let asked: Vec<&RegionConfig> =
             self.config.regions.iter().filter(|r| region.is_none_or(|name| *name == r.name)).collect();
+        // All at once, and the first answer counts: a region that is down must not hold up the command.
+        let mut asking = JoinSet::new();
         for region in asked {
-            match client::request(&self.endpoint, self.identity.cluster_id, region, body.clone(), PATIENCE)
-                .await
-            {
+            let (endpoint, cluster_id) = (self.endpoint.clone(), self.identity.cluster_id);
+            let (region, body) = (region.clone(), body.clone());
+            asking.spawn(async move {
+                let answer = client::request(&endpoint, cluster_id, &region, body, PATIENCE).await;
+                answer.map_err(|e| format!("\n  {}: {e}", region.name))
+            });
+        }
+        while let Some(asked) = asking.join_next().await {
+            match asked? {
                 Ok(answer) => return Ok(answer),
-                Err(e) => answers.push(format!("\n  {}: {e}", region.name)),
+                Err(e) => answers.push(e),
             }
         }
         if answers.is_empty() {

@@ -27,7 +27,7 @@ pub enum Verdict {
 }
 
 impl Receiver {
-    /// A receiver that has redo up to `end_lsn` on `timeline`, and has seen `epoch`.
+    /// A receiver that has redo up to `end_lsn` on `timeline`, the newest of it written under `epoch`.
     #[must_use]
     pub fn new(epoch: Epoch, timeline: Timeline, end_lsn: Lsn) -> Receiver {
         Receiver { epoch, timeline, end_lsn, next_history: None }
@@ -39,7 +39,7 @@ impl Receiver {
         self.end_lsn
     }
 
-    /// The highest epoch seen.
+    /// The epoch of the newest redo.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch

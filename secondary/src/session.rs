@@ -115,7 +115,12 @@ impl Inbound {
         let (sender, receiver) = stream.split();
         let session = Session {
             inbound: self,
-            receiver: Receiver::new(Epoch(open.epoch), Timeline(ready.timeline), Lsn(ready.durable_lsn)),
+            // Redo of an earlier epoch may be caught up under this one; it never goes back.
+            receiver: Receiver::new(
+                self.volume.watch_durable().borrow().epoch,
+                Timeline(ready.timeline),
+                Lsn(ready.durable_lsn),
+            ),
             decoder: None,
             received: watch::Sender::new((Lsn(ready.durable_lsn), 0)),
         };

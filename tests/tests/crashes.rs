@@ -97,3 +97,35 @@ async fn ten_kills_at_random_moments_lose_nothing() {
     }
     println!("{} acknowledged commits, all in every region", acknowledged.len());
 }
+
+#[tokio::test]
+async fn a_writer_that_dies_alone_is_started_again_and_read_on() {
+    let cluster = Cluster::up(1);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    let died = cluster.postmaster("us-east");
+    nix::sys::signal::kill(died, nix::sys::signal::Signal::SIGKILL).unwrap();
+    replicator_tests::until("another postmaster runs", || async {
+        let pid = std::fs::read_to_string(cluster.region("us-east").join("pgdata/postmaster.pid"))
+            .unwrap_or_default();
+        pid.lines().next().is_some_and(|line| line.trim() != died.to_string())
+    })
+    .await;
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.assert_identical().await;
+}
+
+#[tokio::test]
+async fn without_the_primary_the_others_speak_for_themselves() {
+    let cluster = Cluster::up(2);
+    cluster.kill("us-east", true).await;
+    let output = cluster.run(&["status", "--json"]);
+    assert!(output.status.success(), "{}", replicator_tests::text(&output.stderr));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["regions"][0]["state"], "unreachable");
+    for region in &status["regions"].as_array().unwrap()[1..] {
+        assert!(region["durable_lsn"].is_string() && region["visibility_lag_ms"].is_null(), "{region}");
+    }
+    assert!(cluster.printed(&["status"]).contains("us-east is not reached"));
+}

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use proto::ClusterId;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     ClusterStatus, ControlRequest, ControlResponse, Refusal, RegionStatus, RegionStatusRequest, RegionView,
     ReplicateReady, SeedAnswer, control_request, control_response, open,
 };
-use transport::{Peer, Stream, TransportError};
+use tokio::task::JoinSet;
+use transport::{Endpoint, Peer, Stream, TransportError};
 
 use super::{Part, Region, secrets};
 use crate::client;
@@ -78,45 +80,41 @@ impl Region {
         let mut views = vec![own];
         let mut notes = Vec::new();
         if self.own.role == Role::Secondary {
-            let primary = self.config.regions.iter().find(|r| r.role == Role::Primary);
-            let of_primary = match primary {
-                Some(primary) => self.ask(primary).await.map_err(|e| (primary, e)),
-                None => return ClusterStatus::default(),
-            };
-            match of_primary {
-                Ok(view) => views.insert(0, view),
-                Err((primary, e)) => {
-                    notes.push(format!(
-                        "the primary, {}, is not reached from {}: {e}",
-                        primary.name, self.own.name
-                    ));
-                    notes
-                        .push("lags are unknown without it: they are measured in the primary's clock".into());
-                    let others = self
-                        .config
-                        .regions
-                        .iter()
-                        .filter(|r| r.role == Role::Secondary && r.name != self.own.name);
-                    for other in others {
-                        match self.ask(other).await {
-                            Ok(view) => views.push(view),
-                            Err(e) => notes
-                                .push(format!("{} is not reached from {}: {e}", other.name, self.own.name)),
+            // All at once: one that does not answer must not hold up the others.
+            let mut asking = JoinSet::new();
+            for region in self.config.regions.iter().filter(|r| r.name != self.own.name) {
+                let (endpoint, cluster_id, region) = (self.endpoint.clone(), self.cluster_id, region.clone());
+                asking.spawn(async move { (ask(&endpoint, cluster_id, &region).await, region) });
+            }
+            while let Some(asked) = asking.join_next().await {
+                match asked {
+                    Ok((Ok(view), region)) if region.role == Role::Primary => views.insert(0, view),
+                    Ok((Ok(view), _)) => views.push(view),
+                    Ok((Err(e), region)) => {
+                        notes.push(format!("{} is not reached from {}: {e}", region.name, self.own.name));
+                        if region.role == Role::Primary {
+                            notes.push(
+                                "without the primary lags are unknown: they are measured in its clock".into(),
+                            );
                         }
                     }
+                    Err(e) => notes.push(format!("asking a region: {e}")),
                 }
             }
         }
         merge(&self.config.cluster, &self.config.regions, &views, notes)
     }
+}
 
-    async fn ask(&self, region: &RegionConfig) -> Result<RegionView, String> {
-        let body = control_request::Body::RegionStatus(RegionStatusRequest {});
-        let answer = client::request(&self.endpoint, self.cluster_id, region, body, ASK_TIMEOUT);
-        match answer.await.map_err(|e| e.to_string())? {
-            control_response::Body::RegionStatus(view) => Ok(view),
-            _ => Err("it gave another answer".into()),
-        }
+async fn ask(
+    endpoint: &Endpoint,
+    cluster_id: ClusterId,
+    region: &RegionConfig,
+) -> Result<RegionView, String> {
+    let body = control_request::Body::RegionStatus(RegionStatusRequest {});
+    match client::request(endpoint, cluster_id, region, body, ASK_TIMEOUT).await.map_err(|e| e.to_string())? {
+        control_response::Body::RegionStatus(view) => Ok(view),
+        _ => Err("it gave another answer".into()),
     }
 }
 

@@ -124,8 +124,7 @@ impl Follower {
             tracing::error!("not receiving redo: {e}");
             return;
         }
-        let system_id = if self.seeding.try_lock().is_ok() { self.system_id() } else { None };
-        self.inbound.serve(open, stream, system_id).await;
+        self.inbound.serve(open, stream, self.system_id()).await;
     }
 
     /// Takes a seed.
@@ -157,10 +156,11 @@ impl Follower {
         let seed = Seed::begin(&options.data_dir, &options.account)?;
         stream.send(&SeedAnswer::default()).await.map_err(secondary::seed::SeedError::from)?;
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
-        // From here to the last line the region has no data: a crash in between has it seeded anew.
+        // From here to the end the region has no data: a crash in between has it seeded anew. Recorded first, so that a
+        // stream that comes now is answered so, and then what still comes from an older one is ended.
+        self.record(|state| state.system_id = None)?;
         self.inbound.interrupt().await;
         self.unfollow().await?;
-        self.record(|state| state.system_id = None)?;
         self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
         unpacked.install()?;
         secrets::keep(&self.layout, &open.superuser_password, options.listen).map_err(FollowError::Secret)?;

@@ -223,8 +223,11 @@ impl Region {
         while let Some(stream) = connection.accept_stream().await {
             let (region, peer) = (self.clone(), connection.peer().clone());
             tasks.spawn(async move {
-                if let Err(e) = region.serve_stream(&peer, stream).await {
-                    tracing::warn!("a stream of {peer} ended: {e}");
+                match (region.serve_stream(&peer, stream).await, &peer) {
+                    (Ok(()), _) => {}
+                    // An operator's command goes as soon as it has an answer, be it another region's.
+                    (Err(e), Peer::Operator) => tracing::debug!("a stream of {peer} ended: {e}"),
+                    (Err(e), Peer::Region(_)) => tracing::warn!("a stream of {peer} ended: {e}"),
                 }
             });
         }
