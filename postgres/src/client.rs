@@ -526,6 +526,8 @@ impl ReplicationStream {
         match message.tag {
             b'd' => parse_copy(message.body).map(Some).ok_or(WireError::Malformed { tag: b'd' }.into()),
             b'c' => Ok(Some(StreamEvent::TimelineEnded)),
+            // A server that shuts down ends the command without ending the copy.
+            b'C' => Err(WireError::Closed.into()),
             tag => Err(ClientError::Unexpected { command: "START_REPLICATION", tag }),
         }
     }

@@ -199,7 +199,15 @@ async fn accept_all(endpoint: quinn::Endpoint, accept: mpsc::Sender<Connection>)
             let handshake = async { incoming.await };
             let connection = match tokio::time::timeout(HANDSHAKE, handshake).await {
                 Ok(Ok(connection)) => connection,
-                Ok(Err(e)) => return log.note(address, &classify(address, &e).to_string()),
+                Ok(Err(e)) => {
+                    return match classify(address, &e) {
+                        refused @ TransportError::Certificate { .. } => {
+                            log.note(address, &refused.to_string())
+                        }
+                        // It went away by itself: nobody was refused.
+                        gone => tracing::debug!("a handshake from {address} ended: {gone}"),
+                    };
+                }
                 Err(_) => return log.note(address, "the handshake took too long"),
             };
             let Some(peer) = peer_of(&connection) else {
