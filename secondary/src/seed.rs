@@ -9,9 +9,15 @@ use proto::Lsn;
 use proto::messages::{MAX_STREAM_MESSAGE_BYTES, SeedChunk, seed_chunk};
 use transport::{Stream, TransportError};
 
-/// How much decompressed backup goes to the disk at once. Bounds what one chunk can make of itself in memory: a chunk of
-/// compressed zeroes is written out as it is decompressed.
+/// How much decompressed backup goes to the disk at once.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// How much is decompressed at once. zstd makes at most 128 KiB of four bytes, so this is at most 16 MiB in memory, however
+/// the chunk was made.
+const COMPRESSED_BYTES: usize = 512;
+
+/// The largest window a seed's compression may ask for, as a power of two: what the sender's level uses.
+const WINDOW_LOG: u32 = 21;
 
 /// Why a seed did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +43,7 @@ pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, L
         let chunk: Option<SeedChunk> = stream.receive(MAX_STREAM_MESSAGE_BYTES).await?;
         match chunk.ok_or(TransportError::Finished)?.body {
             Some(seed_chunk::Body::Data(data)) => {
-                for compressed in data.chunks(PIECE_BYTES / 64) {
+                for compressed in data.chunks(COMPRESSED_BYTES) {
                     decoder.feed(compressed)?;
                     for piece in decoder.take() {
                         seed.write(piece).await?;
@@ -65,8 +71,9 @@ struct Decoder {
 
 impl Decoder {
     fn new() -> Result<Decoder, SeedError> {
-        let decoder =
-            zstd::stream::write::Decoder::new(Vec::new()).map_err(|e| SeedError::Damaged(e.to_string()))?;
+        let damaged = |e: std::io::Error| SeedError::Damaged(e.to_string());
+        let mut decoder = zstd::stream::write::Decoder::new(Vec::new()).map_err(damaged)?;
+        decoder.window_log_max(WINDOW_LOG).map_err(damaged)?;
         Ok(Decoder { decoder, bytes: 0 })
     }
 
