@@ -268,9 +268,8 @@ async fn decoder_at(volume: &Volume, batch: &Batch) -> Result<Decompressor, Sess
     let mut decoder = Decompressor::new()?;
     if !batch.begins_context() {
         let mut cursor = volume.cursor(batch.context_lsn, Start::Batch)?;
-        while !decoder.accepts(batch) {
-            let Some(earlier) = cursor.try_next_batch()? else { break };
-            decoder.decompress(&earlier)?;
+        while !decoder.accepts(batch) && volume.watch_durable().borrow().lsn > cursor.next_lsn() {
+            decoder.decompress(&cursor.next_batch().await?)?;
         }
     }
     Ok(decoder)

@@ -1,15 +1,17 @@
-//! Reads durable redo in order: from memory while it is recent, from the segments otherwise.
+//! Reads durable redo in order: from memory while it is recent, from a copy otherwise.
 //!
 //! A cursor yields whole batches and waits at the durable end. Any number of cursors read at once; none holds up an append.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use proto::compression::Decompressor;
 use proto::{Batch, Lsn, Redo};
 use tokio::sync::watch;
 
-use crate::copy::SegmentReader;
-use crate::{Durable, Shared, VolumeError};
+use crate::head::Head;
+use crate::tail::Entry;
+use crate::{Durable, VolumeError, repair};
 
 /// Where a cursor begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,52 +25,53 @@ pub enum Start {
 /// A place in the log.
 #[derive(Debug)]
 pub struct Cursor {
-    shared: Arc<Shared>,
+    head: Arc<Head>,
     durable: watch::Receiver<Durable>,
     /// The next batch holds this LSN, and begins with it except at the start.
     next_lsn: Lsn,
     to_context: bool,
-    disk: Option<SegmentReader>,
+    /// What was read from a copy and not yielded yet.
+    read: VecDeque<Batch>,
     decoder: Option<Decompressor>,
 }
 
 impl Cursor {
-    pub(crate) fn open(shared: Arc<Shared>, from_lsn: Lsn, start: Start) -> Result<Cursor, VolumeError> {
-        let bounds = shared.bounds();
+    pub(crate) fn open(head: Arc<Head>, from_lsn: Lsn, start: Start) -> Result<Cursor, VolumeError> {
+        let bounds = head.bounds();
         if from_lsn < bounds.horizon_lsn {
             return Err(VolumeError::HorizonPassed { asked_lsn: from_lsn, horizon_lsn: bounds.horizon_lsn });
         }
         if from_lsn > bounds.durable_lsn {
             return Err(VolumeError::Ahead { asked_lsn: from_lsn, durable_lsn: bounds.durable_lsn });
         }
-        let durable = shared.durable.subscribe();
-        let to_context = start == Start::Context;
-        Ok(Cursor { shared, durable, next_lsn: from_lsn, to_context, disk: None, decoder: None })
+        let durable = head.durable.subscribe();
+        let (to_context, read) = (start == Start::Context, VecDeque::new());
+        Ok(Cursor { head, durable, next_lsn: from_lsn, to_context, read, decoder: None })
+    }
+
+    /// Where the next batch begins.
+    #[must_use]
+    pub fn next_lsn(&self) -> Lsn {
+        self.next_lsn
     }
 
     /// Waits for the next batch, as stored. Cancel safe.
     ///
     /// # Errors
-    /// When the redo is gone, damaged, or the volume closed.
+    /// When the redo is gone, no copy has it whole, or the volume closed.
     pub async fn next_batch(&mut self) -> Result<Batch, VolumeError> {
-        loop {
-            self.durable.borrow_and_update();
-            if let Some(batch) = self.try_next_batch()? {
-                return Ok(batch);
-            }
-            self.durable.changed().await.map_err(|_| VolumeError::Closed)?;
-        }
+        Ok(match self.wait().await? {
+            Step::Memory(entry) => entry.redo.batch.clone(),
+            Step::Read(batch) => batch,
+        })
     }
 
-    /// The next batch if it is durable already.
-    ///
-    /// # Errors
-    /// As [`Cursor::next_batch`].
-    pub fn try_next_batch(&mut self) -> Result<Option<Batch>, VolumeError> {
-        Ok(self.advance()?.map(|step| match step {
-            Step::Memory(redo) => redo.batch.clone(),
-            Step::Disk(batch) => batch,
-        }))
+    /// The next batch if it is durable and in memory already; none does not mean that there is none.
+    pub fn try_next_batch(&mut self) -> Option<Batch> {
+        Some(match self.step()? {
+            Step::Memory(entry) => entry.redo.batch.clone(),
+            Step::Read(batch) => batch,
+        })
     }
 
     /// Waits for the next batch, with its redo decompressed. Cancel safe.
@@ -77,110 +80,129 @@ impl Cursor {
     /// As [`Cursor::next_batch`].
     pub async fn next(&mut self) -> Result<Redo, VolumeError> {
         loop {
-            self.durable.borrow_and_update();
-            if let Some(redo) = self.try_next()? {
-                return Ok(redo);
+            // The place moves on only once there is something to yield: this may be cancelled anywhere.
+            let (next_lsn, to_context) = (self.next_lsn, self.to_context);
+            match self.wait().await? {
+                Step::Memory(entry) => return Ok(entry.redo.clone()),
+                Step::Read(batch) => {
+                    if let Some(redo) = self.decompress(&batch)? {
+                        return Ok(redo);
+                    }
+                    // The decoder is to be fed with what is before it in its context.
+                    self.read.push_front(batch.clone());
+                    (self.next_lsn, self.to_context) = (next_lsn, to_context);
+                    let decoder = self.fed(&batch).await?;
+                    self.decoder = Some(decoder);
+                }
             }
-            self.durable.changed().await.map_err(|_| VolumeError::Closed)?;
         }
     }
 
-    /// The next batch if it is durable already, with its redo decompressed.
+    /// The next batch with its redo decompressed, if it is durable and in memory already.
     ///
     /// # Errors
     /// As [`Cursor::next_batch`].
     pub fn try_next(&mut self) -> Result<Option<Redo>, VolumeError> {
-        match self.advance()? {
+        let next_lsn = self.next_lsn;
+        match self.step() {
             None => Ok(None),
-            Some(Step::Memory(redo)) => Ok(Some(Redo::clone(&redo))),
-            Some(Step::Disk(batch)) => self.decompress(batch).map(Some),
-        }
-    }
-
-    fn advance(&mut self) -> Result<Option<Step>, VolumeError> {
-        if self.next_lsn >= self.shared.durable.borrow().lsn {
-            return Ok(None);
-        }
-        let found = self.shared.lock().tail.find(self.next_lsn);
-        let step = match found {
-            Some(redo) => {
-                self.disk = None;
-                Step::Memory(redo)
-            }
-            None => Step::Disk(self.read_disk()?),
-        };
-        let batch = step.batch();
-        if std::mem::take(&mut self.to_context) && !batch.begins_context() {
-            self.next_lsn = batch.context_lsn;
-            self.disk = None;
-            return self.advance();
-        }
-        self.next_lsn = batch.end_lsn;
-        Ok(Some(step))
-    }
-
-    fn read_disk(&mut self) -> Result<Batch, VolumeError> {
-        loop {
-            let reader = match &mut self.disk {
-                Some(reader) => reader,
-                none => none.insert(open_segment(&self.shared, self.next_lsn)?),
-            };
-            match reader.next_record()? {
-                Some(record) if record.batch.end_lsn > self.next_lsn => return Ok(record.batch),
-                Some(_) => {}
-                // The end of this segment, or of what was durable when it was opened.
-                None if reader.segment.end_lsn > self.next_lsn => {
-                    return Err(VolumeError::Damaged {
-                        path: reader.segment.path.display().to_string(),
-                        offset: reader.offset,
-                        what: format!("redo from {} is not where it should be", self.next_lsn),
-                    });
+            Some(Step::Memory(entry)) => Ok(Some(entry.redo.clone())),
+            Some(Step::Read(batch)) => {
+                let redo = self.decompress(&batch)?;
+                if redo.is_none() {
+                    self.read.push_front(batch);
+                    self.next_lsn = next_lsn;
                 }
-                None => self.disk = None,
+                Ok(redo)
             }
         }
     }
 
-    fn decompress(&mut self, batch: Batch) -> Result<Redo, VolumeError> {
-        let compression = |e: proto::compression::CompressionError| VolumeError::Compression(e.to_string());
-        let decoder = match &mut self.decoder {
-            Some(decoder) => decoder,
-            none => none.insert(Decompressor::new().map_err(compression)?),
-        };
-        if !decoder.accepts(&batch) {
-            let mut earlier = Cursor::open(self.shared.clone(), batch.context_lsn, Start::Batch)?;
-            while earlier.next_lsn < batch.begin_lsn {
-                let Some(before) = earlier.try_next_batch()? else { break };
-                decoder.decompress(&before).map_err(compression)?;
+    /// Waits for what comes next.
+    async fn wait(&mut self) -> Result<Step, VolumeError> {
+        loop {
+            self.durable.borrow_and_update();
+            if let Some(step) = self.step() {
+                return Ok(step);
+            }
+            if self.next_lsn < self.durable.borrow().lsn {
+                self.read_more().await?;
+            } else {
+                self.durable.changed().await.map_err(|_| VolumeError::Closed)?;
             }
         }
-        decoder.open(batch).map_err(compression)
+    }
+
+    /// What comes next, if it is durable and in memory.
+    fn step(&mut self) -> Option<Step> {
+        if self.next_lsn >= self.head.durable.borrow().lsn {
+            return None;
+        }
+        loop {
+            let step = match self.read.pop_front() {
+                Some(batch) if batch.end_lsn <= self.next_lsn => continue,
+                Some(batch) => Step::Read(batch),
+                None => Step::Memory(self.head.lock().tail.find(self.next_lsn)?),
+            };
+            let batch = step.batch();
+            if std::mem::take(&mut self.to_context) && !batch.begins_context() {
+                self.next_lsn = batch.context_lsn;
+                self.read.clear();
+                continue;
+            }
+            self.next_lsn = batch.end_lsn;
+            return Some(step);
+        }
+    }
+
+    async fn read_more(&mut self) -> Result<(), VolumeError> {
+        let records = repair::read_any(&self.head, self.next_lsn).await?;
+        let durable_lsn = self.head.durable.borrow().lsn;
+        let durable =
+            records.into_iter().map(|stored| stored.batch).filter(|batch| batch.end_lsn <= durable_lsn);
+        self.read.extend(durable);
+        Ok(())
+    }
+
+    /// Decompresses what was read from a copy; none when the decoder does not know its context.
+    fn decompress(&mut self, batch: &Batch) -> Result<Option<Redo>, VolumeError> {
+        if self.decoder.is_none() {
+            self.decoder = Some(Decompressor::new().map_err(compression)?);
+        }
+        match &mut self.decoder {
+            Some(decoder) if decoder.accepts(batch) => {
+                decoder.open(batch.clone()).map(Some).map_err(compression)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A decoder that has decompressed what is before `batch` in its context.
+    async fn fed(&self, batch: &Batch) -> Result<Decompressor, VolumeError> {
+        let mut decoder = Decompressor::new().map_err(compression)?;
+        let mut earlier = Cursor::open(self.head.clone(), batch.context_lsn, Start::Batch)?;
+        while earlier.next_lsn < batch.begin_lsn {
+            let before = earlier.next_batch().await?;
+            decoder.decompress(&before).map_err(compression)?;
+        }
+        Ok(decoder)
     }
 }
 
+fn compression(e: proto::compression::CompressionError) -> VolumeError {
+    VolumeError::Compression(e.to_string())
+}
+
 enum Step {
-    Memory(Arc<Redo>),
-    Disk(Batch),
+    Memory(Arc<Entry>),
+    Read(Batch),
 }
 
 impl Step {
     fn batch(&self) -> &Batch {
         match self {
-            Step::Memory(redo) => &redo.batch,
-            Step::Disk(batch) => batch,
-        }
-    }
-}
-
-/// A reader of the segment that holds `lsn`, at its beginning.
-fn open_segment(shared: &Shared, lsn: Lsn) -> Result<SegmentReader, VolumeError> {
-    let state = shared.lock();
-    let after = state.segments.partition_point(|segment| segment.begin_lsn <= lsn);
-    match after.checked_sub(1).and_then(|index| state.segments.get(index)) {
-        Some(segment) => Ok(SegmentReader::new(segment.clone())),
-        None => {
-            let horizon_lsn = state.segments.first().map_or(Lsn(u64::MAX), |s| s.begin_lsn);
-            Err(VolumeError::HorizonPassed { asked_lsn: lsn, horizon_lsn })
+            Step::Memory(entry) => &entry.redo.batch,
+            Step::Read(batch) => batch,
         }
     }
 }

@@ -18,6 +18,9 @@ pub const RECORD_HEADER_BYTES: usize = 16;
 /// The longest batch in a record.
 pub const BATCH_BYTES_MAX: usize = MAX_PAYLOAD_BYTES + 256;
 
+/// The longest segment: its size is looked at where a context begins, so one context may lie beyond it.
+pub const SEGMENT_BYTES_MAX: usize = 64 << 20;
+
 /// What a segment's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -64,16 +67,18 @@ impl Header {
 pub struct Record {
     /// The batch.
     pub batch: Batch,
-    /// How far the copy was durable when this was written: what lies before that and cannot be read was lost after it
+    /// How far the volume was durable when this was written: what lies before that and cannot be read was lost after it
     /// was durable, and is no torn write.
     pub durable_lsn: Lsn,
-    /// The bytes the record takes.
-    pub stored_bytes: usize,
+    /// The record as it is stored.
+    pub bytes: Bytes,
 }
 
-/// Appends a record with `batch` to `out`, written while the copy was durable up to `durable_lsn`.
-pub fn put_record(out: &mut Vec<u8>, batch: &Batch, durable_lsn: Lsn) {
+/// A record with `batch`, written while the volume was durable up to `durable_lsn`.
+#[must_use]
+pub fn record(batch: &Batch, durable_lsn: Lsn) -> Bytes {
     let body = batch.encode();
+    let mut out = Vec::with_capacity(RECORD_HEADER_BYTES + body.len());
     // A batch is at most BATCH_BYTES_MAX long.
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
     let durable = durable_lsn.0.to_le_bytes();
@@ -81,6 +86,44 @@ pub fn put_record(out: &mut Vec<u8>, batch: &Batch, durable_lsn: Lsn) {
     out.extend_from_slice(&record_crc(length, durable, &body).to_le_bytes());
     out.extend_from_slice(&durable);
     out.extend_from_slice(&body);
+    out.into()
+}
+
+/// Checks a whole segment: its header, every record, and that they follow each other from `begin_lsn` to `end_lsn`.
+///
+/// # Errors
+/// Where it is wrong, and how.
+pub fn verify(
+    bytes: &Bytes,
+    cluster_id: ClusterId,
+    begin_lsn: Lsn,
+    end_lsn: Lsn,
+) -> Result<(), (u64, String)> {
+    match Header::decode(bytes) {
+        Some(header) if header.cluster_id == cluster_id && header.begin_lsn == begin_lsn => {}
+        _ => return Err((0, "its header is not that of this segment".into())),
+    }
+    let mut offset = HEADER_BYTES;
+    let mut expected_lsn = begin_lsn;
+    while offset < bytes.len() {
+        match read_record(&bytes.slice(offset..)) {
+            Found::Record(record) if record.batch.begin_lsn == expected_lsn => {
+                expected_lsn = record.batch.end_lsn;
+                offset += record.bytes.len();
+            }
+            Found::Record(record) => {
+                let what = format!("redo from {} where {expected_lsn} should be", record.batch.begin_lsn);
+                return Err((offset as u64, what));
+            }
+            Found::Damaged(what) => return Err((offset as u64, what)),
+            Found::End | Found::More(_) => break,
+        }
+    }
+    if expected_lsn == end_lsn {
+        Ok(())
+    } else {
+        Err((offset as u64, format!("its redo ends at {expected_lsn}, and should end at {end_lsn}")))
+    }
 }
 
 /// What stands where a record may begin.
@@ -123,7 +166,7 @@ pub fn read_record(bytes: &Bytes) -> Found {
         Ok(batch) => Found::Record(Record {
             batch,
             durable_lsn: Lsn(u64::from_le_bytes(durable)),
-            stored_bytes: total,
+            bytes: bytes.slice(..total),
         }),
         Err(e) => Found::Damaged(e.to_string()),
     }
@@ -182,14 +225,31 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_record_is_noticed() {
-        let mut out = Vec::new();
-        put_record(&mut out, &batch(b"payload"), Lsn(9));
-        let record = Record { batch: batch(b"payload"), durable_lsn: Lsn(9), stored_bytes: out.len() };
-        assert_eq!(read_record(&out.clone().into()), Found::Record(record));
+        let bytes = record(&batch(b"payload"), Lsn(9));
+        let read = Record { batch: batch(b"payload"), durable_lsn: Lsn(9), bytes: bytes.clone() };
+        assert_eq!(read_record(&bytes), Found::Record(read));
+        let out = bytes.to_vec();
         for bit in 0..out.len() * 8 {
             let mut damaged = out.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(!matches!(read_record(&damaged.into()), Found::Record(..) | Found::End), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_segment_is_noticed() {
+        let cluster_id = ClusterId([3; 16]);
+        let header = Header { cluster_id, begin_lsn: Lsn(0x100), timeline: Timeline(1) };
+        let mut segment = header.encode().to_vec();
+        segment.extend_from_slice(&record(&batch(b"payload"), Lsn(9)));
+        let check = |bytes: Vec<u8>, end| verify(&bytes.into(), cluster_id, Lsn(0x100), Lsn(end));
+        assert_eq!(check(segment.clone(), 0x200), Ok(()));
+        assert!(check(segment.clone(), 0x300).is_err(), "it ends too early");
+        assert!(check(segment[..segment.len() - 1].to_vec(), 0x200).is_err(), "cut short");
+        for bit in 0..segment.len() * 8 {
+            let mut damaged = segment.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(check(damaged, 0x200).is_err(), "bit {bit}");
         }
     }
 

@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::compression::Compressor;
 use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
-use replicator_volume::{Start, Volume, VolumeError, VolumeOptions};
+use replicator_volume::ballot::Ballot;
+use replicator_volume::copy::{LocalCopy, directory_of};
+use replicator_volume::quorum::{CopyId, Standing};
+use replicator_volume::{CopyStatus, Start, Volume, VolumeError, VolumeOptions};
 
 const BEGIN: Lsn = Lsn(0x100_0000);
 
@@ -25,6 +29,10 @@ impl Writer {
 
     fn batch(&mut self, size: usize) -> Redo {
         let begin_lsn = self.end_lsn;
+        // Contexts of 300 kB, so that there are segments.
+        if begin_lsn.0 / 300_000 != (begin_lsn.0 + size as u64) / 300_000 {
+            self.compressor.end_context();
+        }
         // Noise, so that what is stored is as large as the redo.
         let mix = |x: u64| (x ^ (x >> 31)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let bytes: Vec<u8> = (0..size as u64).map(|i| mix(mix(begin_lsn.0 + i)).to_be_bytes()[2]).collect();
@@ -73,14 +81,14 @@ async fn filled(directory: &Path, count: usize, size: usize) -> (Volume, Vec<Red
 async fn read_all(volume: &Volume, from_lsn: Lsn) -> Result<Vec<Redo>, VolumeError> {
     let mut cursor = volume.cursor(from_lsn, Start::Batch)?;
     let mut read = Vec::new();
-    while let Some(redo) = cursor.try_next()? {
-        read.push(redo);
+    while cursor.next_lsn() < volume.bounds().durable_lsn {
+        read.push(cursor.next().await?);
     }
     Ok(read)
 }
 
-fn segments(directory: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(directory.join("log.1"))
+fn segments_of(directory: &Path, copy: CopyId) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(directory_of(directory, copy).join("log.2"))
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|p| p.extension().is_some_and(|e| e == "redo"))
@@ -89,11 +97,60 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    segments_of(directory, CopyId(0))
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// All six hold everything, and are sent every append.
+async fn until_whole(volume: &Volume, lsn: Lsn) {
+    let whole =
+        || volume.status().copies.iter().all(|c| c.standing == Standing::Live && c.flushed_lsn == lsn);
+    let waiting = async {
+        while !whole() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    assert!(waited.is_ok(), "not whole up to {lsn}: {:#?}", volume.status());
+}
+
+fn same_everywhere(directory: &Path) {
+    let contents = |copy| -> Vec<(String, Vec<u8>)> {
+        let read = |path: &PathBuf| {
+            let mut bytes = std::fs::read(path).unwrap();
+            bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1));
+            (path.file_name().unwrap().to_string_lossy().into_owned(), bytes)
+        };
+        segments_of(directory, copy).iter().map(read).collect()
+    };
+    let first = contents(CopyId(0));
+    assert!(!first.is_empty());
+    for copy in CopyId::all() {
+        let (here, names) = (contents(copy), |of: &[(String, Vec<u8>)]| {
+            of.iter().map(|(n, b)| (n.clone(), b.len())).collect::<Vec<_>>()
+        });
+        assert_eq!(names(&here), names(&first), "copy {copy}");
+        assert!(here == first, "copy {copy} differs");
+    }
+}
+
 #[tokio::test]
 async fn what_is_durable_comes_back_from_memory_and_from_disk() {
     let directory = tempfile::tempdir().unwrap();
     let (volume, written, mut writer) = filled(directory.path(), 300, 60_000).await;
     assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written);
+    until_whole(&volume, writer.end_lsn).await;
     assert!(segments(directory.path()).len() > 3, "several segments");
     drop(volume);
 
@@ -121,43 +178,168 @@ async fn cursor_to(volume: &Volume, lsn: Lsn) -> Redo {
 #[tokio::test]
 async fn a_torn_tail_is_cut_wherever_it_tore() {
     let directory = tempfile::tempdir().unwrap();
-    let (volume, written, _) = filled(directory.path(), 4, 500).await;
+    let (volume, written, writer) = filled(directory.path(), 4, 500).await;
+    until_whole(&volume, writer.end_lsn).await;
     drop(volume);
-    let path = segments(directory.path()).pop().unwrap();
-    let whole = std::fs::read(&path).unwrap();
+    let whole = std::fs::read(segments(directory.path()).pop().unwrap()).unwrap();
     let used = whole.iter().rposition(|b| *b != 0).unwrap() + 1;
-    for keep in (70..used).step_by(37) {
-        std::fs::write(&path, &whole[..keep]).unwrap();
+    for keep in (70..used).step_by(61) {
+        // Three copies whose last write tore, all at the same place: the fourth has it, as a write quorum may have.
+        for copy in [0, 1, 2] {
+            std::fs::write(segments_of(directory.path(), CopyId(copy)).pop().unwrap(), &whole[..keep])
+                .unwrap();
+        }
         let volume = Volume::open(options(directory.path())).await.unwrap();
-        let read = if volume.bounds().durable_lsn > BEGIN {
-            read_all(&volume, BEGIN).await.unwrap()
-        } else {
-            vec![]
-        };
-        assert_eq!(read, written[..read.len()], "cut at {keep}");
-        assert!(read.len() < written.len());
+        assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written, "cut at {keep}");
+        until_whole(&volume, writer.end_lsn).await;
         drop(volume);
-        std::fs::write(&path, &whole).unwrap();
+        // Each opening has rewritten the copies; what they hold is the same.
+        let mut now = std::fs::read(segments(directory.path()).pop().unwrap()).unwrap();
+        now.truncate(used);
+        assert_eq!(now, whole[..used], "cut at {keep}");
     }
 }
 
 #[tokio::test]
-async fn damage_before_the_end_is_reported_and_never_cut() {
+async fn redo_that_was_never_acknowledged_is_cut_off_everywhere() {
     let directory = tempfile::tempdir().unwrap();
-    let volume = Volume::open(options(directory.path())).await.unwrap();
-    volume.reset(BEGIN, Timeline(1)).await.unwrap();
-    let mut writer = Writer::new(BEGIN);
-    for _ in 0..3 {
-        volume.append(writer.batch(500)).await.unwrap();
-        until_durable(&volume, writer.end_lsn).await;
-    }
+    let (volume, written, writer) = filled(directory.path(), 4, 500).await;
+    until_whole(&volume, writer.end_lsn).await;
     drop(volume);
-    let path = segments(directory.path()).pop().unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[64 + 16 + 40] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    let error = Volume::open(options(directory.path())).await.unwrap_err();
-    assert!(error.to_string().contains("damaged at byte 64"), "{error}");
+    let whole = std::fs::read(segments(directory.path()).pop().unwrap()).unwrap();
+    let used = whole.iter().rposition(|b| *b != 0).unwrap() + 1;
+    // The last batch is on no copy whole.
+    for copy in CopyId::all() {
+        std::fs::write(segments_of(directory.path(), copy).pop().unwrap(), &whole[..used - 3]).unwrap();
+    }
+    let volume = Volume::open(options(directory.path())).await.unwrap();
+    assert_eq!(volume.bounds().durable_lsn, written[2].batch.end_lsn);
+    assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written[..3]);
+}
+
+#[tokio::test]
+async fn rot_is_found_and_mended_and_a_wrong_byte_is_never_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, written, writer) = filled(directory.path(), 100, 60_000).await;
+    until_whole(&volume, writer.end_lsn).await;
+    drop(volume);
+    // A flipped bit in a sealed segment, another cut short, a third gone, and a flipped bit in the newest.
+    let flip = |path: &Path, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 4;
+        std::fs::write(path, bytes).unwrap();
+    };
+    let of = |copy: u8| segments_of(directory.path(), CopyId(copy));
+    flip(&of(0)[1], 40_000);
+    std::fs::OpenOptions::new().write(true).open(&of(1)[2]).unwrap().set_len(1000).unwrap();
+    std::fs::remove_file(&of(2)[3]).unwrap();
+    let mut cold = options(directory.path());
+    cold.tail_bytes = 1;
+    let volume = Volume::open(cold).await.unwrap();
+    assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written, "read from copies that are whole");
+    flip(&of(3).pop().unwrap(), 3_000);
+    volume.scrub(None).await;
+    until("all mended", || {
+        let status = volume.status();
+        status.copies.iter().all(|c| c.standing == Standing::Live && c.repair.damage.is_empty())
+    })
+    .await;
+    let repaired: Vec<u64> = volume.status().copies.iter().map(|c| c.repair.repaired_segments).collect();
+    assert!(repaired[..4].iter().all(|count| *count > 0), "each was reported: {repaired:?}");
+    until_whole(&volume, writer.end_lsn).await;
+    drop(volume);
+    same_everywhere(directory.path());
+}
+
+#[tokio::test]
+async fn a_copy_that_vanishes_is_made_anew_while_appends_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, _, mut writer) = filled(directory.path(), 60, 60_000).await;
+    drop(volume);
+    let mut cold = options(directory.path());
+    cold.tail_bytes = 1;
+    let volume = Volume::open(cold).await.unwrap();
+    for copy in [1, 4] {
+        std::fs::remove_dir_all(directory_of(directory.path(), CopyId(copy))).unwrap();
+    }
+    for _ in 0..60 {
+        volume.append(writer.batch(60_000)).await.unwrap();
+    }
+    until_durable(&volume, writer.end_lsn).await;
+    until_whole(&volume, writer.end_lsn).await;
+    let filled: Vec<u64> = volume.status().copies.iter().map(|c| c.repair.filled_bytes).collect();
+    assert!(filled[1] > 0 && filled[4] > 0 && filled[0] == 0, "{filled:?}");
+    drop(volume);
+    same_everywhere(directory.path());
+}
+
+#[tokio::test]
+async fn below_a_quorum_appends_wait_and_reads_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, written, mut writer) = filled(directory.path(), 10, 60_000).await;
+    until_whole(&volume, writer.end_lsn).await;
+    let durable_lsn = writer.end_lsn;
+    // Three disks fail: their directories cannot be written any more.
+    let gone: Vec<PathBuf> = [0, 1, 2].map(|copy| directory_of(directory.path(), CopyId(copy))).to_vec();
+    for path in &gone {
+        std::fs::rename(path, path.with_extension("gone")).unwrap();
+        std::fs::write(path, "not a directory").unwrap();
+    }
+    until("three copies failed", || {
+        let failed = |c: &&CopyStatus| matches!(c.standing, Standing::Failed(_));
+        volume.status().copies.iter().filter(failed).count() == 3
+    })
+    .await;
+    let next = writer.batch(60_000);
+    volume.append(next.clone()).await.unwrap();
+    let waited =
+        tokio::time::timeout(Duration::from_millis(300), until_durable(&volume, writer.end_lsn)).await;
+    assert!(waited.is_err(), "three copies make nothing durable");
+    assert!(!volume.status().writable);
+    assert_eq!(volume.bounds().durable_lsn, durable_lsn);
+    assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written, "reads go on");
+    // One disk is mended: the append is durable without being asked again.
+    std::fs::remove_file(&gone[1]).unwrap();
+    std::fs::rename(gone[1].with_extension("gone"), &gone[1]).unwrap();
+    until_durable(&volume, writer.end_lsn).await;
+    assert_eq!(cursor_to(&volume, next.batch.begin_lsn).await, next);
+}
+
+#[tokio::test]
+async fn a_second_opening_fences_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let copies: Vec<Arc<LocalCopy>> = CopyId::all()
+        .map(|id| LocalCopy::start(directory_of(directory.path(), id), ClusterId([5; 16]), id).unwrap())
+        .collect();
+    // Two daemons that reach the same copies, as over a network.
+    let open = async || {
+        let mut remote = options(directory.path());
+        remote.copies.clear();
+        let volume = Volume::start(remote).await.unwrap();
+        let join = |(id, copy): (CopyId, &Arc<LocalCopy>)| {
+            let promised = Ballot { epoch: Epoch(1), opening: 5, writer: 1 };
+            volume.join(id, promised, |listener| Arc::new(copy.link(listener)))
+        };
+        let joined: Vec<_> = CopyId::all().zip(&copies).map(join).collect();
+        volume.opened().await.unwrap();
+        (volume, joined)
+    };
+    let (first, _first_joined) = open().await;
+    first.reset(BEGIN, Timeline(1)).await.unwrap();
+    let mut writer = Writer::new(BEGIN);
+    first.append(writer.batch(500)).await.unwrap();
+    until_durable(&first, writer.end_lsn).await;
+
+    let (second, _second_joined) = open().await;
+    assert_eq!(second.bounds().durable_lsn, writer.end_lsn, "it found what was acknowledged");
+    let mut fenced = Writer::new(writer.end_lsn);
+    first.append(fenced.batch(700)).await.unwrap();
+    writer.compressor.end_context();
+    second.append(writer.batch(500)).await.unwrap();
+    until_durable(&second, writer.end_lsn).await;
+    until("the first is told", || first.status().closed.is_some()).await;
+    assert!(first.bounds().durable_lsn < fenced.end_lsn, "a fenced writer makes nothing durable");
+    assert!(matches!(first.append(fenced.batch(1)).await, Err(VolumeError::Deposed { .. })));
 }
 
 #[tokio::test]
@@ -214,24 +396,4 @@ async fn another_clusters_volume_is_refused() {
     let mut other = options(directory.path());
     other.cluster_id = ClusterId([6; 16]);
     assert!(matches!(Volume::open(other).await, Err(VolumeError::OtherCluster { .. })));
-}
-
-#[tokio::test]
-async fn a_failing_disk_latches_the_copy_and_reads_go_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let (volume, written, mut writer) = filled(directory.path(), 10, 60_000).await;
-    // No new segment can be made where the directory is gone.
-    std::fs::rename(directory.path().join("log.1"), directory.path().join("gone")).unwrap();
-    let mut refused = None;
-    for _ in 0..400 {
-        if let Err(e) = volume.append(writer.batch(60_000)).await {
-            refused = Some(e);
-            break;
-        }
-    }
-    let refused = refused.expect("the copy takes no more");
-    assert!(refused.to_string().contains("Mend the disk"), "{refused}");
-    let durable_lsn = volume.bounds().durable_lsn;
-    assert!(durable_lsn < writer.end_lsn);
-    assert_eq!(read_all(&volume, BEGIN).await.unwrap()[..10], written[..]);
 }

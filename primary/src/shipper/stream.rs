@@ -132,7 +132,7 @@ impl Outgoing<'_> {
         };
         let mut redo_bytes = self.put_batch(frames, first?, timeline);
         while frames.len() < WRITE_BYTES {
-            let Some(batch) = cursor.try_next_batch()? else { break };
+            let Some(batch) = cursor.try_next_batch() else { break };
             redo_bytes += self.put_batch(frames, batch, timeline);
         }
         self.views.update_region(self.target, |region, _| region.redo_bytes += redo_bytes);

@@ -161,6 +161,7 @@ pub async fn run(
     let volume = Volume::open(VolumeOptions {
         retain: config.retain,
         max_size_bytes: config.max_size_bytes,
+        epoch: state.epoch,
         ..VolumeOptions::new(places.volume(), identity.cluster_id)
     })
     .await?;

@@ -1,0 +1,158 @@
+//! Reads segments: record by record, whole, or only to see whether all is well.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use proto::Lsn;
+
+use super::SegmentInfo;
+use super::disk::{at, damaged};
+use crate::segment::{self, Found, HEADER_BYTES, Header, Record};
+use crate::{Durable, VolumeError};
+
+/// How much of a segment is read at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// Reads a segment's records in order, up to where it is durable.
+#[derive(Debug)]
+pub(crate) struct SegmentReader {
+    file: File,
+    path: PathBuf,
+    info: SegmentInfo,
+    offset: u64,
+    buffer: BytesMut,
+}
+
+impl SegmentReader {
+    /// Opens a segment and checks its header.
+    pub(crate) fn open(path: &Path, info: SegmentInfo) -> Result<SegmentReader, VolumeError> {
+        let file = File::open(path).map_err(at(path))?;
+        let mut header = [0; HEADER_BYTES];
+        let read = file.read_exact_at(&mut header, 0);
+        match Header::decode(&header) {
+            Some(header) if read.is_ok() && header.begin_lsn == info.begin_lsn => {}
+            _ => return Err(damaged(path, 0, "its header is not that of this segment")),
+        }
+        let (path, offset) = (path.to_owned(), HEADER_BYTES as u64);
+        Ok(SegmentReader { file, path, info, offset, buffer: BytesMut::new() })
+    }
+
+    /// Where in the file the next record begins.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The segment that is read.
+    pub(crate) fn info(&self) -> SegmentInfo {
+        self.info
+    }
+
+    /// Reads on to what was written since.
+    pub(crate) fn extend(&mut self, info: SegmentInfo) {
+        self.info = info;
+    }
+
+    /// The next record; none at the durable end.
+    pub(crate) fn next_record(&mut self) -> Result<Option<Record>, VolumeError> {
+        if self.offset >= self.info.stored_bytes {
+            return Ok(None);
+        }
+        match self.next_found()? {
+            Found::Record(record) => Ok(Some(record)),
+            Found::Damaged(what) => Err(damaged(&self.path, self.offset, &what)),
+            Found::End | Found::More(_) => {
+                Err(damaged(&self.path, self.offset, "it ends before its durable redo does"))
+            }
+        }
+    }
+
+    pub(crate) fn next_found(&mut self) -> Result<Found, VolumeError> {
+        let mut wanted = segment::RECORD_HEADER_BYTES;
+        loop {
+            if self.buffer.len() < wanted && !self.fill(wanted)? {
+                return Ok(Found::More(wanted));
+            }
+            // The length alone tells how much to read; the record is then looked at whole.
+            let header = Bytes::copy_from_slice(&self.buffer[..wanted.min(self.buffer.len())]);
+            match segment::read_record(&header) {
+                Found::More(more) => wanted = more,
+                Found::Record(record) => {
+                    let _ = self.buffer.split_to(record.bytes.len());
+                    self.offset += record.bytes.len() as u64;
+                    return Ok(Found::Record(record));
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Reads until the buffer holds `wanted` bytes; false when the file has no more.
+    fn fill(&mut self, wanted: usize) -> Result<bool, VolumeError> {
+        let mut chunk = vec![0; READ_BYTES.max(wanted)];
+        while self.buffer.len() < wanted {
+            let position = self.offset + self.buffer.len() as u64;
+            match self.file.read_at(&mut chunk, position).map_err(at(&self.path))? {
+                0 => return Ok(false),
+                read => self.buffer.extend_from_slice(&chunk[..read]),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks behind an unreadable place for what a later record says was durable.
+    pub(crate) fn later_proof(&self, offset: u64) -> Result<Option<Lsn>, VolumeError> {
+        let io = at(&self.path);
+        let length = self.file.metadata().map_err(&io)?.len();
+        let rest = usize::try_from(length.saturating_sub(offset)).unwrap_or(0);
+        let mut bytes = vec![0; rest];
+        self.file.read_exact_at(&mut bytes, offset).map_err(&io)?;
+        let bytes = Bytes::from(bytes);
+        let mut proof = None;
+        for start in 0..bytes.len().saturating_sub(segment::RECORD_HEADER_BYTES) {
+            if bytes[start..start + 4] == [0; 4] {
+                continue;
+            }
+            if let Found::Record(record) = segment::read_record(&bytes.slice(start..)) {
+                proof = proof.max(Some(record.durable_lsn));
+            }
+        }
+        Ok(proof)
+    }
+}
+
+/// Where a segment's redo ends.
+pub(crate) fn end_of(path: &Path, info: SegmentInfo) -> Result<Durable, VolumeError> {
+    let mut reader = SegmentReader::open(path, info)?;
+    let mut end = Durable::default();
+    while let Some(record) = reader.next_record()? {
+        let batch = &record.batch;
+        end = Durable { lsn: batch.end_lsn, timeline: batch.timeline, epoch: batch.epoch };
+    }
+    Ok(end)
+}
+
+/// Reads a segment's durable bytes, and checks all of them.
+pub(crate) fn read_whole(
+    path: &Path,
+    cluster_id: proto::ClusterId,
+    info: SegmentInfo,
+) -> Result<Bytes, VolumeError> {
+    let io = at(path);
+    let file = File::open(path).map_err(&io)?;
+    let length = usize::try_from(info.stored_bytes).unwrap_or(usize::MAX).min(segment::SEGMENT_BYTES_MAX);
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], filled as u64).map_err(&io)? {
+            0 => return Err(damaged(path, filled as u64, "it ends before its durable redo does")),
+            read => filled += read,
+        }
+    }
+    let bytes = Bytes::from(bytes);
+    match segment::verify(&bytes, cluster_id, info.begin_lsn, info.end_lsn) {
+        Ok(()) => Ok(bytes),
+        Err((offset, what)) => Err(damaged(path, offset, &what)),
+    }
+}
