@@ -31,7 +31,8 @@ fix: ## format, and mend what clippy can
 	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
 
 bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock PostgreSQL in the same run
-	target/release/replicator-bench
+	target/release/replicator-bench regions
+	target/release/replicator-bench commit
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh

@@ -72,8 +72,11 @@ pub struct InstanceOptions {
 /// The part an instance plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Takes writes; its commits wait for the region's reader.
-    Writer,
+    /// Takes writes.
+    Writer {
+        /// Its commits wait for the region's reader.
+        synchronous: bool,
+    },
     /// Follows the region's own walsender.
     Standby,
 }
@@ -213,8 +216,8 @@ impl Instance {
         match part {
             Part::Standby => self.write(&signal, "")?,
             // A standby.signal beside a writer's data would be an operator's doing; the region's record decides.
-            Part::Writer if signal.exists() => std::fs::remove_file(&signal).map_err(at(&signal))?,
-            Part::Writer => {}
+            Part::Writer { .. } if signal.exists() => std::fs::remove_file(&signal).map_err(at(&signal))?,
+            Part::Writer { .. } => {}
         }
         self.options.account.make_private(&self.options.socket_dir)?;
         Ok(())
@@ -320,6 +323,10 @@ impl Instance {
             format!("host={socket_dir} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}");
         let port = listen.port().to_string();
         let address = listen.ip().to_string();
+        let synchronous = match part {
+            Part::Writer { synchronous: false } => String::new(),
+            Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
+        };
         let ours = [
             ("cluster_name", name.as_str()),
             ("listen_addresses", &address),
@@ -330,7 +337,7 @@ impl Instance {
             ("max_wal_senders", "20"),
             ("max_replication_slots", "20"),
             ("hot_standby", "on"),
-            ("synchronous_standby_names", &format!("\"{READER}\"")),
+            ("synchronous_standby_names", &synchronous),
             // Takes effect on a standby. The walsender is on this machine and comes back within milliseconds.
             ("primary_conninfo", &primary_conninfo),
             ("recovery_target_timeline", "latest"),

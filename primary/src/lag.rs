@@ -58,6 +58,13 @@ impl RedoClock {
         after.checked_sub(1).map(|index| self.moments[index].at_us)
     }
 
+    /// The oldest time at which redo beyond `lsn` was written; none when there is none.
+    #[must_use]
+    pub fn oldest_beyond_us(&self, lsn: Lsn) -> Option<i64> {
+        let after = self.moments.partition_point(|m| m.end_lsn <= lsn);
+        self.moments.get(after).map(|m| m.at_us)
+    }
+
     /// The oldest time remembered.
     #[must_use]
     pub fn oldest_us(&self) -> Option<i64> {

@@ -11,6 +11,7 @@
 //! reads the volume at its own pace. Neither waits for the other, and no secondary waits for another.
 
 pub mod batcher;
+pub mod gate;
 pub mod lag;
 pub mod reader;
 pub mod shipper;
@@ -61,6 +62,8 @@ pub struct PrimaryOptions {
     pub volume: Volume,
     /// The region's QUIC endpoint.
     pub endpoint: Endpoint,
+    /// What is promised of commits.
+    pub commit: gate::CommitPolicy,
     /// The secondaries.
     pub targets: Vec<Target>,
     /// The superuser's password, sent with a seed so that every region can print a connection string.
@@ -109,6 +112,11 @@ impl Primary {
     #[must_use]
     pub fn secondaries(&self) -> Vec<RegionStatus> {
         self.views.rows(clock::now_us())
+    }
+
+    /// The writer stops: its last redo is taken without waiting for anyone else, as no commit waits for it.
+    pub fn drain(&self) {
+        self.views.drain();
     }
 
     /// Whether every secondary that is streaming has all redo that is durable here.

@@ -1,7 +1,7 @@
 //! Reads the writer's redo once, as its only synchronous standby, and makes it durable in the region's volume.
 //!
 //! PostgreSQL holds each commit until its redo is reported as flushed. The only thing ever reported as flushed is what
-//! the volume says is durable. A physical slot keeps redo on the writer until then.
+//! the volume says is durable, and no more than [`gate`](crate::gate) lets through. A physical slot keeps redo on the writer until then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use volume::VolumeError;
 
 use crate::batcher::{Batcher, Cut, Gap};
+use crate::gate::{CommitPolicy, releasable};
 use crate::view::Views;
 use crate::{PrimaryOptions, clock};
 
@@ -23,6 +24,12 @@ const COMPRESSION_LEVEL: i32 = 1;
 
 /// The wait before connecting to the writer again. Short: no commit returns meanwhile.
 const RECONNECT: Duration = Duration::from_millis(100);
+
+/// How long redo gathers when no commit waits for it: each batch costs, and the writer needs the processor.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How often commits that are held are looked at again.
+const HELD_CHECK: Duration = Duration::from_millis(50);
 
 /// Why reading stopped.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +128,8 @@ impl Reader {
         // What an earlier connection read may still be on its way to the disk.
         volume.settle().await?;
         let bounds = volume.bounds();
+        // Whatever a secondary lacks of what is here already is at least as old as this moment.
+        self.views.note_redo(clock::now_us(), bounds.durable_lsn);
         let (mut from_lsn, mut timeline) = (bounds.durable_lsn, bounds.timeline);
         if identity.timeline == timeline && identity.flush_lsn < from_lsn {
             return Err(ReaderError::WriterBehind { writer_lsn: identity.flush_lsn, volume_lsn: from_lsn });
@@ -138,6 +147,11 @@ impl Reader {
         }
     }
 
+    /// Waits until a secondary has reported, or a while.
+    async fn moved(&self) {
+        let _ = tokio::time::timeout(HELD_CHECK, self.views.reported.notified()).await;
+    }
+
     /// Follows one timeline to its end: returns the client, the next timeline and where it begins.
     async fn stream(
         &self,
@@ -152,12 +166,14 @@ impl Reader {
             compressor: Compressor::new(COMPRESSION_LEVEL)?,
             ended: false,
             reply_requested: false,
+            released_lsn: Lsn::ZERO,
         };
         self.views.update_reader(|state| {
             (state.streaming, state.durable_lsn, state.timeline) = (true, from_lsn, timeline);
             state.detail.clear();
         });
         stream.report(storing.status(from_lsn), clock::now_us()).await?;
+        let waits = self.options.commit.waits();
         loop {
             let paused = loop {
                 if !storing.batcher.has_room() || storing.ended {
@@ -170,6 +186,9 @@ impl Reader {
             };
             while let Some(cut) = storing.batcher.cut(paused) {
                 storing.store(cut).await?;
+                if !waits {
+                    tokio::time::sleep(GATHER).await;
+                }
             }
             let durable_lsn = durable.borrow().lsn;
             if storing.ended && durable_lsn >= storing.batcher.end_lsn() {
@@ -190,6 +209,9 @@ impl Reader {
                     stream.report(storing.status(durable_lsn), clock::now_us()).await?;
                     self.views.update_reader(|state| state.durable_lsn = durable_lsn);
                 }
+                () = self.moved(), if storing.released_lsn < durable_lsn => {
+                    stream.report(storing.status(durable_lsn), clock::now_us()).await?;
+                }
                 event = stream.next(), if storing.batcher.has_room() && !storing.ended => storing.take(event?)?,
             }
         }
@@ -204,6 +226,8 @@ struct Storing<'a> {
     /// The writer's timeline is over.
     ended: bool,
     reply_requested: bool,
+    /// Up to where commits were let through.
+    released_lsn: Lsn,
 }
 
 impl Storing<'_> {
@@ -236,12 +260,23 @@ impl Storing<'_> {
         Ok(self.reader.options.volume.append(Redo { batch, bytes: redo.into() }).await?)
     }
 
-    fn status(&self, durable_lsn: Lsn) -> StandbyStatus {
+    /// What the writer is told when the volume is durable up to `durable_lsn`: this releases commits.
+    fn status(&mut self, durable_lsn: Lsn) -> StandbyStatus {
+        let Reader { options, views } = self.reader;
+        let secondaries = match options.commit.asks_secondaries() {
+            true => views.secondaries(clock::now_us()),
+            false => Vec::new(),
+        };
+        // A writer that stops has no commits to hold, and waits for its last redo to be taken.
+        let policy = if views.is_draining() { CommitPolicy::default() } else { options.commit };
+        let (released_lsn, held) = releasable(policy, durable_lsn, self.released_lsn, &secondaries);
+        self.released_lsn = released_lsn;
+        views.note_held(held);
         StandbyStatus {
             written_lsn: self.batcher.end_lsn(),
-            flushed_lsn: durable_lsn,
+            flushed_lsn: released_lsn,
             // Nothing is applied here; a commit that asks for `remote_apply` waits as it would for `on`.
-            applied_lsn: durable_lsn,
+            applied_lsn: released_lsn,
         }
     }
 }

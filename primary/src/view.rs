@@ -1,12 +1,14 @@
 //! What the primary knows of itself and its secondaries, for `status`: written by reader and shippers, read by anyone.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::messages::RegionStatus;
 use proto::{Lsn, RegionName, Timeline};
 
 use crate::Target;
+use crate::gate;
 use crate::lag::{RedoClock, RegionLag};
 use crate::shipper::machine::State;
 
@@ -26,6 +28,8 @@ pub struct ReaderState {
     pub durable_lsn: Lsn,
     /// The timeline being read.
     pub timeline: Timeline,
+    /// Why commits do not return, in words; empty while they do.
+    pub held: String,
     /// The size of the writer's WAL segments; zero before it was read.
     pub wal_segment_bytes: u64,
 }
@@ -33,6 +37,9 @@ pub struct ReaderState {
 #[derive(Debug)]
 pub(crate) struct Views {
     inner: Mutex<Inner>,
+    /// Told when a region reports.
+    pub(crate) reported: tokio::sync::Notify,
+    draining: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,7 +74,8 @@ impl Views {
         let order = targets.iter().map(|t| t.name.clone()).collect();
         let regions = targets.iter().map(|t| (t.name.clone(), Region::new(t.url.clone()))).collect();
         let (reader, clock) = (ReaderState::default(), RedoClock::default());
-        Views { inner: Mutex::new(Inner { reader, clock, regions, order }) }
+        let inner = Mutex::new(Inner { reader, clock, regions, order });
+        Views { inner, reported: tokio::sync::Notify::new(), draining: AtomicBool::new(false) }
     }
 
     pub(crate) fn reader(&self) -> ReaderState {
@@ -88,6 +96,45 @@ impl Views {
         if let Some(region) = inner.regions.get_mut(name) {
             change(region, &inner.clock);
         }
+    }
+
+    /// The writer stops: it has no commits to hold any more.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.reported.notify_one();
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Says so when commits begin to be held, and when they are let through again.
+    pub(crate) fn note_held(&self, held: Option<gate::Held>) {
+        // A moment of waiting for regions is the rule, not news.
+        let now = held.map(|held| held.to_string()).unwrap_or_default();
+        let mut inner = self.lock();
+        if (now.is_empty()) != (inner.reader.held.is_empty())
+            && now.contains("rpo") | inner.reader.held.contains("rpo")
+        {
+            match now.is_empty() {
+                true => tracing::info!("commits are let through again"),
+                false => tracing::warn!("{now}"),
+            }
+        }
+        inner.reader.held = now;
+    }
+
+    /// How far the secondaries are, for the gate.
+    pub(crate) fn secondaries(&self, now_us: i64) -> Vec<gate::Secondary> {
+        let inner = self.lock();
+        let secondary = |region: &Region| {
+            let lag_us = |lsn: Lsn| {
+                let oldest_us = inner.clock.oldest_beyond_us(lsn).unwrap_or(now_us);
+                now_us.saturating_sub(oldest_us).max(0)
+            };
+            gate::Secondary { durable_lsn: region.durable_lsn, rpo_lag_us: region.durable_lsn.map(lag_us) }
+        };
+        inner.regions.values().map(secondary).collect()
     }
 
     pub(crate) fn all_shipped(&self) -> bool {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postgres::instance::RESERVED_SETTINGS;
+use primary::gate::{CommitLevel, CommitPolicy};
 use proto::RegionName;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -46,10 +47,16 @@ pub struct Config {
     pub os_user: Option<String>,
     /// The user's own PostgreSQL settings.
     pub settings: BTreeMap<String, String>,
+    /// What is promised of commits.
+    pub commit: CommitPolicy,
     /// How long redo is kept.
     pub retain: Duration,
     /// The most redo kept, bytes.
     pub max_size_bytes: u64,
+    /// The most that repair brings to one copy, bytes a second.
+    pub repair_bytes_per_second: u64,
+    /// How often every copy is read back.
+    pub scrub_every: Duration,
     /// The regions, in the order of the file.
     pub regions: Vec<RegionConfig>,
 }
@@ -186,7 +193,7 @@ impl Reader {
 
     fn config(&mut self, root: &Spanned<DeTable<'_>>) -> Option<Config> {
         let table = root.get_ref();
-        self.known_keys(table, &["cluster", "postgresql", "region", "volume"]);
+        self.known_keys(table, &["cluster", "commit", "postgresql", "region", "rpo", "volume"]);
         let whole = 0..0;
         let cluster = match table.get("cluster") {
             Some(value) => self.text(value, "a name, such as \"demo\"").and_then(|name| {
@@ -202,12 +209,23 @@ impl Reader {
             bin_dir: None,
             os_user: None,
             settings: BTreeMap::new(),
+            commit: CommitPolicy::default(),
             retain: Duration::from_secs(24 * 3600),
             max_size_bytes: 10 << 30,
+            repair_bytes_per_second: 100 << 20,
+            scrub_every: Duration::from_secs(24 * 3600),
             regions: Vec::new(),
         };
         if let Some((value, table)) = self.section(table, "volume") {
-            self.known_keys(table, &["retain", "max_size"]);
+            self.known_keys(table, &["retain", "max_size", "repair", "scrub"]);
+            let repair = self.optional(table, "repair", "a size a second, such as \"100MiB\"", |text| {
+                units::parse_bytes(text).filter(|bytes| *bytes > 0)
+            });
+            config.repair_bytes_per_second = repair.unwrap_or(config.repair_bytes_per_second);
+            let scrub = self.optional(table, "scrub", "a duration, such as \"24h\"", |text| {
+                units::parse_duration(text).filter(|every| *every >= Duration::from_secs(1))
+            });
+            config.scrub_every = scrub.unwrap_or(config.scrub_every);
             let retain = self.optional(table, "retain", "a duration, such as \"24h\"", units::parse_duration);
             config.retain = retain.unwrap_or(config.retain);
             let max_size = self.optional(table, "max_size", "a size, such as \"10GiB\"", units::parse_bytes);
@@ -239,7 +257,51 @@ impl Reader {
             None if table.contains_key("region") => {}
             None => return self.mistake(whole, "there are no regions: add a table such as [region.us-east]"),
         }
+        config.commit = self.commit(table, &config.regions);
         Some(config)
+    }
+
+    /// `commit = "local"`, `"region"` or `{ regions = n }`, and `rpo`.
+    fn commit(&mut self, table: &DeTable<'_>, regions: &[RegionConfig]) -> CommitPolicy {
+        let mut policy = CommitPolicy::default();
+        let secondaries = regions.iter().filter(|region| region.role == Role::Secondary).count();
+        if let Some(value) = table.get("commit") {
+            let wanted = "`commit` is \"local\", \"region\" or { regions = 1 }";
+            let count = value.get_ref().as_table().and_then(|t| t.get("regions"));
+            let count = count.and_then(|n| n.get_ref().as_integer()?.as_str().parse::<u8>().ok());
+            let level = match (value.get_ref().as_str(), count) {
+                (Some("local"), _) => Some(CommitLevel::Local),
+                (Some("region"), _) => Some(CommitLevel::Region),
+                (None, Some(count)) if count > 0 && usize::from(count) <= secondaries => {
+                    Some(CommitLevel::Regions(count))
+                }
+                (None, Some(count)) => {
+                    let what = format!(
+                        "commits cannot wait for {count} secondary regions: the file has {secondaries}, \
+                         and at least one is waited for"
+                    );
+                    self.mistake(value.span(), what)
+                }
+                _ => self.mistake(value.span(), wanted),
+            };
+            policy.level = level.unwrap_or_default();
+        }
+        policy.rpo = self.optional(table, "rpo", "a duration, such as \"30s\"", |text| {
+            units::parse_duration(text).filter(|rpo| *rpo >= Duration::from_secs(1))
+        });
+        if let (Some(_), Some(value)) = (policy.rpo, table.get("rpo")) {
+            let what = match policy.level {
+                CommitLevel::Local => {
+                    "`rpo` holds commits, and with `commit = \"local\"` none waits: use \"region\""
+                }
+                _ if secondaries == 0 => {
+                    "`rpo` holds commits while no secondary is near enough, and the file has none"
+                }
+                _ => return policy,
+            };
+            let _: Option<()> = self.mistake(value.span(), what);
+        }
+        policy
     }
 
     fn region(

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+pub mod bench;
+
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -46,6 +48,12 @@ impl Cluster {
         }
         std::fs::write(directory.path().join("regions.toml"), text).unwrap();
         Cluster { directory, regions }
+    }
+
+    /// Puts lines before everything else in the cluster's `regions.toml`.
+    pub fn configure(&self, lines: &str) {
+        let text = std::fs::read_to_string(self.file()).unwrap();
+        std::fs::write(self.file(), format!("{lines}{text}")).unwrap();
     }
 
     /// A cluster that is up and streaming.

@@ -178,6 +178,7 @@ impl Outgoing<'_> {
             );
             region.wan_bytes_now = wan_bytes;
         });
+        self.views.reported.notify_one();
     }
 }
 

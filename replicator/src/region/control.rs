@@ -139,7 +139,7 @@ fn merge(
         })
     });
     let rows: Vec<RegionStatus> = rows.collect();
-    let details = rows.iter().filter(|row| !row.detail.is_empty() && row.state != "streaming");
+    let details = rows.iter().filter(|row| !row.detail.is_empty());
     notes.extend(details.map(|row| format!("{}: {}", row.name, row.detail)));
     let primary = regions.iter().find(|r| r.role == Role::Primary);
     ClusterStatus {

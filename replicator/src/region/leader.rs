@@ -15,6 +15,9 @@ use super::state::{RegionState, StateError};
 use crate::config::{Config, RegionConfig, Role};
 use crate::layout::RegionLayout;
 
+/// How long after the writer was told to stop none of its clients waits for a commit any more.
+const CLIENTS_GONE: Duration = Duration::from_millis(300);
+
 /// How long streaming secondaries are given to take the last redo when the primary stops.
 const LAST_REDO: Duration = Duration::from_secs(3);
 
@@ -93,7 +96,7 @@ impl Leader {
                 system_id
             }
         };
-        instance.configure(Part::Writer)?;
+        instance.configure(Part::Writer { synchronous: config.commit.waits() })?;
         let targets = config.regions.iter().filter(|r| r.role == Role::Secondary).map(|r| Target {
             name: r.name.clone(),
             address: r.advertise.clone(),
@@ -108,6 +111,7 @@ impl Leader {
             slot: READER.into(),
             volume,
             endpoint,
+            commit: config.commit,
             targets: targets.collect(),
             superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
         });
@@ -116,10 +120,20 @@ impl Leader {
 
     /// Stops the writer first: it ends once its last redo is durable here, and the secondaries are given it.
     pub async fn stop(&mut self) {
-        if let Some(engine) = self.engine.take()
-            && let Err(e) = engine.stop().await
-        {
-            tracing::error!("{e}");
+        if let Some(engine) = self.engine.take() {
+            let stopping = async {
+                tokio::time::sleep(CLIENTS_GONE).await;
+                if let Some(primary) = &self.primary {
+                    primary.drain();
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                stopped = engine.stop() => if let Err(e) = stopped {
+                    tracing::error!("{e}");
+                },
+                () = stopping => {}
+            }
         }
         let Some(mut primary) = self.primary.take() else { return };
         primary.stop_reading().await;
@@ -150,6 +164,7 @@ impl Leader {
             None => ("starting", reader.detail),
             Some(trouble) => ("starting", trouble),
         };
+        let detail = if detail.is_empty() { reader.held } else { detail };
         let lsn = (reader.timeline.0 > 0).then_some(reader.durable_lsn.0);
         let own = RegionStatus {
             name: name.to_owned(),

@@ -162,6 +162,8 @@ pub async fn run(
         retain: config.retain,
         max_size_bytes: config.max_size_bytes,
         epoch: state.epoch,
+        repair_bytes_per_second: config.repair_bytes_per_second,
+        scrub_every: config.scrub_every,
         ..VolumeOptions::new(places.volume(), identity.cluster_id)
     })
     .await?;
