@@ -6,9 +6,9 @@
 use proto::batch::MAX_REDO_BYTES;
 use proto::{Lsn, Timeline};
 
-/// Batches handed to the volume and not yet durable, at most. One is being made durable and one waits for it, so the
-/// volume never idles; more would only cut the redo smaller.
-pub const IN_FLIGHT_MAX: usize = 2;
+/// Batches handed to the volume and not yet durable, at most. Redo gathers meanwhile: each batch costs a write and a flush
+/// on every copy, so fewer and larger ones leave more of the machine to the writer.
+pub const IN_FLIGHT_MAX: usize = 1;
 
 /// Redo from the writer that is not yet in a batch. Holds at most [`MAX_REDO_BYTES`] plus one message of the writer.
 #[derive(Debug)]

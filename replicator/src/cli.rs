@@ -9,17 +9,23 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto::RegionName;
-use proto::messages::{ClusterStatus, ClusterStatusRequest, UrlRequest, control_request, control_response};
+use proto::messages::{
+    ClusterStatus, ClusterStatusRequest, UrlRequest, VolumeRequest, control_request, control_response,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, Identity};
+use volume::quorum::CopyId;
 
 use crate::config::{Config, RegionConfig};
 use crate::layout::Layout;
-use crate::{client, local, region, render, units};
+use crate::{client, inspect, local, region, render, units, zone};
 
 /// How long a daemon may take to answer a command.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long reading a volume back may take.
+const SCRUB_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How often `status --watch` asks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -66,6 +72,9 @@ enum Command {
         /// Return once every region streams, and leave them running
         #[arg(long)]
         detach: bool,
+        /// Start every zone of every region as a process of its own
+        #[arg(long)]
+        zones: bool,
         /// How long they may take to stream, with --detach
         #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
         timeout: Duration,
@@ -77,10 +86,25 @@ enum Command {
         timeout: Duration,
     },
     /// Run one region's daemon in the foreground: what a container or a unit runs
+    #[command(
+        after_help = "Alone, it holds the region's six copies, two in each of the zones a, b and c. Zones that regions.toml\n\
+                            names in `own_process` run by themselves, anywhere: replicator run --region us-east --az b"
+    )]
     Run {
         /// The region
         #[arg(long)]
         region: RegionName,
+        /// Only this zone of it: its two copies join the region's daemon
+        #[arg(long, value_name = "ZONE", value_parser = ["a", "b", "c"])]
+        az: Option<String>,
+        /// Zones that run by themselves, besides those of the file
+        #[arg(long, value_name = "ZONES", value_delimiter = ',', value_parser = ["a", "b", "c"])]
+        own_process: Vec<String>,
+    },
+    /// Show or check a region's volume: its six copies
+    Volume {
+        #[command(subcommand)]
+        action: VolumeAction,
     },
     /// Show every region: role, state, positions, lag
     #[command(
@@ -118,6 +142,42 @@ enum Command {
         /// Make new certificates also where there are some
         #[arg(long)]
         renew: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum VolumeAction {
+    /// Show the copies: where they are, how far, what is wrong with them
+    Status {
+        /// The region; the primary's if none is named
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every copy back against its checksums, and mend what rotted from the others
+    Scrub {
+        /// The region; the primary's if none is named
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// Only this copy, such as b1
+        #[arg(long)]
+        copy: Option<CopyId>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what one copy's directory on this machine holds; changes nothing, and asks no daemon
+    Inspect {
+        /// The directory, such as <data>/regions/us-east/volume/az-a/a1
+        directory: PathBuf,
+        /// Every record, not only the segments
+        #[arg(long)]
+        records: bool,
+        /// For programs: a line of JSON for each segment or record
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -169,12 +229,38 @@ impl Cli {
                 println!("{}", layout.data().display());
                 Ok(())
             }
-            Command::Run { region } => Ok(region::run(config, layout, region, on_signal()?).await?),
-            Command::Up { detach, timeout } => {
+            Command::Run { region, az: Some(zone), .. } => {
+                let zone = zone.chars().next().unwrap_or('a');
+                Ok(zone::run(config, layout, region, zone, on_signal()?).await?)
+            }
+            Command::Run { region, az: None, own_process } => {
+                let mut config = config;
+                for own in config.regions.iter_mut().filter(|own| own.name == region) {
+                    own.own_process.extend(own_process.iter().filter_map(|zone| zone.chars().next()));
+                }
+                Ok(region::run(config, layout, region, on_signal()?).await?)
+            }
+            Command::Up { detach, zones, timeout } => {
+                let mut config = config;
+                if zones {
+                    config.regions.iter_mut().for_each(|own| own.own_process = vec!['a', 'b', 'c']);
+                }
                 let stop = on_signal()?;
                 let file = self.places.config.canonicalize()?;
                 Ok(local::up(&config, &file, &layout, detach, timeout, stop).await?)
             }
+            Command::Volume { action } => match action {
+                VolumeAction::Status { region, json } => {
+                    let asker = Asker::new(config, &layout)?;
+                    asker.show_volume(region, VolumeRequest::default(), json).await
+                }
+                VolumeAction::Scrub { region, copy, json } => {
+                    let copy = copy.map(|copy| copy.to_string()).unwrap_or_default();
+                    let asker = Asker::new(config, &layout)?;
+                    asker.show_volume(region, VolumeRequest { scrub: true, copy }, json).await
+                }
+                VolumeAction::Inspect { directory, records, json } => inspect::show(&directory, records, json),
+            },
             Command::Down { timeout } => Ok(local::down(&config, &layout, timeout).await?),
             Command::Status { watch, json, region } => {
                 let asker = Asker::new(config, &layout)?;
@@ -307,6 +393,32 @@ impl Asker {
             control_response::Body::Url(url) => Ok(url),
             _ => Err("the daemon gave another answer".into()),
         }
+    }
+
+    async fn show_volume(&self, region: Option<RegionName>, request: VolumeRequest, json: bool) -> AnyResult {
+        let region = match region {
+            Some(region) => region,
+            None => self.status(None).await?.primary.parse()?,
+        };
+        let own = self.config.region(&region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
+        // A volume is read back as fast as its disks allow.
+        let patience = if request.scrub { SCRUB_PATIENCE } else { PATIENCE };
+        let spinner = request.scrub.then(|| {
+            let spinner = indicatif::ProgressBar::new_spinner().with_message("reading every copy back");
+            spinner.enable_steady_tick(Duration::from_millis(200));
+            spinner
+        });
+        let body = control_request::Body::Volume(request);
+        let asked = client::request(&self.endpoint, self.identity.cluster_id, own, body, patience).await;
+        if let Some(spinner) = spinner {
+            spinner.finish_and_clear();
+        }
+        match asked.map_err(|e| format!("{region}: {e}"))? {
+            control_response::Body::Volume(view) if json => println!("{}", render::volume_json(&view)),
+            control_response::Body::Volume(view) => print!("{}", render::volume_table(&view)),
+            _ => return Err("the daemon gave another answer".into()),
+        }
+        Ok(())
     }
 
     async fn show_status(&self, watch: bool, json: bool, region: Option<RegionName>) -> AnyResult {

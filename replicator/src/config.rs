@@ -11,6 +11,7 @@ use postgres::instance::RESERVED_SETTINGS;
 use primary::gate::{CommitLevel, CommitPolicy};
 use proto::RegionName;
 use toml::Spanned;
+use volume::quorum::CopyId;
 use toml::de::{DeTable, DeValue};
 
 use crate::units;
@@ -74,8 +75,18 @@ pub struct RegionConfig {
     pub advertise: String,
     /// Where applications reach its PostgreSQL.
     pub postgres: SocketAddr,
+    /// The zones that run as processes of their own, which join.
+    pub own_process: Vec<char>,
     /// The most that may be sent to it, bits per second.
     pub bandwidth_bits_per_second: Option<u64>,
+}
+
+impl RegionConfig {
+    /// The copies that the region's own daemon holds.
+    #[must_use]
+    pub fn local_copies(&self) -> Vec<CopyId> {
+        CopyId::all().filter(|copy| !self.own_process.contains(&copy.zone())).collect()
+    }
 }
 
 impl Config {
@@ -320,7 +331,7 @@ impl Reader {
         let Some(table) = value.get_ref().as_table() else {
             return self.mistake(value.span(), "a region is a table: role, listen, postgres");
         };
-        self.known_keys(table, &["role", "listen", "advertise", "postgres", "bandwidth"]);
+        self.known_keys(table, &["role", "listen", "advertise", "postgres", "bandwidth", "own_process"]);
         let role = self.required(key, table, "role", "\"primary\" or \"secondary\"", |text| match text {
             "primary" => Some(Role::Primary),
             "secondary" => Some(Role::Secondary),
@@ -337,9 +348,32 @@ impl Reader {
             });
         let bandwidth_bits_per_second =
             self.optional(table, "bandwidth", "a rate, such as \"200Mbit/s\"", units::parse_rate);
+        let own_process = table.get("own_process").map(|value| self.zones(value)).unwrap_or_default();
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
-        Some(RegionConfig { name, role, listen, advertise, postgres, bandwidth_bits_per_second })
+        Some(RegionConfig { name, role, listen, advertise, postgres, own_process, bandwidth_bits_per_second })
+    }
+
+    fn zones(&mut self, value: &Value<'_>) -> Vec<char> {
+        let wanted = "`own_process` names zones that run by themselves, such as [\"b\", \"c\"]; a region has a, b and c";
+        let zone = |zone: &Value<'_>| match zone.get_ref().as_str() {
+            Some("a") => Some('a'),
+            Some("b") => Some('b'),
+            Some("c") => Some('c'),
+            _ => None,
+        };
+        let zones = value.get_ref().as_array().and_then(|zones| zones.iter().map(zone).collect::<Option<Vec<char>>>());
+        match zones {
+            Some(mut zones) => {
+                zones.sort_unstable();
+                zones.dedup();
+                zones
+            }
+            None => {
+                let _: Option<()> = self.mistake(value.span(), wanted);
+                Vec::new()
+            }
+        }
     }
 
     /// One primary, and at most five secondaries.

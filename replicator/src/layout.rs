@@ -8,7 +8,8 @@
 //!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
 //!     superuser.password       PostgreSQL's superuser password, mode 0600; superuser.pgpass has it for libpq
 //!     daemon.lock, daemon.log  the running daemon
-//!     volume/                  the redo log
+//!     az-<zone>.lock, .log     a zone's process, where it has its own
+//!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //! ```
 
@@ -97,6 +98,18 @@ impl RegionLayout {
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.directory.join("daemon.lock")
+    }
+
+    /// Held by the running process of a zone.
+    #[must_use]
+    pub fn zone_lock(&self, zone: char) -> PathBuf {
+        self.directory.join(format!("az-{zone}.lock"))
+    }
+
+    /// What a zone's process started by `up` says.
+    #[must_use]
+    pub fn zone_log(&self, zone: char) -> PathBuf {
+        self.directory.join(format!("az-{zone}.log"))
     }
 
     /// What a daemon started by `up` says.

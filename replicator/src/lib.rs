@@ -1,13 +1,15 @@
 //! The program: the command line, the region's daemon, and what starts daemons on this machine.
 //!
 //! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play. [`local`] runs every
-//! region of `regions.toml` on this machine.
+//! region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process of its own.
 
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod inspect;
 pub mod layout;
 pub mod local;
 pub mod region;
 pub mod render;
 pub mod units;
+pub mod zone;

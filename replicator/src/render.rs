@@ -1,7 +1,7 @@
 //! Cluster status for people and for programs: pure functions to text.
 
 use proto::Lsn;
-use proto::messages::{ClusterStatus, RegionStatus};
+use proto::messages::{ClusterStatus, CopyView, RegionStatus, VolumeView};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -57,6 +57,117 @@ fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
     }
 }
 
+/// The stable contract of `volume status --json`.
+#[derive(Serialize)]
+struct JsonVolume<'a> {
+    region: &'a str,
+    ballot: String,
+    horizon_lsn: String,
+    durable_lsn: String,
+    timeline: u32,
+    writable: bool,
+    stored_bytes: u64,
+    copies: Vec<JsonCopy<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonCopy<'a> {
+    name: &'a str,
+    zone: &'a str,
+    state: &'a str,
+    flushed_lsn: String,
+    behind_bytes: u64,
+    filled_bytes: u64,
+    repaired_segments: u64,
+    scrubbed_us: Option<i64>,
+    damage: &'a [String],
+    detail: &'a str,
+    place: &'a str,
+}
+
+/// A volume as one line of JSON.
+#[must_use]
+pub fn volume_json(view: &VolumeView) -> String {
+    let copy = |copy: &'_ CopyView| -> u64 { view.durable_lsn.saturating_sub(copy.flushed_lsn) };
+    let copies = view.copies.iter().map(|c| JsonCopy {
+        name: &c.name,
+        zone: &c.zone,
+        state: &c.state,
+        flushed_lsn: Lsn(c.flushed_lsn).to_string(),
+        behind_bytes: copy(c),
+        filled_bytes: c.filled_bytes,
+        repaired_segments: c.repaired_segments,
+        scrubbed_us: (c.scrubbed_us > 0).then_some(c.scrubbed_us),
+        damage: &c.damage,
+        detail: &c.detail,
+        place: &c.place,
+    });
+    let ballot = view.ballot.unwrap_or_default();
+    let json = JsonVolume {
+        region: &view.region,
+        ballot: format!("{}.{}", ballot.epoch, ballot.opening),
+        horizon_lsn: Lsn(view.horizon_lsn).to_string(),
+        durable_lsn: Lsn(view.durable_lsn).to_string(),
+        timeline: view.timeline,
+        writable: view.writable,
+        stored_bytes: view.stored_bytes,
+        copies: copies.collect(),
+    };
+    serde_json::to_string(&json).unwrap_or_default()
+}
+
+/// A volume as a table, with what is wrong below it.
+#[must_use]
+pub fn volume_table(view: &VolumeView) -> String {
+    let heads = ["Copy", "Zone", "State", "Flushed LSN", "Behind", "Filled", "Repaired", "Read back", "Place"];
+    let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(view.copies.iter().map(|copy| {
+        let held = matches!(copy.state.as_str(), "live" | "filling");
+        let or_dash = |text: String| if held { text } else { "-".to_owned() };
+        let scrubbed = match copy.scrubbed_us {
+            0 => "not yet".to_owned(),
+            _ if copy.damage.is_empty() => "good".to_owned(),
+            _ => "damaged".to_owned(),
+        };
+        vec![
+            copy.name.clone(),
+            copy.zone.clone(),
+            copy.state.clone(),
+            or_dash(Lsn(copy.flushed_lsn).to_string()),
+            or_dash(show_bytes(view.durable_lsn.saturating_sub(copy.flushed_lsn))),
+            show_bytes(copy.filled_bytes),
+            copy.repaired_segments.to_string(),
+            scrubbed,
+            if copy.place.is_empty() { "-".to_owned() } else { copy.place.clone() },
+        ]
+    }));
+    let ballot = view.ballot.unwrap_or_default();
+    let mut text = format!(
+        "Region {}: redo from {} to {} on timeline {}, {} in each copy; ballot {}.{}; {}\n\n",
+        view.region,
+        Lsn(view.horizon_lsn),
+        Lsn(view.durable_lsn),
+        view.timeline,
+        show_bytes(view.stored_bytes),
+        ballot.epoch,
+        ballot.opening,
+        if view.writable { "appends become durable" } else { "appends wait" }
+    );
+    text += &columns(&rows);
+    if !view.detail.is_empty() {
+        text += &format!("\n{}\n", view.detail);
+    }
+    for copy in &view.copies {
+        if !copy.detail.is_empty() {
+            text += &format!("{}: {}\n", copy.name, copy.detail);
+        }
+        for damage in &copy.damage {
+            text += &format!("{}: {damage}\n", copy.name);
+        }
+    }
+    text
+}
+
 /// The status as a table, with notes below it.
 #[must_use]
 pub fn table(status: &ClusterStatus) -> String {
@@ -96,18 +207,26 @@ pub fn table(status: &ClusterStatus) -> String {
             row.url.clone(),
         ]
     }));
-    let widths: Vec<usize> =
-        (0..heads.len()).map(|c| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0)).collect();
     let mut text =
         format!("cluster {}, epoch {}, primary {}\n", status.cluster, status.epoch, status.primary);
+    text += &columns(&rows);
+    for note in &status.notes {
+        text.push_str(&format!("  note: {note}\n"));
+    }
+    text
+}
+
+/// Rows with their columns below each other.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.first().map_or(0, Vec::len);
+    let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
     for row in rows {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
-    }
-    for note in &status.notes {
-        text.push_str(&format!("  note: {note}\n"));
     }
     text
 }

@@ -27,6 +27,9 @@ const QUEUE_BATCHES: usize = 64;
 /// A live copy that is this far behind is filled from its peers instead of being sent more, bytes of redo.
 const BEHIND_MAX_BYTES: u64 = 64 << 20;
 
+/// A copy that commits wait for, and that is this many batches behind, changes places with one that nobody waits for.
+const SLOW_BATCHES: usize = 32;
+
 /// How often copies are looked at, and retention by age is.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -359,13 +362,12 @@ impl State {
 
     /// Four live copies are asked first. One of them that falls behind another changes places with it.
     fn choose_hurried(&mut self) {
-        let live: Vec<CopyId> =
+        let mut order: Vec<CopyId> =
             CopyId::all().filter(|copy| *self.quorum.standing(*copy) == Standing::Live).collect();
-        let flushed = |copy: &CopyId| self.quorum.flushed_lsn(*copy);
+        let slow = |copy: &CopyId| self.tail.count_beyond(self.quorum.flushed_lsn(*copy)) > SLOW_BATCHES;
         let hurried = |copy: &CopyId| self.copies[usize::from(copy.0)].hurried;
-        let mut order = live;
-        order.sort_by_key(|copy| (std::cmp::Reverse(flushed(copy)), !hurried(copy)));
-        // Of those that are equally far, the ones that were asked first stay first.
+        // The ones that were asked first stay first, unless they fall behind.
+        order.sort_by_key(|copy| (slow(copy), !hurried(copy)));
         let first: Vec<CopyId> = order.into_iter().take(WRITE_QUORUM).collect();
         for copy in CopyId::all() {
             self.entry(copy).hurried = first.contains(&copy);

@@ -136,6 +136,14 @@ pub enum VolumeError {
         /// The copy expected.
         expected: CopyId,
     },
+    /// A copy of another process does not answer.
+    #[error("copy {copy} does not answer: {what}")]
+    Unreached {
+        /// Which.
+        copy: CopyId,
+        /// What went wrong.
+        what: String,
+    },
     /// No copy that is reached has the redo.
     #[error("no copy that can be reached has redo from {lsn}; `replicator volume status` shows them")]
     NoCopy {
@@ -323,6 +331,13 @@ impl Volume {
             (Phase::Closed, why) => Err(why.clone().unwrap_or(VolumeError::Closed)),
             _ => Ok(()),
         }
+    }
+
+    /// Waits until another writer has taken the volume over, and says so; otherwise for ever.
+    pub async fn deposed(&self) -> VolumeError {
+        let mut phase = self.head.phase.subscribe();
+        let _ = phase.wait_for(|phase| *phase == Phase::Closed).await;
+        self.head.lock().closed.clone().unwrap_or(VolumeError::Closed)
     }
 
     /// A copy in another process joins: `link` makes the way to it from what hears it, and tells the ballot it has promised.

@@ -87,7 +87,9 @@ pub async fn up(
     }
     let mut daemons = Vec::new();
     for region in &config.regions {
-        daemons.push(Daemon { region, child: start(region, file, layout)? });
+        for zone in region.own_process.iter().copied().map(Some).chain([None]) {
+            daemons.push(Daemon { region, zone, child: start(region, zone, file, layout)? });
+        }
     }
     let asker = Asker::new(config.clone(), layout)?;
     let coming_up = until_all_stream(&asker, layout, &mut daemons);
@@ -119,50 +121,62 @@ pub async fn up(
     down(config, layout, Duration::from_secs(90)).await
 }
 
-/// A region's daemon, and the process if this one started it.
+/// A region's daemon or one of its zones, and the process if this one started it.
 struct Daemon<'a> {
     region: &'a RegionConfig,
+    zone: Option<char>,
     child: Option<Child>,
 }
 
-/// Starts a region's daemon in the background, unless one runs.
+/// Starts a region's daemon, or a zone of it, in the background, unless it runs.
 fn start(
     region: &RegionConfig,
+    zone: Option<char>,
     file: &Path,
     layout: &Layout,
 ) -> Result<Option<Child>, Box<dyn std::error::Error>> {
     let directory = layout.region(&region.name);
-    if let Some(pid) = DaemonLock::holder(&directory.lock())? {
-        eprintln!("{}: runs already (process {pid})", region.name);
+    let (lock, log) = match zone {
+        Some(zone) => (directory.zone_lock(zone), directory.zone_log(zone)),
+        None => (directory.lock(), directory.daemon_log()),
+    };
+    if let Some(pid) = DaemonLock::holder(&lock)? {
+        eprintln!("{}{}: runs already (process {pid})", region.name, of_zone(zone));
         return Ok(None);
     }
-    let log =
-        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.daemon_log())?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["run", "--region", region.name.as_str(), "--config"])
-        .arg(file)
-        .arg("--data")
-        .arg(layout.data())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
-        .process_group(0)
-        .spawn()?;
-    Ok(Some(child))
+    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["run", "--region", region.name.as_str(), "--config"]).arg(file).arg("--data").arg(layout.data());
+    match zone {
+        Some(zone) => drop(command.args(["--az", &zone.to_string()])),
+        None if region.own_process.is_empty() => {}
+        None => {
+            let zones: Vec<String> = region.own_process.iter().map(char::to_string).collect();
+            command.args(["--own-process", &zones.join(",")]);
+        }
+    }
+    // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
+    let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    Ok(Some(command.spawn()?))
+}
+
+fn of_zone(zone: Option<char>) -> String {
+    zone.map(|zone| format!(", zone {zone}")).unwrap_or_default()
 }
 
 impl Daemon<'_> {
     /// The end of its log, if this daemon was started here and has ended.
     fn ended(&mut self, layout: &Layout) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
-        let path = layout.region(&self.region.name).daemon_log();
+        let directory = layout.region(&self.region.name);
+        let path = self.zone.map_or_else(|| directory.daemon_log(), |zone| directory.zone_log(zone));
         let log = std::fs::read_to_string(&path).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(3).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         Some(format!(
-            "{}: its daemon ended ({status}); {} says:\n  {}",
+            "{}{}: its process ended ({status}); {} says:\n  {}",
             self.region.name,
+            of_zone(self.zone),
             path.display(),
             last.join("\n  ")
         ))
@@ -203,7 +217,7 @@ async fn watch(
         for daemon in daemons.iter_mut() {
             if let Some(ended) = daemon.ended(layout) {
                 eprintln!("{ended}\nstarting it again");
-                daemon.child = start(daemon.region, file, layout)?;
+                daemon.child = start(daemon.region, daemon.zone, file, layout)?;
             }
         }
         let text = match asker.status(None).await {
@@ -244,7 +258,7 @@ impl Bars {
             bar.set_message("starting");
             (daemon.region.name.to_string(), bar)
         };
-        let bars = daemons.iter().map(bar).collect();
+        let bars = daemons.iter().filter(|daemon| daemon.zone.is_none()).map(bar).collect();
         Bars { all, bars }
     }
 
@@ -282,8 +296,14 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
                 }
             }
             for region in of_role {
-                while DaemonLock::holder(&layout.region(&region.name).lock())?.is_some() {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                let places = layout.region(&region.name);
+                until_free(&places.lock()).await?;
+                // The zones last: the region's last redo goes to them.
+                for zone in ['a', 'b', 'c'] {
+                    if let Some(pid) = DaemonLock::holder(&places.zone_lock(zone))? {
+                        let _ = kill(pid, Signal::SIGTERM);
+                    }
+                    until_free(&places.zone_lock(zone)).await?;
                 }
                 stop_orphan(config, layout, region).await?;
                 eprintln!("{}: stopped", region.name);
@@ -299,6 +319,14 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
         )
         .into()),
     }
+}
+
+/// Waits until no process holds a lock.
+async fn until_free(lock: &Path) -> LocalResult {
+    while DaemonLock::holder(lock)?.is_some() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Stops the PostgreSQL that a killed daemon left running.

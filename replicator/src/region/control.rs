@@ -5,11 +5,13 @@ use std::time::Duration;
 use proto::ClusterId;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    ClusterStatus, ControlRequest, ControlResponse, Refusal, RegionStatus, RegionStatusRequest, RegionView,
-    ReplicateReady, SeedAnswer, control_request, control_response, open,
+    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus, RegionStatusRequest, RegionView,
+    ReplicateReady, SeedAnswer, VolumeView, ZoneReady, control_request, control_response, open,
 };
 use tokio::task::JoinSet;
 use transport::{Endpoint, Peer, Stream, TransportError};
+use volume::VolumeStatus;
+use volume::quorum::{CopyId, Standing};
 
 use super::{Part, Region, secrets};
 use crate::client;
@@ -51,6 +53,14 @@ impl Region {
             (Some(control_request::Body::Url(_)), Peer::Region(_)) => {
                 refuse(Kind::NotAllowed, "only operators are told passwords")
             }
+            (Some(control_request::Body::Volume(request)), _) => {
+                match (request.scrub, request.copy.parse::<CopyId>()) {
+                    (false, _) => {}
+                    (true, Ok(copy)) => self.volume.scrub(Some(copy)).await,
+                    (true, Err(_)) => self.volume.scrub(None).await,
+                }
+                control_response::Body::Volume(self.volume_view())
+            }
             (None, _) => refuse(Kind::Protocol, "this daemon does not know that request"),
         };
         stream.send(&ControlResponse { body: Some(body) }).await?;
@@ -61,16 +71,81 @@ impl Region {
     /// What this daemon knows by itself.
     async fn view(&self) -> RegionView {
         let (name, url) = (self.own.name.as_str(), secrets::url(self.own.postgres, None));
-        match &self.part {
+        match &*self.part.read().await {
+            Part::Starting => {
+                let own = RegionStatus {
+                    name: name.to_owned(),
+                    role: self.own.role.to_string(),
+                    state: "starting".into(),
+                    url,
+                    detail: volume_trouble(&self.volume.status()),
+                    ..RegionStatus::default()
+                };
+                RegionView { epoch: 0, own: Some(own), secondaries: Vec::new() }
+            }
             Part::Leader(leader) => {
-                let leader = leader.lock().await;
                 let (own, secondaries) = leader.rows(name, url);
-                RegionView { epoch: leader.epoch().0, own: Some(own), secondaries }
+                RegionView { epoch: leader.epoch().0, own: Some(self.with_volume(own)), secondaries }
             }
             Part::Follower(follower) => {
                 let own = follower.row(name, url).await;
-                RegionView { epoch: follower.epoch().0, own: Some(own), secondaries: Vec::new() }
+                RegionView {
+                    epoch: follower.epoch().0,
+                    own: Some(self.with_volume(own)),
+                    secondaries: Vec::new(),
+                }
             }
+        }
+    }
+
+    /// What is wrong with the volume comes before everything else.
+    fn with_volume(&self, mut own: RegionStatus) -> RegionStatus {
+        let status = self.volume.status();
+        if !status.writable || status.copies.iter().any(|copy| copy.standing != Standing::Live) {
+            let trouble = volume_trouble(&status);
+            own.detail = if own.detail.is_empty() { trouble } else { format!("{trouble}; {}", own.detail) };
+        }
+        own
+    }
+
+    fn volume_view(&self) -> VolumeView {
+        let status = self.volume.status();
+        let copies = status.copies.iter().map(|copy| {
+            let (state, detail) = match &copy.standing {
+                Standing::Live => ("live", ""),
+                Standing::Filling => ("filling", ""),
+                Standing::Absent => ("absent", ""),
+                Standing::Asked | Standing::Promised | Standing::Adopting => ("opening", ""),
+                Standing::Failed(why) => ("failed", why.as_str()),
+            };
+            CopyView {
+                name: copy.id.to_string(),
+                zone: copy.id.zone().to_string(),
+                state: state.into(),
+                flushed_lsn: copy.flushed_lsn.0,
+                place: copy.place.clone(),
+                detail: detail.into(),
+                filled_bytes: copy.repair.filled_bytes,
+                repaired_segments: copy.repair.repaired_segments,
+                scrubbed_us: copy.repair.scrubbed_us,
+                damage: copy.repair.damage.clone(),
+            }
+        });
+        let whole = status.copies.iter().all(|copy| copy.standing == Standing::Live);
+        VolumeView {
+            region: self.own.name.to_string(),
+            ballot: Some(Ballot {
+                epoch: status.ballot.epoch.0,
+                opening: status.ballot.opening,
+                writer: status.ballot.writer,
+            }),
+            horizon_lsn: status.bounds.horizon_lsn.0,
+            durable_lsn: status.bounds.durable_lsn.0,
+            timeline: status.bounds.timeline.0,
+            writable: status.writable,
+            detail: if whole && status.writable { String::new() } else { volume_trouble(&status) },
+            stored_bytes: self.volume.stored_bytes(),
+            copies: copies.collect(),
         }
     }
 
@@ -151,6 +226,30 @@ fn merge(
     }
 }
 
+/// What hinders a volume, in words.
+fn volume_trouble(status: &VolumeStatus) -> String {
+    if let Some(closed) = &status.closed {
+        return closed.clone();
+    }
+    let of = |what: &str, has: fn(&Standing) -> bool| {
+        let names: Vec<String> =
+            status.copies.iter().filter(|copy| has(&copy.standing)).map(|copy| copy.id.to_string()).collect();
+        (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")))
+    };
+    let parts = [
+        of("absent", |standing| *standing == Standing::Absent),
+        of("failed", |standing| matches!(standing, Standing::Failed(_))),
+        of("being filled", |standing| *standing == Standing::Filling),
+        of("opening", |s| matches!(s, Standing::Asked | Standing::Promised | Standing::Adopting)),
+    ];
+    let copies = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    if status.writable {
+        format!("copies of the volume {copies}")
+    } else {
+        format!("commits wait: the volume needs four of its six copies; {copies}")
+    }
+}
+
 /// Says no in the message that the peer waits for.
 pub(super) async fn answer_refusal(
     purpose: &open::Purpose,
@@ -162,6 +261,9 @@ pub(super) async fn answer_refusal(
             stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await?;
         }
         open::Purpose::Seed(_) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
+        open::Purpose::Zone(_) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
+        // Nobody may ask this of a region's daemon, and nothing would be understood.
+        open::Purpose::Copy(_) => {}
         open::Purpose::Control(_) => {
             stream.send(&ControlResponse { body: Some(control_response::Body::Refusal(refusal)) }).await?;
         }

@@ -27,6 +27,7 @@ use volume::{Volume, VolumeError, VolumeOptions};
 use crate::config::{Config, RegionConfig, Role};
 use crate::layout::{Layout, make_passable};
 use crate::local::lock::{DaemonLock, LockError};
+use crate::zone;
 use follower::{FollowError, Follower};
 use leader::{Leader, LeaderError};
 use state::{RegionState, StateError};
@@ -95,6 +96,13 @@ pub enum RegionError {
     Instance(#[from] InstanceError),
 }
 
+impl RegionError {
+    pub(crate) fn unknown(config: &Config, name: &RegionName) -> RegionError {
+        let known: Vec<&str> = config.regions.iter().map(|r| r.name.as_str()).collect();
+        RegionError::Unknown { name: name.clone(), known: known.join(", ") }
+    }
+}
+
 /// What all parts of the daemon know.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -103,13 +111,16 @@ pub(crate) struct Region {
     pub(crate) cluster_id: ClusterId,
     pub(crate) endpoint: Endpoint,
     pub(crate) layout: crate::layout::RegionLayout,
-    pub(crate) part: Part,
+    pub(crate) volume: Volume,
+    pub(crate) part: tokio::sync::RwLock<Part>,
 }
 
 /// The part the region plays.
 #[derive(Debug)]
 pub(crate) enum Part {
-    Leader(Box<tokio::sync::Mutex<Leader>>),
+    /// None yet: the volume is being opened.
+    Starting,
+    Leader(Box<Leader>),
     Follower(Arc<Follower>),
 }
 
@@ -123,10 +134,7 @@ pub async fn run(
     name: RegionName,
     stop: CancellationToken,
 ) -> Result<(), RegionError> {
-    let own = config.region(&name).cloned().ok_or_else(|| {
-        let known: Vec<&str> = config.regions.iter().map(|r| r.name.as_str()).collect();
-        RegionError::Unknown { name: name.clone(), known: known.join(", ") }
-    })?;
+    let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
     let places = layout.region(&name);
     make_passable(places.directory())
         .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
@@ -158,7 +166,8 @@ pub async fn run(
         name: name.to_string(),
         settings: config.settings.clone(),
     });
-    let volume = Volume::open(VolumeOptions {
+    let volume = Volume::start(VolumeOptions {
+        copies: own.local_copies(),
         retain: config.retain,
         max_size_bytes: config.max_size_bytes,
         epoch: state.epoch,
@@ -168,19 +177,27 @@ pub async fn run(
     })
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
-    let cluster_id = identity.cluster_id;
-    let part = match own.role {
-        Role::Primary => {
-            let leader =
-                Leader::start(&config, &own, &places, instance, volume, endpoint.clone(), state).await?;
-            Part::Leader(Box::new(tokio::sync::Mutex::new(leader)))
-        }
-        Role::Secondary => Part::Follower(Follower::start(places.clone(), instance, volume, state).await?),
+    let region = Arc::new(Region {
+        config,
+        own,
+        cluster_id: identity.cluster_id,
+        endpoint,
+        layout: places,
+        volume,
+        part: tokio::sync::RwLock::new(Part::Starting),
+    });
+    // Zones of their own join while the volume is being opened.
+    let ending = CancellationToken::new();
+    let serving = tokio::spawn(region.clone().serve(ending.clone()));
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        deposed = region.volume.deposed() => Err(deposed.into()),
+        failed = region.take_part(instance, state) => failed,
     };
-    let region = Arc::new(Region { config, own, cluster_id, endpoint, layout: places, part });
-    region.serve(stop).await;
+    ending.cancel();
+    let _ = serving.await;
     tracing::info!("region {name} has stopped");
-    Ok(())
+    ended
 }
 
 fn load_state(
@@ -200,6 +217,25 @@ fn load_state(
 }
 
 impl Region {
+    /// Takes up the region's part once the volume is open. Returns only when that fails.
+    async fn take_part(&self, instance: Instance, state: RegionState) -> Result<(), RegionError> {
+        self.volume.opened().await?;
+        let (volume, layout) = (self.volume.clone(), &self.layout);
+        let part = match self.own.role {
+            Role::Primary => {
+                let endpoint = self.endpoint.clone();
+                let leader =
+                    Leader::start(&self.config, &self.own, layout, instance, volume, endpoint, state).await?;
+                Part::Leader(Box::new(leader))
+            }
+            Role::Secondary => {
+                Part::Follower(Follower::start(layout.clone(), instance, volume, state).await?)
+            }
+        };
+        *self.part.write().await = part;
+        std::future::pending().await
+    }
+
     /// Answers peers until `stop`, then stops everything in order.
     async fn serve(self: Arc<Self>, stop: CancellationToken) {
         let tasks = TaskTracker::new();
@@ -212,8 +248,9 @@ impl Region {
             tasks.spawn(self.clone().serve_connection(connection));
         }
         tracing::info!("stopping");
-        match &self.part {
-            Part::Leader(leader) => leader.lock().await.stop().await,
+        match &mut *self.part.write().await {
+            Part::Starting => {}
+            Part::Leader(leader) => leader.stop().await,
             Part::Follower(follower) => follower.stop().await,
         }
         self.endpoint.close().await;
@@ -225,8 +262,9 @@ impl Region {
         let tasks = TaskTracker::new();
         while let Some(stream) = connection.accept_stream().await {
             let (region, peer) = (self.clone(), connection.peer().clone());
+            let connection = connection.clone();
             tasks.spawn(async move {
-                match (region.serve_stream(&peer, stream).await, &peer) {
+                match (region.serve_stream(&connection, stream).await, &peer) {
                     (Ok(()), _) => {}
                     // An operator's command goes as soon as it has an answer, be it another region's.
                     (Err(e), Peer::Operator) => tracing::debug!("a stream of {peer} ended: {e}"),
@@ -238,36 +276,49 @@ impl Region {
         tasks.wait().await;
     }
 
-    async fn serve_stream(&self, peer: &Peer, mut stream: Stream) -> Result<(), TransportError> {
+    async fn serve_stream(&self, connection: &Connection, mut stream: Stream) -> Result<(), TransportError> {
+        let peer = connection.peer();
         let first =
             tokio::time::timeout(OPEN_TIMEOUT, stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES)).await;
         let first = first.unwrap_or(Err(TransportError::Lost("it never said what it wants".into())))?;
         let Some(open) = first else { return Ok(()) };
-        let refusal = self.refuse(peer, &open);
+        let refusal = self.refuse(peer, &open).await;
         match (open.purpose, refusal) {
             (Some(purpose), Some(refusal)) => {
                 tracing::warn!("refused {peer}: {}", refusal.reason);
                 control::answer_refusal(&purpose, refusal, &mut stream).await
             }
             (Some(open::Purpose::Replicate(open)), None) => {
-                if let Part::Follower(follower) = &self.part {
+                if let Some(follower) = self.follower().await {
                     follower.replicate(open, stream).await;
                 }
                 Ok(())
             }
             (Some(open::Purpose::Seed(open)), None) => {
-                if let Part::Follower(follower) = &self.part {
+                if let Some(follower) = self.follower().await {
                     follower.seed(open, stream).await;
                 }
                 Ok(())
             }
             (Some(open::Purpose::Control(request)), None) => self.control(peer, request, stream).await,
-            (None, _) => Ok(()),
+            (Some(open::Purpose::Zone(open)), None) => {
+                let local = self.own.local_copies();
+                zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
+            }
+            // Only a zone's process is asked for copies.
+            (Some(open::Purpose::Copy(_)) | None, None) | (None, _) => Ok(()),
+        }
+    }
+
+    async fn follower(&self) -> Option<Arc<Follower>> {
+        match &*self.part.read().await {
+            Part::Follower(follower) => Some(follower.clone()),
+            Part::Starting | Part::Leader(_) => None,
         }
     }
 
     /// Why `open` of `peer` is refused, if it is.
-    fn refuse(&self, peer: &Peer, open: &Open) -> Option<Refusal> {
+    async fn refuse(&self, peer: &Peer, open: &Open) -> Option<Refusal> {
         if open.protocol != PROTOCOL_VERSION {
             let reason = format!("protocol {} is not spoken here, {PROTOCOL_VERSION} is", open.protocol);
             return Some(Refusal::new(Kind::Protocol, reason));
@@ -279,9 +330,12 @@ impl Region {
             |name: &RegionName| self.config.region(name).is_some_and(|r| r.role == Role::Primary);
         let allowed = match (&open.purpose, peer) {
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Region(name)) => {
-                is_primary(name) && matches!(self.part, Part::Follower(_))
+                is_primary(name) && self.follower().await.is_some()
             }
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
+            // A zone has its own region's certificate.
+            (Some(open::Purpose::Zone(_)), Peer::Region(name)) => *name == self.own.name,
+            (Some(open::Purpose::Zone(_) | open::Purpose::Copy(_)), _) => false,
             (Some(open::Purpose::Control(_)), Peer::Region(name)) => self.config.region(name).is_some(),
             (Some(open::Purpose::Control(_)), Peer::Operator) | (None, _) => true,
         };

@@ -27,7 +27,7 @@ use disk::{Disk, Segments};
 use reader::SegmentReader;
 
 /// How long an append that nobody waits for may lie before it is written with those that came meanwhile.
-const UNHURRIED: Duration = Duration::from_millis(10);
+const UNHURRIED: Duration = Duration::from_millis(20);
 
 /// The most records that one read returns, bytes.
 pub const READ_BYTES_MAX: usize = 2 << 20;

@@ -1,0 +1,321 @@
+//! A zone of a region as a process of its own: `replicator run --region R --az b`.
+//!
+//! It holds the zone's two copies, goes to the region's daemon over QUIC with the region's own certificate, and offers
+//! them. The daemon then opens streams on that connection: one of orders for each copy, and one for each question.
+
+pub mod link;
+mod wire;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use proto::frame;
+use proto::messages as m;
+use proto::messages::{
+    CopyOpen, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, ZoneCopy, ZoneOpen, ZoneReady, copy_open, open,
+};
+use proto::{ClusterId, RegionName};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport::stream::{Receiver, Sender};
+use transport::{Connection, Endpoint, Identity, Stream, TransportError};
+use volume::copy::{Event, Link, LocalCopy, LocalLink, directory_of};
+use volume::quorum::CopyId;
+use volume::segment::SEGMENT_BYTES_MAX;
+use volume::{Volume, VolumeError};
+
+use crate::config::{Config, RegionConfig};
+use crate::layout::{Layout, make_passable};
+use crate::local::lock::DaemonLock;
+use crate::region::RegionError;
+use wire::MAX_ANSWER_BYTES;
+
+/// The wait before going to the region's daemon again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often a copy that failed is opened again.
+const REOPEN: Duration = Duration::from_secs(2);
+
+/// A zone's process at work.
+struct Zone {
+    own: RegionConfig,
+    zone: char,
+    volume_directory: PathBuf,
+    cluster_id: ClusterId,
+    endpoint: Endpoint,
+    copies: Mutex<Vec<(CopyId, Arc<LocalCopy>)>>,
+}
+
+/// Runs zone `zone` of region `name` until `stop`.
+///
+/// # Errors
+/// When it cannot start; what to do is in the error's words.
+pub async fn run(
+    config: Config,
+    layout: Layout,
+    name: RegionName,
+    zone: char,
+    stop: CancellationToken,
+) -> Result<(), RegionError> {
+    let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
+    let places = layout.region(&name);
+    make_passable(places.directory())
+        .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
+    let _lock = DaemonLock::take(&places.zone_lock(zone))?;
+    let identity = Identity::load(&places.identity())?;
+    let zone = Zone {
+        own,
+        zone,
+        volume_directory: places.volume(),
+        cluster_id: identity.cluster_id,
+        endpoint: Endpoint::bind(None, &identity)?,
+        copies: Mutex::new(Vec::new()),
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = zone.serve() => ended?,
+    }
+    zone.endpoint.close().await;
+    tracing::info!("zone {} of region {name} has stopped", zone.zone);
+    Ok(())
+}
+
+impl Zone {
+    /// Offers the copies again and again.
+    async fn serve(&self) -> Result<(), RegionError> {
+        let mut last = String::new();
+        loop {
+            self.open_copies()?;
+            let ended = match self.offer().await {
+                Ok(()) => "the region's daemon closed the connection".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            if ended != last {
+                tracing::warn!("{ended}; trying again");
+                last = ended;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Opens the copies that are not open.
+    fn open_copies(&self) -> Result<(), RegionError> {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        for copy in CopyId::all().filter(|copy| copy.zone() == self.zone) {
+            if copies.iter().any(|(open, _)| *open == copy) {
+                continue;
+            }
+            match LocalCopy::start(directory_of(&self.volume_directory, copy), self.cluster_id, copy) {
+                Ok(opened) => copies.push((copy, opened)),
+                Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => return Err(e.into()),
+                Err(e) => tracing::error!("copy {copy}: {e}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers the copies to the region's daemon, and serves it until the connection ends.
+    async fn offer(&self) -> Result<(), TransportError> {
+        let unreachable = |reason: String| TransportError::Unreachable { address: self.own.advertise.clone(), reason };
+        let mut addresses =
+            tokio::net::lookup_host(&self.own.advertise).await.map_err(|e| unreachable(e.to_string()))?;
+        let address = addresses.next().ok_or_else(|| unreachable("no address".into()))?;
+        let connection = self.endpoint.connect(address, &self.own.name, PATIENCE).await?;
+        let copies: Vec<ZoneCopy> = {
+            let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+            let offered = |(id, copy): &(CopyId, Arc<LocalCopy>)| ZoneCopy {
+                name: id.to_string(),
+                promised: Some(wire::ballot(copy.promised())),
+                place: directory_of(&self.volume_directory, *id).display().to_string(),
+            };
+            copies.iter().map(offered).collect()
+        };
+        let missing = copies.len() < usize::from(volume::quorum::COPIES_PER_ZONE);
+        let open = Open {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: self.cluster_id.0.to_vec().into(),
+            purpose: Some(open::Purpose::Zone(ZoneOpen { zone: self.zone.to_string(), copies })),
+        };
+        let mut stream = connection.open_stream(&open).await?;
+        let answer = tokio::time::timeout(PATIENCE, stream.receive::<ZoneReady>(MAX_CONTROL_MESSAGE_BYTES)).await;
+        let answer = answer.unwrap_or(Err(TransportError::Lost("no answer in time".into())))?;
+        if let Some(refusal) = answer.ok_or(TransportError::Finished)?.refusal {
+            return Err(TransportError::Lost(refusal.reason));
+        }
+        tracing::info!("zone {} serves the daemon of region {}", self.zone, self.own.name);
+        let failed = CancellationToken::new();
+        let serving = async {
+            let tasks = TaskTracker::new();
+            while let Some(stream) = connection.accept_stream().await {
+                self.spawn_answer(&tasks, stream, &failed);
+            }
+        };
+        let reopen = async {
+            failed.cancelled().await;
+            tokio::time::sleep(REOPEN).await;
+        };
+        tokio::select! {
+            () = serving => {}
+            () = reopen => {
+                // Both are opened again: which one failed is said in the log.
+                self.copies.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                connection.close("a copy is opened again");
+            }
+            () = tokio::time::sleep(REOPEN), if missing => connection.close("a copy is opened again"),
+        }
+        Ok(())
+    }
+
+    fn spawn_answer(&self, tasks: &TaskTracker, mut stream: Stream, failed: &CancellationToken) {
+        // The stream says at once what it wants, and the copies are here.
+        let (copies, failed) = (self.copies.lock().unwrap_or_else(PoisonError::into_inner).clone(), failed.clone());
+        let cluster_id = self.cluster_id;
+        tasks.spawn(async move {
+            let first = stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES).await;
+            let Ok(Some(Open { purpose: Some(open::Purpose::Copy(open)), cluster_id: of, .. })) = first else {
+                return;
+            };
+            let found = copies.iter().find(|(copy, _)| copy.to_string() == open.copy);
+            if let Some((_, copy)) = found.filter(|_| of[..] == cluster_id.0)
+                && let Err(e) = answer(copy, open, stream, &failed).await
+            {
+                tracing::debug!("a stream of the region's daemon ended: {e}");
+            }
+        });
+    }
+}
+
+async fn answer(
+    copy: &Arc<LocalCopy>,
+    open: CopyOpen,
+    mut stream: Stream,
+    failed: &CancellationToken,
+) -> Result<(), TransportError> {
+    let link = copy.link(Arc::new(|_| {}));
+    match open.body.ok_or(TransportError::Finished)? {
+        copy_open::Body::Orders(_) => return obey(copy, stream, failed).await,
+        copy_open::Body::Contents(_) => stream.send(&wire::contents(link.contents().await)).await?,
+        copy_open::Body::Read(lsn) => stream.send(&wire::records(link.read(proto::Lsn(lsn)).await)).await?,
+        copy_open::Body::Fetch(segment) => match link.fetch(wire::to_segment(segment)).await {
+            Ok(bytes) => {
+                for chunk in wire::chunks(&bytes) {
+                    stream.send(&chunk).await?;
+                }
+            }
+            Err(e) => {
+                stream.send(&m::CopyChunk { error: Some(wire::error(&e)), ..m::CopyChunk::default() }).await?;
+            }
+        },
+        copy_open::Body::Put(segment) => {
+            let mut bytes = BytesMut::new();
+            loop {
+                let chunk: Option<m::CopyChunk> = stream.receive(MAX_ANSWER_BYTES).await?;
+                let chunk = chunk.ok_or(TransportError::Finished)?;
+                if bytes.len() + chunk.data.len() > SEGMENT_BYTES_MAX {
+                    return Err(TransportError::Lost("a segment longer than any is".into()));
+                }
+                bytes.extend_from_slice(&chunk.data);
+                if chunk.last {
+                    break;
+                }
+            }
+            let put = link.put(wire::to_segment(segment), bytes.freeze()).await;
+            stream.send(&m::CopyDone { error: put.err().map(|e| wire::error(&e)) }).await?;
+        }
+        copy_open::Body::Scrub(_) => stream.send(&wire::scrubbed(link.scrub().await)).await?,
+    }
+    stream.finish().await;
+    Ok(())
+}
+
+/// Carries out orders and sends what comes of them, until the daemon goes.
+async fn obey(copy: &Arc<LocalCopy>, stream: Stream, failed: &CancellationToken) -> Result<(), TransportError> {
+    let (sender, receiver) = stream.split();
+    // Bounded by what the daemon sends ahead.
+    let (events, queue) = mpsc::unbounded_channel();
+    let link = copy.link(Arc::new(move |event| drop(events.send(event))));
+    tokio::select! {
+        ended = send_events(sender, queue, failed) => ended,
+        ended = receive_orders(receiver, &link) => ended,
+    }
+}
+
+async fn receive_orders(mut receiver: Receiver, link: &LocalLink) -> Result<(), TransportError> {
+    while let Some(message) = receiver.receive::<m::CopyOrder>(MAX_ANSWER_BYTES).await? {
+        link.order(wire::to_order(message).map_err(TransportError::Lost)?);
+    }
+    Ok(())
+}
+
+async fn send_events(
+    mut sender: Sender,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    failed: &CancellationToken,
+) -> Result<(), TransportError> {
+    let mut frames = BytesMut::new();
+    while let Some(event) = events.recv().await {
+        let broken = matches!(event, Event::Failed(_));
+        frame::encode(&wire::event(event), &mut frames);
+        while let Ok(next) = events.try_recv() {
+            frame::encode(&wire::event(next), &mut frames);
+        }
+        sender.write_frames(frames.split().freeze()).await?;
+        if broken {
+            failed.cancel();
+        }
+    }
+    Ok(())
+}
+
+/// Takes a zone's copies into the region's volume, for as long as its connection holds.
+///
+/// # Errors
+/// When the connection is lost.
+pub async fn join(
+    volume: &Volume,
+    local: &[CopyId],
+    cluster_id: ClusterId,
+    connection: &Connection,
+    open: ZoneOpen,
+    mut stream: Stream,
+) -> Result<(), TransportError> {
+    let mut offered = Vec::new();
+    for copy in open.copies {
+        let parsed = wire::to_copy(&copy.name).and_then(|id| Ok((id, wire::to_ballot(copy.promised)?, copy.place)));
+        match parsed {
+            Ok((id, ..)) if local.contains(&id) => {
+                let reason = format!(
+                    "copy {id} is held by the region's daemon itself; name zone '{}' in `own_process` of its region",
+                    id.zone()
+                );
+                let refusal = m::Refusal::new(m::refusal::Kind::NotAllowed, reason);
+                stream.send(&ZoneReady { refusal: Some(refusal) }).await?;
+                stream.finish().await;
+                return Ok(());
+            }
+            Ok(parsed) => offered.push(parsed),
+            Err(e) => return Err(TransportError::Lost(e)),
+        }
+    }
+    stream.send(&ZoneReady::default()).await?;
+    let joined: Vec<_> = offered
+        .into_iter()
+        .map(|(id, promised, place)| {
+            volume.join(id, promised, |listener| {
+                link::RemoteLink::start(id, place, connection.clone(), cluster_id, listener)
+            })
+        })
+        .collect();
+    tracing::info!("zone {} has joined", open.zone);
+    // The zone says nothing more on this stream; it ends when the zone does.
+    let ended = stream.receive::<ZoneReady>(MAX_CONTROL_MESSAGE_BYTES).await;
+    drop(joined);
+    tracing::warn!("zone {} is gone", open.zone);
+    ended.map(drop)
+}
