@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 pub mod bench;
+pub mod ledger;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -62,6 +63,38 @@ impl Cluster {
         let cluster = Cluster::new(secondaries);
         cluster.start();
         cluster
+    }
+
+    /// Makes these zones of a region processes of their own.
+    pub fn zones_apart(&self, region: &str, zones: &str) {
+        let text = std::fs::read_to_string(self.file()).unwrap();
+        let head = format!("[region.{region}]\n");
+        assert!(text.contains(&head));
+        std::fs::write(self.file(), text.replace(&head, &format!("{head}own_process = {zones}\n"))).unwrap();
+    }
+
+    /// `volume status --json` of a region, parsed.
+    #[must_use]
+    pub fn volume(&self, region: &str) -> serde_json::Value {
+        serde_json::from_str(&self.printed(&["volume", "status", "--region", region, "--json"])).unwrap()
+    }
+
+    /// Waits until all copies of a region's volume are whole.
+    pub async fn until_whole(&self, region: &str) {
+        until("all copies are whole", || async {
+            let volume = self.volume(region);
+            let live = |c: &serde_json::Value| c["state"] == "live" && c["damage"].as_array().unwrap().is_empty();
+            volume["copies"].as_array().unwrap().iter().all(live)
+        })
+        .await;
+    }
+
+    /// Kills the process of a zone, as kill -9 does.
+    pub async fn kill_zone(&self, region: &str, zone: char) {
+        let lock = self.region(region).join(format!("az-{zone}.lock"));
+        let pid = Pid::from_raw(std::fs::read_to_string(lock).unwrap().trim().parse().unwrap());
+        kill(pid, Signal::SIGKILL).unwrap();
+        until("the zone is gone", || async { Path::new(&format!("/proc/{pid}/exe")).read_link().is_err() }).await;
     }
 
     /// Brings up what does not run.

@@ -3,65 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use replicator_tests::{Cluster, pause};
-use sqlx::{Connection, Executor, PgConnection};
-
-/// Clients that write unique rows and remember which were acknowledged.
-struct Ledger {
-    stop: Arc<AtomicBool>,
-    next: Arc<AtomicI64>,
-    writers: Vec<tokio::task::JoinHandle<Vec<i64>>>,
-}
-
-impl Ledger {
-    fn start(url: &str, writers: usize) -> Ledger {
-        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(1)));
-        let writers =
-            (0..writers).map(|_| tokio::spawn(write(url.to_owned(), next.clone(), stop.clone()))).collect();
-        Ledger { stop, next, writers }
-    }
-
-    /// Ends the load; returns the rows whose commits were acknowledged.
-    async fn acknowledged(self) -> Vec<i64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
-        for writer in self.writers {
-            all.extend(writer.await.unwrap());
-        }
-        assert!(self.next.load(Ordering::Relaxed) > 1);
-        all
-    }
-}
-
-async fn write(url: String, next: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> Vec<i64> {
-    let mut acknowledged = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(mut connection) = PgConnection::connect(&url).await else {
-            pause().await;
-            continue;
-        };
-        while !stop.load(Ordering::Relaxed) {
-            let id = next.fetch_add(1, Ordering::Relaxed);
-            let insert = sqlx::query("INSERT INTO ledger VALUES ($1)").bind(id).execute(&mut connection);
-            // A commit may hang while nobody makes it durable: that is the promise, and not an acknowledgement.
-            match tokio::time::timeout(Duration::from_secs(5), insert).await {
-                Ok(Ok(_)) => acknowledged.push(id),
-                Ok(Err(_)) | Err(_) => break,
-            }
-        }
-    }
-    acknowledged
-}
+use replicator_tests::Cluster;
+use replicator_tests::ledger::Ledger;
+use sqlx::Executor;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_kills_at_random_moments_lose_nothing() {
     let cluster = Cluster::up(2);
-    cluster.connect("us-east").await.execute("CREATE TABLE ledger (id bigint)").await.unwrap();
-    let ledger = Ledger::start(&cluster.printed(&["url", "--region", "us-east"]), 4);
+    let ledger = Ledger::start(&cluster.printed(&["url", "--region", "us-east"]), 4).await;
     // Some moments, other ones in each round; the rounds take each victim with and without its PostgreSQL.
     let victims = [
         "us-east",
@@ -82,20 +33,9 @@ async fn ten_kills_at_random_moments_lose_nothing() {
         cluster.start();
     }
     let acknowledged = ledger.acknowledged().await;
-    assert!(acknowledged.len() > 100, "there was load: {}", acknowledged.len());
+    assert!(acknowledged.count() > 100, "there was load: {}", acknowledged.count());
     cluster.assert_identical().await;
-    for region in &cluster.regions {
-        let mut connection = cluster.connect(region).await;
-        let missing: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM unnest($1::bigint[]) AS id WHERE id NOT IN (SELECT id FROM ledger)",
-        )
-        .bind(&acknowledged)
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
-        assert_eq!(missing, Vec::<i64>::new(), "acknowledged and not in {region}\n{}", cluster.logs());
-    }
-    println!("{} acknowledged commits, all in every region", acknowledged.len());
+    acknowledged.assert_in_all(&cluster).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,105 @@
+//! The oracle of every test that breaks something: unique rows, and the client's own record of which were acknowledged.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::time::Instant;
+
+use crate::{Cluster, now, pause};
+
+/// Clients that write unique rows and remember which were acknowledged.
+pub struct Ledger {
+    stop: Arc<AtomicBool>,
+    next: Arc<AtomicI64>,
+    writers: Vec<tokio::task::JoinHandle<Vec<(i64, Instant)>>>,
+}
+
+impl Ledger {
+    /// Starts `writers` clients of a table `ledger (id bigint)`, which is made.
+    pub async fn start(url: &str, writers: usize) -> Ledger {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        connection.execute("CREATE TABLE IF NOT EXISTS ledger (id bigint)").await.unwrap();
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(1)));
+        let writers =
+            (0..writers).map(|_| tokio::spawn(write(url.to_owned(), next.clone(), stop.clone()))).collect();
+        Ledger { stop, next, writers }
+    }
+
+    /// Ends the load; returns the rows whose commits were acknowledged.
+    pub async fn acknowledged(self) -> Acknowledged {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for writer in self.writers {
+            all.extend(writer.await.unwrap());
+        }
+        assert!(self.next.load(Ordering::Relaxed) > 1);
+        Acknowledged(all)
+    }
+}
+
+async fn write(url: String, next: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> Vec<(i64, Instant)> {
+    let mut acknowledged = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut connection) = PgConnection::connect(&url).await else {
+            pause().await;
+            continue;
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let id = next.fetch_add(1, Ordering::Relaxed);
+            let insert = sqlx::query("INSERT INTO ledger VALUES ($1)").bind(id).execute(&mut connection);
+            // A commit may hang while nobody makes it durable: that is the promise, and not an acknowledgement.
+            match tokio::time::timeout(Duration::from_secs(5), insert).await {
+                Ok(Ok(_)) => acknowledged.push((id, now())),
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+    }
+    acknowledged
+}
+
+/// The commits that clients saw return, each with its moment.
+pub struct Acknowledged(Vec<(i64, Instant)>);
+
+impl Acknowledged {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many were acknowledged between two moments.
+    #[must_use]
+    pub fn between(&self, begin: Instant, end: Instant) -> usize {
+        self.0.iter().filter(|(_, at)| (begin..end).contains(at)).count()
+    }
+
+    /// The longest time between two moments in which no client's commit returned.
+    #[must_use]
+    pub fn longest_gap(&self, begin: Instant, end: Instant) -> Duration {
+        let mut moments: Vec<Instant> = self.0.iter().map(|(_, at)| *at).filter(|at| (begin..end).contains(at)).collect();
+        moments.extend([begin, end]);
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// Checks that every one of them is in every region.
+    pub async fn assert_in_all(&self, cluster: &Cluster) {
+        for region in &cluster.regions {
+            let missing = self.missing(cluster, region).await;
+            assert_eq!(missing, Vec::<i64>::new(), "acknowledged and not in {region}\n{}", cluster.logs());
+        }
+        println!("{} acknowledged commits, all in every region", self.count());
+    }
+
+    /// Those that a region does not have.
+    pub async fn missing(&self, cluster: &Cluster, region: &str) -> Vec<i64> {
+        let ids: Vec<i64> = self.0.iter().map(|(id, _)| *id).collect();
+        let mut connection = cluster.connect(region).await;
+        let query = "SELECT id FROM unnest($1::bigint[]) AS id WHERE id NOT IN (SELECT id FROM ledger)";
+        sqlx::query_scalar(query).bind(&ids).fetch_all(&mut connection).await.unwrap()
+    }
+}
