@@ -1,7 +1,7 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-stop test check fix bench fuzz
+.PHONY: help setup build demo demo-stop test check fix soak bench fuzz
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ check: setup ## what a change must pass: format, lints, tests; changes nothing
 fix: ## format, and mend what clippy can
 	cargo fmt --all
 	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+
+soak: build ## the simulation of the volume over SEEDS seeds (a million by default)
+	target/release/replicator-sim volume 0 $(or $(SEEDS),1000000)
 
 bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock PostgreSQL in the same run
 	target/release/replicator-bench regions

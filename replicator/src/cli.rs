@@ -259,7 +259,9 @@ impl Cli {
                     let asker = Asker::new(config, &layout)?;
                     asker.show_volume(region, VolumeRequest { scrub: true, copy }, json).await
                 }
-                VolumeAction::Inspect { directory, records, json } => inspect::show(&directory, records, json),
+                VolumeAction::Inspect { directory, records, json } => {
+                    inspect::show(&directory, records, json)
+                }
             },
             Command::Down { timeout } => Ok(local::down(&config, &layout, timeout).await?),
             Command::Status { watch, json, region } => {
@@ -400,7 +402,10 @@ impl Asker {
             Some(region) => region,
             None => self.status(None).await?.primary.parse()?,
         };
-        let own = self.config.region(&region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
+        let own = self
+            .config
+            .region(&region)
+            .ok_or_else(|| format!("there is no region '{region}' in the file"))?;
         // A volume is read back as fast as its disks allow.
         let patience = if request.scrub { SCRUB_PATIENCE } else { PATIENCE };
         let spinner = request.scrub.then(|| {

@@ -11,8 +11,8 @@ use postgres::instance::RESERVED_SETTINGS;
 use primary::gate::{CommitLevel, CommitPolicy};
 use proto::RegionName;
 use toml::Spanned;
-use volume::quorum::CopyId;
 use toml::de::{DeTable, DeValue};
+use volume::quorum::CopyId;
 
 use crate::units;
 
@@ -362,7 +362,10 @@ impl Reader {
             Some("c") => Some('c'),
             _ => None,
         };
-        let zones = value.get_ref().as_array().and_then(|zones| zones.iter().map(zone).collect::<Option<Vec<char>>>());
+        let zones = value
+            .get_ref()
+            .as_array()
+            .and_then(|zones| zones.iter().map(zone).collect::<Option<Vec<char>>>());
         match zones {
             Some(mut zones) => {
                 zones.sort_unstable();

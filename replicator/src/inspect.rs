@@ -15,8 +15,9 @@ use crate::units::show_bytes;
 /// When the directory cannot be read.
 pub fn show(directory: &Path, records: bool, json: bool) -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout().lock();
-    let meta = std::fs::read_to_string(directory.join("copy.meta"))
-        .map_err(|e| format!("{}: {e}; name a copy's directory, such as volume/az-a/a1", directory.display()))?;
+    let meta = std::fs::read_to_string(directory.join("copy.meta")).map_err(|e| {
+        format!("{}: {e}; name a copy's directory, such as volume/az-a/a1", directory.display())
+    })?;
     if !json {
         writeln!(out, "{}", meta.trim_end())?;
     }
@@ -60,7 +61,8 @@ pub fn show(directory: &Path, records: bool, json: bool) -> Result<(), Box<dyn E
                 }
             }
         }
-        let what = format!("{} to {end_lsn}, {count} records, {}", header.begin_lsn, show_bytes(offset as u64));
+        let what =
+            format!("{} to {end_lsn}, {count} records, {}", header.begin_lsn, show_bytes(offset as u64));
         writeln!(out, "{}", line(json, &name, "segment", &what))?;
         if let Some(damage) = damage {
             writeln!(out, "{}", line(json, &name, "damaged", &damage))?;

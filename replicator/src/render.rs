@@ -119,7 +119,8 @@ pub fn volume_json(view: &VolumeView) -> String {
 /// A volume as a table, with what is wrong below it.
 #[must_use]
 pub fn volume_table(view: &VolumeView) -> String {
-    let heads = ["Copy", "Zone", "State", "Flushed LSN", "Behind", "Filled", "Repaired", "Read back", "Place"];
+    let heads =
+        ["Copy", "Zone", "State", "Flushed LSN", "Behind", "Filled", "Repaired", "Read back", "Place"];
     let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(view.copies.iter().map(|copy| {
         let held = matches!(copy.state.as_str(), "live" | "filling");

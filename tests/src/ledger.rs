@@ -80,7 +80,8 @@ impl Acknowledged {
     /// The longest time between two moments in which no client's commit returned.
     #[must_use]
     pub fn longest_gap(&self, begin: Instant, end: Instant) -> Duration {
-        let mut moments: Vec<Instant> = self.0.iter().map(|(_, at)| *at).filter(|at| (begin..end).contains(at)).collect();
+        let mut moments: Vec<Instant> =
+            self.0.iter().map(|(_, at)| *at).filter(|at| (begin..end).contains(at)).collect();
         moments.extend([begin, end]);
         moments.sort_unstable();
         moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod ledger;
+pub mod simulation;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -83,7 +84,8 @@ impl Cluster {
     pub async fn until_whole(&self, region: &str) {
         until("all copies are whole", || async {
             let volume = self.volume(region);
-            let live = |c: &serde_json::Value| c["state"] == "live" && c["damage"].as_array().unwrap().is_empty();
+            let live =
+                |c: &serde_json::Value| c["state"] == "live" && c["damage"].as_array().unwrap().is_empty();
             volume["copies"].as_array().unwrap().iter().all(live)
         })
         .await;
@@ -94,7 +96,8 @@ impl Cluster {
         let lock = self.region(region).join(format!("az-{zone}.lock"));
         let pid = Pid::from_raw(std::fs::read_to_string(lock).unwrap().trim().parse().unwrap());
         kill(pid, Signal::SIGKILL).unwrap();
-        until("the zone is gone", || async { Path::new(&format!("/proc/{pid}/exe")).read_link().is_err() }).await;
+        until("the zone is gone", || async { Path::new(&format!("/proc/{pid}/exe")).read_link().is_err() })
+            .await;
     }
 
     /// Brings up what does not run.

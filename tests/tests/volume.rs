@@ -153,7 +153,10 @@ async fn commits_are_held_beyond_the_rpo_and_let_through_within_it() {
     tokio::time::sleep(WATCHED).await;
     let after = now();
     let acknowledged = ledger.acknowledged().await;
-    assert!(acknowledged.between(killed, killed + Duration::from_millis(1500)) > 0, "within the rpo they go on");
+    assert!(
+        acknowledged.between(killed, killed + Duration::from_millis(1500)) > 0,
+        "within the rpo they go on"
+    );
     assert_eq!(acknowledged.between(held + Duration::from_millis(100), end), 0, "beyond it they are held");
     assert!(acknowledged.between(end, after) > 0, "and let through again");
     acknowledged.assert_in_all(&cluster).await;

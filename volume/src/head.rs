@@ -33,6 +33,9 @@ const SLOW_BATCHES: usize = 32;
 /// How often copies are looked at, and retention by age is.
 const TICK: Duration = Duration::from_secs(1);
 
+/// For how many ticks another writer may try to take over before its promises are outbid.
+const OUTBID_TICKS: u32 = 5;
+
 /// How long after a copy failed it is opened again.
 const REOPEN_AFTER: Duration = Duration::from_secs(2);
 
@@ -255,7 +258,28 @@ impl Head {
         }
     }
 
+    /// A copy that was promised to a writer who did not take over is had back after a while.
+    fn mind_outbid(&self, ticks: &mut u32) {
+        let mut state = self.lock();
+        *ticks = state.quorum.outbid().map_or(0, |_| *ticks + 1);
+        if let Some(higher) = state.quorum.outbid().filter(|_| *ticks >= OUTBID_TICKS) {
+            tracing::info!(
+                "opening the volume anew, above ballot {higher} of a writer that did not take over"
+            );
+            *ticks = 0;
+            let ballot = higher.next(self.options.epoch, self.options.writer);
+            self.begin_opening(&mut state, ballot);
+        }
+    }
+
     fn begin_opening(&self, state: &mut State, ballot: Ballot) {
+        self.phase.send_if_modified(|phase| {
+            let was_open = *phase == Phase::Open;
+            if was_open {
+                *phase = Phase::Opening;
+            }
+            was_open
+        });
         state.quorum = Quorum::new(ballot);
         state.donor = None;
         let reached: Vec<CopyId> = CopyId::all().filter(|copy| state.entry(*copy).link.is_some()).collect();
@@ -393,12 +417,14 @@ pub(crate) async fn supervise(head: Arc<Head>, mut queue: mpsc::UnboundedReceive
         tokio::time::Instant::now() + head.options.scrub_every,
         head.options.scrub_every,
     );
+    let mut outbid_ticks = 0;
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         let task = tokio::select! {
             task = queue.recv() => task,
             _ = tick.tick() => {
                 head.retain();
+                head.mind_outbid(&mut outbid_ticks);
                 for link in head.lock().copies.iter().filter_map(|entry| entry.link.as_ref()) {
                     link.order(Order::Check);
                 }

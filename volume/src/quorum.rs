@@ -182,6 +182,8 @@ pub struct Quorum {
     chosen: Option<Chosen>,
     durable_lsn: Option<Lsn>,
     deposed: Option<Ballot>,
+    /// The highest ballot that a copy has promised to somebody who did not take over.
+    outbid: Option<Ballot>,
 }
 
 #[derive(Debug, Clone)]
@@ -209,7 +211,7 @@ impl Quorum {
     pub fn new(ballot: Ballot) -> Quorum {
         let member = Member { standing: Standing::Absent, vote: None, flushed_lsn: Lsn::ZERO };
         let members = vec![member; usize::from(COPIES)];
-        Quorum { ballot, members, chosen: None, durable_lsn: None, deposed: None }
+        Quorum { ballot, members, chosen: None, durable_lsn: None, deposed: None, outbid: None }
     }
 
     /// The ballot of this opening.
@@ -252,6 +254,13 @@ impl Quorum {
     #[must_use]
     pub fn deposed(&self) -> Option<Ballot> {
         self.deposed
+    }
+
+    /// A ballot above this one's that some copies have promised, and too few to depose it: whoever asked for it may be gone.
+    /// Those copies are had back by opening anew above it.
+    #[must_use]
+    pub fn outbid(&self) -> Option<Ballot> {
+        self.outbid.filter(|_| self.deposed.is_none())
     }
 
     /// The volume's log: how many times it began anew.
@@ -322,6 +331,7 @@ impl Quorum {
                     copy,
                     Standing::Failed(format!("it has promised ballot {higher} to another writer")),
                 );
+                self.outbid = self.outbid.max(Some(higher));
                 let failed = |copy: &CopyId| matches!(self.standing(*copy), Standing::Failed(_));
                 // With a read quorum lost to another, no write quorum is left.
                 if self.deposed.is_none() && CopyId::all().filter(failed).count() >= READ_QUORUM {

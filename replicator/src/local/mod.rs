@@ -146,7 +146,11 @@ fn start(
     }
     let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["run", "--region", region.name.as_str(), "--config"]).arg(file).arg("--data").arg(layout.data());
+    command
+        .args(["run", "--region", region.name.as_str(), "--config"])
+        .arg(file)
+        .arg("--data")
+        .arg(layout.data());
     match zone {
         Some(zone) => drop(command.args(["--az", &zone.to_string()])),
         None if region.own_process.is_empty() => {}

@@ -5,8 +5,9 @@ use std::time::Duration;
 use proto::ClusterId;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus, RegionStatusRequest, RegionView,
-    ReplicateReady, SeedAnswer, VolumeView, ZoneReady, control_request, control_response, open,
+    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus,
+    RegionStatusRequest, RegionView, ReplicateReady, SeedAnswer, VolumeView, ZoneReady, control_request,
+    control_response, open,
 };
 use tokio::task::JoinSet;
 use transport::{Endpoint, Peer, Stream, TransportError};

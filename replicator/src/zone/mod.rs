@@ -14,7 +14,8 @@ use bytes::BytesMut;
 use proto::frame;
 use proto::messages as m;
 use proto::messages::{
-    CopyOpen, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, ZoneCopy, ZoneOpen, ZoneReady, copy_open, open,
+    CopyOpen, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, ZoneCopy, ZoneOpen, ZoneReady, copy_open,
+    open,
 };
 use proto::{ClusterId, RegionName};
 use tokio::sync::mpsc;
@@ -113,7 +114,9 @@ impl Zone {
             }
             match LocalCopy::start(directory_of(&self.volume_directory, copy), self.cluster_id, copy) {
                 Ok(opened) => copies.push((copy, opened)),
-                Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => return Err(e.into()),
+                Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => {
+                    return Err(e.into());
+                }
                 Err(e) => tracing::error!("copy {copy}: {e}"),
             }
         }
@@ -122,7 +125,8 @@ impl Zone {
 
     /// Offers the copies to the region's daemon, and serves it until the connection ends.
     async fn offer(&self) -> Result<(), TransportError> {
-        let unreachable = |reason: String| TransportError::Unreachable { address: self.own.advertise.clone(), reason };
+        let unreachable =
+            |reason: String| TransportError::Unreachable { address: self.own.advertise.clone(), reason };
         let mut addresses =
             tokio::net::lookup_host(&self.own.advertise).await.map_err(|e| unreachable(e.to_string()))?;
         let address = addresses.next().ok_or_else(|| unreachable("no address".into()))?;
@@ -143,7 +147,8 @@ impl Zone {
             purpose: Some(open::Purpose::Zone(ZoneOpen { zone: self.zone.to_string(), copies })),
         };
         let mut stream = connection.open_stream(&open).await?;
-        let answer = tokio::time::timeout(PATIENCE, stream.receive::<ZoneReady>(MAX_CONTROL_MESSAGE_BYTES)).await;
+        let answer =
+            tokio::time::timeout(PATIENCE, stream.receive::<ZoneReady>(MAX_CONTROL_MESSAGE_BYTES)).await;
         let answer = answer.unwrap_or(Err(TransportError::Lost("no answer in time".into())))?;
         if let Some(refusal) = answer.ok_or(TransportError::Finished)?.refusal {
             return Err(TransportError::Lost(refusal.reason));
@@ -174,11 +179,13 @@ impl Zone {
 
     fn spawn_answer(&self, tasks: &TaskTracker, mut stream: Stream, failed: &CancellationToken) {
         // The stream says at once what it wants, and the copies are here.
-        let (copies, failed) = (self.copies.lock().unwrap_or_else(PoisonError::into_inner).clone(), failed.clone());
+        let (copies, failed) =
+            (self.copies.lock().unwrap_or_else(PoisonError::into_inner).clone(), failed.clone());
         let cluster_id = self.cluster_id;
         tasks.spawn(async move {
             let first = stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES).await;
-            let Ok(Some(Open { purpose: Some(open::Purpose::Copy(open)), cluster_id: of, .. })) = first else {
+            let Ok(Some(Open { purpose: Some(open::Purpose::Copy(open)), cluster_id: of, .. })) = first
+            else {
                 return;
             };
             let found = copies.iter().find(|(copy, _)| copy.to_string() == open.copy);
@@ -209,7 +216,9 @@ async fn answer(
                 }
             }
             Err(e) => {
-                stream.send(&m::CopyChunk { error: Some(wire::error(&e)), ..m::CopyChunk::default() }).await?;
+                stream
+                    .send(&m::CopyChunk { error: Some(wire::error(&e)), ..m::CopyChunk::default() })
+                    .await?;
             }
         },
         copy_open::Body::Put(segment) => {
@@ -235,7 +244,11 @@ async fn answer(
 }
 
 /// Carries out orders and sends what comes of them, until the daemon goes.
-async fn obey(copy: &Arc<LocalCopy>, stream: Stream, failed: &CancellationToken) -> Result<(), TransportError> {
+async fn obey(
+    copy: &Arc<LocalCopy>,
+    stream: Stream,
+    failed: &CancellationToken,
+) -> Result<(), TransportError> {
     let (sender, receiver) = stream.split();
     // Bounded by what the daemon sends ahead.
     let (events, queue) = mpsc::unbounded_channel();
@@ -287,7 +300,8 @@ pub async fn join(
 ) -> Result<(), TransportError> {
     let mut offered = Vec::new();
     for copy in open.copies {
-        let parsed = wire::to_copy(&copy.name).and_then(|id| Ok((id, wire::to_ballot(copy.promised)?, copy.place)));
+        let parsed =
+            wire::to_copy(&copy.name).and_then(|id| Ok((id, wire::to_ballot(copy.promised)?, copy.place)));
         match parsed {
             Ok((id, ..)) if local.contains(&id) => {
                 let reason = format!(

@@ -142,13 +142,15 @@ impl Disk {
     /// # Errors
     /// The ballot promised already, when it is higher; or the disk's.
     pub fn promise(&mut self, ballot: Ballot) -> Result<Result<Vote, Ballot>, VolumeError> {
-        if ballot < self.meta.promised {
-            return Ok(Err(self.meta.promised));
+        match self.meta.promise(ballot) {
+            Err(higher) => Ok(Err(higher)),
+            Ok(meta) => {
+                if meta != self.meta {
+                    self.write_meta(meta)?;
+                }
+                Ok(Ok(self.vote()))
+            }
         }
-        if ballot > self.meta.promised {
-            self.change_meta(|meta| meta.promised = ballot)?;
-        }
-        Ok(Ok(self.vote()))
     }
 
     /// Adopts the chosen log: cuts off what it does not have. On disk when this returns.
@@ -156,14 +158,15 @@ impl Disk {
     /// # Errors
     /// The ballot promised, when it is not the adoption's; or the disk's.
     pub fn adopt(&mut self, adoption: &Adoption) -> Result<Result<Durable, Ballot>, VolumeError> {
-        if adoption.ballot != self.meta.promised {
-            return Ok(Err(self.meta.promised));
-        }
+        let meta = match self.meta.adopt(adoption) {
+            Err(promised) => return Ok(Err(promised)),
+            Ok(meta) => meta,
+        };
         match adoption.keep {
             Keep::Before(lsn) => {
                 // Cut first: the ballots of the chosen log speak of what is left.
                 self.cut(lsn)?;
-                self.change_meta(|meta| meta.ballots = adoption.ballots.clone())?;
+                self.write_meta(meta)?;
             }
             Keep::Nothing(begin) => {
                 self.open = None;
@@ -174,13 +177,9 @@ impl Disk {
                         std::fs::remove_file(&path).map_err(at(&path))?;
                     }
                 }
-                let generation = adoption.generation;
-                let directory = self.directory.join(format!("log.{generation}"));
+                let directory = self.directory.join(format!("log.{}", meta.generation));
                 std::fs::create_dir_all(&directory).map_err(at(&directory))?;
-                self.change_meta(|meta| {
-                    (meta.generation, meta.begin) = (generation, begin);
-                    meta.ballots = adoption.ballots.clone();
-                })?;
+                self.write_meta(meta)?;
                 (self.end, self.proven_lsn) = (begin, Lsn::ZERO);
                 self.remove_leftovers()?;
             }
@@ -440,9 +439,7 @@ impl Disk {
         newest.map(|begin_lsn| self.path_of(begin_lsn)).ok_or(VolumeError::Closed)
     }
 
-    fn change_meta(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), VolumeError> {
-        let mut meta = self.meta.clone();
-        change(&mut meta);
+    fn write_meta(&mut self, meta: Meta) -> Result<(), VolumeError> {
         let text = meta.text(self.cluster_id, self.copy);
         write_durably(&self.directory.join("copy.meta"), text.as_bytes())?;
         self.meta = meta;

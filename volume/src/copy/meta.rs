@@ -4,7 +4,7 @@ use proto::{ClusterId, Epoch, Lsn, Timeline};
 
 use crate::Durable;
 use crate::ballot::{Ballot, Ballots};
-use crate::quorum::CopyId;
+use crate::quorum::{Adoption, CopyId, Keep};
 
 /// The first line of `copy.meta`.
 const FORMAT: &str = "replicator copy 2";
@@ -34,6 +34,32 @@ pub enum MetaError {
 }
 
 impl Meta {
+    /// What is to be on disk before a promise of `ballot` is given.
+    ///
+    /// # Errors
+    /// The ballot promised already, when it is higher.
+    pub fn promise(&self, ballot: Ballot) -> Result<Meta, Ballot> {
+        if ballot < self.promised {
+            return Err(self.promised);
+        }
+        Ok(Meta { promised: ballot, ..self.clone() })
+    }
+
+    /// What is to be on disk once the log was cut as `adoption` says.
+    ///
+    /// # Errors
+    /// The ballot promised, when it is not the adoption's.
+    pub fn adopt(&self, adoption: &Adoption) -> Result<Meta, Ballot> {
+        if adoption.ballot != self.promised {
+            return Err(self.promised);
+        }
+        let (generation, begin) = match adoption.keep {
+            Keep::Before(_) => (self.generation, self.begin),
+            Keep::Nothing(begin) => (adoption.generation, begin),
+        };
+        Ok(Meta { generation, begin, promised: self.promised, ballots: adoption.ballots.clone() })
+    }
+
     /// The file's content.
     #[must_use]
     pub fn text(&self, cluster_id: ClusterId, copy: CopyId) -> String {

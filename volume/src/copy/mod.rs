@@ -4,7 +4,7 @@
 //! came of them as events, in order.
 
 pub mod disk;
-mod meta;
+pub mod meta;
 mod reader;
 
 use std::collections::VecDeque;
