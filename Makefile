@@ -36,6 +36,7 @@ soak: build ## the simulation of the volume over SEEDS seeds (a million by defau
 bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock PostgreSQL in the same run
 	target/release/replicator-bench regions
 	target/release/replicator-bench commit
+	target/release/replicator-bench growth
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh

@@ -573,6 +573,32 @@ mod tests {
     }
 
     #[test]
+    fn commit_levels_and_zones() {
+        let with = |head: &str| {
+            let regions = region("a", "primary", 7000) + &region("b", "secondary", 7001);
+            format!("cluster = \"x\"\n{head}\n{regions}own_process = [\"c\", \"b\", \"c\"]\n")
+        };
+        let policy = |head: &str| Config::parse(&with(head)).unwrap().commit;
+        assert_eq!(policy("").level, CommitLevel::Region);
+        assert_eq!(policy("commit = \"local\"").level, CommitLevel::Local);
+        assert_eq!(policy("commit = { regions = 1 }").level, CommitLevel::Regions(1));
+        assert_eq!(policy("rpo = \"30s\"").rpo, Some(Duration::from_secs(30)));
+        let mistake = |head: &str| mistakes(&with(head)).concat();
+        assert!(mistake("commit = { regions = 2 }").contains("the file has 1"));
+        assert!(mistake("commit = \"all\"").contains("`commit` is \"local\""));
+        assert!(mistake("commit = \"local\"\nrpo = \"30s\"").contains("none waits"));
+        let config = Config::parse(&with("")).unwrap();
+        assert_eq!(config.regions[1].own_process, ['b', 'c']);
+        let local: Vec<String> = config.regions[1].local_copies().iter().map(ToString::to_string).collect();
+        assert_eq!(local, ["a1", "a2"]);
+        assert!(
+            mistakes(&with("").replace("\"b\", \"c\"]", "\"d\"]"))
+                .concat()
+                .contains("a region has a, b and c")
+        );
+    }
+
+    #[test]
     fn every_mistake_is_reported_at_once() {
         let text = format!(
             "cluster = \"x\"\nclutser = 1\n{}{}{}[region.c]\nrole = \"primry\"\nlisten = \"localhost\"\n[volume]\nretain = \"soon\"\n",

@@ -413,10 +413,9 @@ impl SegmentInfo {
 pub(crate) async fn supervise(head: Arc<Head>, mut queue: mpsc::UnboundedReceiver<Task>) {
     let mut fills: BTreeMap<CopyId, JoinHandle<()>> = BTreeMap::new();
     let mut tick = tokio::time::interval(TICK);
-    let mut scrub = tokio::time::interval_at(
-        tokio::time::Instant::now() + head.options.scrub_every,
-        head.options.scrub_every,
-    );
+    let mut scrub = tokio::time::interval(head.options.scrub_every);
+    // The first tick is now.
+    scrub.tick().await;
     let mut outbid_ticks = 0;
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
 mod commit;
+mod growth;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
 use replicator_tests::{Cluster, now, pause};
@@ -16,7 +17,7 @@ const ROWS: usize = 400;
 const WARM_UP: usize = 50;
 
 /// What to measure, from the command line: `replicator-bench regions [SECONDARIES [PGBENCH-SECONDS]]` or
-/// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]`.
+/// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]`.
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -29,7 +30,8 @@ async fn main() {
             regions(secondaries, second.unwrap_or(20)).await;
         }
         "commit" => commit::run(first.unwrap_or(5), second.unwrap_or(12)).await,
-        other => panic!("there is no '{other}': regions, commit"),
+        "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
+        other => panic!("there is no '{other}': regions, commit, growth"),
     }
 }
 
