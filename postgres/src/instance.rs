@@ -292,6 +292,33 @@ impl Instance {
         stopped.await.map_err(|_| InstanceError::NotStopped(process.as_raw()))
     }
 
+    /// Writes a checkpoint now, so that a shutdown soon after has little left to write.
+    ///
+    /// # Errors
+    /// When the instance cannot be asked.
+    pub fn checkpoint(&self) -> Result<(), InstanceError> {
+        let InstanceOptions { installation, account, socket_dir, listen, .. } = &self.options;
+        let mut command = account.command(&installation.program("psql"));
+        command.args(["-X", "-q", "-w", "-U", SUPERUSER, "-d", "postgres", "-c", "CHECKPOINT", "-h"]);
+        run("psql", command.arg(socket_dir).arg("-p").arg(listen.port().to_string())).map(drop)
+    }
+
+    /// Whether this is a standby that was not promoted.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.options.data_dir.join("standby.signal").exists()
+    }
+
+    /// Tells a running standby to end recovery and take writes. It does so a moment later.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn promote(&self) -> Result<(), InstanceError> {
+        let InstanceOptions { installation, account, data_dir, .. } = &self.options;
+        let mut command = account.command(&installation.program("pg_ctl"));
+        run("pg_ctl", command.args(["promote", "--no-wait", "--silent", "--pgdata"]).arg(data_dir)).map(drop)
+    }
+
     /// The running postmaster of this data directory.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use postgres::client::ConnectOptions;
 use proto::messages::RegionStatus;
-use proto::{ClusterId, Epoch, RegionName, SystemId};
+use proto::{ClusterId, Epoch, Lsn, RegionName, SystemId};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use transport::{EgressCap, Endpoint};
@@ -125,9 +125,18 @@ impl Primary {
         self.views.all_shipped()
     }
 
+    /// Whether a secondary has applied all redo up to `lsn`.
+    #[must_use]
+    pub fn has_applied(&self, region: &RegionName, lsn: Lsn) -> bool {
+        self.views.has_applied(region, lsn)
+    }
+
     /// Stops reading the writer. To be called once the writer has stopped, which it cannot do while its last redo is
     /// not acknowledged.
     pub async fn stop_reading(&mut self) {
+        if self.stop_reader.is_cancelled() {
+            return;
+        }
         self.stop_reader.cancel();
         // A task that panicked has nothing left to stop; the panic was reported.
         let _ = (&mut self.reader).await;
@@ -135,9 +144,7 @@ impl Primary {
 
     /// Stops everything.
     pub async fn stop(mut self) {
-        if !self.stop_reader.is_cancelled() {
-            self.stop_reading().await;
-        }
+        self.stop_reading().await;
         self.stop_shippers.cancel();
         for shipper in self.shippers {
             let _ = shipper.await;

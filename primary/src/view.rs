@@ -143,6 +143,11 @@ impl Views {
         inner.regions.values().filter(streaming).all(|r| r.durable_lsn >= Some(inner.reader.durable_lsn))
     }
 
+    pub(crate) fn has_applied(&self, name: &RegionName, lsn: Lsn) -> bool {
+        let inner = self.lock();
+        inner.regions.get(name).is_some_and(|region| region.applied_lsn >= Some(lsn))
+    }
+
     pub(crate) fn rows(&self, now_us: i64) -> Vec<RegionStatus> {
         let inner = self.lock();
         let row = |name: &RegionName| inner.regions[name].row(name, inner.reader.durable_lsn, now_us);

@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use proto::RegionName;
 use proto::messages::{
-    ClusterStatus, ClusterStatusRequest, UrlRequest, VolumeRequest, control_request, control_response,
+    ClusterStatus, ClusterStatusRequest, PromoteRequest, UrlRequest, VolumeRequest, control_request,
+    control_response,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,9 @@ use crate::{client, inspect, local, region, render, units, zone};
 
 /// How long a daemon may take to answer a command.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a promotion may take; each of its steps has a deadline of its own.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How long reading a volume back may take.
 const SCRUB_PATIENCE: Duration = Duration::from_secs(3600);
@@ -122,14 +126,36 @@ enum Command {
         #[arg(long)]
         region: Option<RegionName>,
     },
+    /// Make a secondary the primary, with nothing lost: a switchover
+    #[command(
+        after_help = "The primary must be reachable. Before anything is touched it is checked that the region streams and is near.\n\
+                            Then the writer stops, its last record is applied over there, and the region takes writes; the old primary\n\
+                            follows as a secondary, without a rebuild. If a step cannot finish in time, the old primary goes on. Clients\n\
+                            that connect with `replicator url --writer` find the new writer by themselves. An interrupted promotion\n\
+                            goes on when the command is given again."
+    )]
+    Promote {
+        /// The region that shall be the primary
+        #[arg(long)]
+        region: RegionName,
+        /// Only say whether it can succeed; changes nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a connection string for a region's PostgreSQL
     #[command(
         after_help = "It holds the superuser's password. For example:\n  psql \"$(replicator url --region us-east)\""
     )]
     Url {
         /// The region
-        #[arg(long)]
-        region: RegionName,
+        #[arg(long, required_unless_present = "writer")]
+        region: Option<RegionName>,
+        /// All regions in one string: clients find the one that takes writes
+        #[arg(long, conflicts_with = "region")]
+        writer: bool,
     },
     /// Check the file, and say everything that is wrong with it
     Check,
@@ -268,9 +294,12 @@ impl Cli {
                 let asker = Asker::new(config, &layout)?;
                 asker.show_status(watch, json, region).await
             }
-            Command::Url { region } => {
-                println!("{}", Asker::new(config, &layout)?.url(&region).await?);
+            Command::Url { region, .. } => {
+                println!("{}", Asker::new(config, &layout)?.url(region.as_ref()).await?);
                 Ok(())
+            }
+            Command::Promote { region, dry_run, json } => {
+                Asker::new(config, &layout)?.promote(&region, dry_run, json).await
             }
         }
     }
@@ -386,15 +415,43 @@ impl Asker {
         Err(format!("no daemon answered; are the regions up?{}", answers.concat()).into())
     }
 
-    async fn url(&self, region: &RegionName) -> Result<String, Box<dyn Error>> {
-        if self.config.region(region).is_none() {
+    /// The connection string of a region, or of whichever takes writes.
+    async fn url(&self, region: Option<&RegionName>) -> Result<String, Box<dyn Error>> {
+        if let Some(region) = region.filter(|region| self.config.region(region).is_none()) {
             return Err(format!("there is no region '{region}' in the file").into());
         }
-        let body = control_request::Body::Url(UrlRequest { region: region.to_string() });
-        match self.ask(None, body).await? {
-            control_response::Body::Url(url) => Ok(url),
-            _ => Err("the daemon gave another answer".into()),
+        let asked = region.map_or_else(|| self.config.regions[0].name.to_string(), ToString::to_string);
+        let body = control_request::Body::Url(UrlRequest { region: asked });
+        let control_response::Body::Url(url) = self.ask(None, body).await? else {
+            return Err("the daemon gave another answer".into());
+        };
+        if region.is_some() {
+            return Ok(url);
         }
+        // The password is the same in every region.
+        let (user, rest) = url.split_once('@').ok_or("the daemon gave a string without a host")?;
+        let database = rest.split_once('/').map_or("postgres", |(_, database)| database);
+        let hosts: Vec<String> = self.config.regions.iter().map(|own| own.postgres.to_string()).collect();
+        Ok(format!("{user}@{}/{database}?target_session_attrs=read-write", hosts.join(",")))
+    }
+
+    async fn promote(&self, region: &RegionName, dry_run: bool, json: bool) -> AnyResult {
+        let own =
+            self.config.region(region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
+        let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("promoting {region}"));
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        let body = control_request::Body::Promote(PromoteRequest { dry_run });
+        let asked =
+            client::request(&self.endpoint, self.identity.cluster_id, own, body, PROMOTION_PATIENCE).await;
+        spinner.finish_and_clear();
+        match asked.map_err(|e| format!("{region} was not promoted: {e}"))? {
+            control_response::Body::Promotion(promotion) if json => {
+                println!("{}", render::promotion_json(&promotion));
+            }
+            control_response::Body::Promotion(promotion) => print!("{}", render::promotion(&promotion)),
+            _ => return Err("the daemon gave another answer".into()),
+        }
+        Ok(())
     }
 
     async fn show_volume(&self, region: Option<RegionName>, request: VolumeRequest, json: bool) -> AnyResult {

@@ -1,7 +1,9 @@
 //! Cluster status for people and for programs: pure functions to text.
 
+use std::time::Duration;
+
 use proto::Lsn;
-use proto::messages::{ClusterStatus, CopyView, RegionStatus, VolumeView};
+use proto::messages::{ClusterStatus, CopyView, Promotion, RegionStatus, VolumeView};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -55,6 +57,78 @@ fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
         wan_bytes: row.wan_bytes,
         url: &row.url,
     }
+}
+
+/// The stable contract of `promote --json`.
+#[derive(Serialize)]
+struct JsonPromotion<'a> {
+    from: &'a str,
+    to: &'a str,
+    mode: &'a str,
+    epoch: u64,
+    fork_lsn: Option<String>,
+    loss: JsonLoss,
+    write_gap_ms: Option<u64>,
+    steps: Vec<JsonStep<'a>>,
+}
+
+/// What a promotion lost. A switchover loses nothing.
+#[derive(Serialize, Default)]
+struct JsonLoss {
+    bytes: u64,
+    seconds: u64,
+    from_lsn: Option<String>,
+    to_lsn: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JsonStep<'a> {
+    name: &'a str,
+    ms: u64,
+}
+
+/// A promotion as one line of JSON.
+#[must_use]
+pub fn promotion_json(promotion: &Promotion) -> String {
+    let done = !promotion.dry_run;
+    let steps = promotion.steps.iter().map(|step| JsonStep { name: &step.name, ms: step.us / 1000 });
+    let json = JsonPromotion {
+        from: &promotion.from,
+        to: &promotion.to,
+        mode: &promotion.mode,
+        epoch: promotion.epoch,
+        fork_lsn: done.then(|| Lsn(promotion.fork_lsn).to_string()),
+        loss: JsonLoss::default(),
+        write_gap_ms: (promotion.write_gap_us > 0).then_some(promotion.write_gap_us / 1000),
+        steps: steps.collect(),
+    };
+    serde_json::to_string(&json).unwrap_or_default()
+}
+
+/// A promotion for people.
+#[must_use]
+pub fn promotion(promotion: &Promotion) -> String {
+    let Promotion { from, to, epoch, .. } = promotion;
+    if promotion.dry_run {
+        return format!(
+            "{to} can take over from {from} now, as the primary of epoch {epoch}, with nothing lost.\n\
+             It would: write a checkpoint, stop the writer, ship and apply its last record, record the new epoch,\n\
+             promote PostgreSQL, and follow with {from} as a secondary.\n"
+        );
+    }
+    let mut text = format!(
+        "{to} is the primary of epoch {epoch}, from {} on; nothing is lost.\n",
+        Lsn(promotion.fork_lsn)
+    );
+    for step in &promotion.steps {
+        text +=
+            &format!("  {:36} {:>8.1} ms\n", step.name, Duration::from_micros(step.us).as_secs_f64() * 1e3);
+    }
+    if promotion.write_gap_us > 0 {
+        let gap = Duration::from_micros(promotion.write_gap_us).as_secs_f64() * 1e3;
+        text += &format!("No writes were taken for {gap:.0} ms. {from} follows as a secondary.\n");
+    }
+    text
 }
 
 /// The stable contract of `volume status --json`.

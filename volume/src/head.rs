@@ -541,11 +541,12 @@ async fn carry_out(head: &Arc<Head>, output: Output, fills: &mut BTreeMap<CopyId
     }
 }
 
+/// Microseconds since 1970.
 #[allow(
     clippy::disallowed_methods,
     reason = "retention's driver; the decision takes the time as an argument"
 )]
-pub(crate) fn now_us() -> i64 {
+pub fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

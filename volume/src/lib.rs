@@ -39,6 +39,7 @@ use head::{Head, Phase, Task};
 use quorum::{CopyId, Input, Standing};
 
 pub use cursor::{Cursor, Start};
+pub use head::now_us;
 pub use repair::Tally;
 
 /// What a volume is made of.

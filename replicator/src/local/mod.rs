@@ -23,6 +23,7 @@ use transport::{Authority, IdentityError, Peer};
 use crate::cli::Asker;
 use crate::config::{Config, RegionConfig, Role};
 use crate::layout::{Layout, make_passable};
+use crate::region::state::RegionState;
 use crate::render;
 use lock::DaemonLock;
 
@@ -289,10 +290,15 @@ impl Bars {
 /// When a daemon does not stop in time.
 pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalResult {
     let mut regions: Vec<&RegionConfig> = config.regions.iter().collect();
-    regions.sort_by_key(|r| r.role == Role::Secondary);
+    // As their records say: a promotion may have changed the roles of the file.
+    let role_of = |region: &RegionConfig| match RegionState::load(&layout.region(&region.name).state()) {
+        Ok(Some(state)) => state.role,
+        Ok(None) | Err(_) => region.role,
+    };
+    regions.sort_by_key(|r| role_of(r) == Role::Secondary);
     let stopping = async {
         for role in [Role::Primary, Role::Secondary] {
-            let of_role: Vec<_> = regions.iter().filter(|r| r.role == role).collect();
+            let of_role: Vec<_> = regions.iter().filter(|r| role_of(r) == role).collect();
             for region in &of_role {
                 if let Some(pid) = DaemonLock::holder(&layout.region(&region.name).lock())? {
                     // It may be ending by itself just now.

@@ -62,6 +62,24 @@ impl Region {
                 }
                 control_response::Body::Volume(self.volume_view())
             }
+            (Some(control_request::Body::Promote(request)), Peer::Operator) => {
+                match self.promote(request.dry_run).await {
+                    Ok(promotion) => control_response::Body::Promotion(promotion),
+                    Err(refusal) => control_response::Body::Refusal(refusal),
+                }
+            }
+            (Some(control_request::Body::Promote(_)), Peer::Region(_)) => {
+                refuse(Kind::NotAllowed, "only operators promote")
+            }
+            (Some(control_request::Body::HandOver(request)), Peer::Region(name)) => {
+                match self.hand_over(name, request).await {
+                    Ok(handed_over) => control_response::Body::HandedOver(handed_over),
+                    Err(refusal) => control_response::Body::Refusal(refusal),
+                }
+            }
+            (Some(control_request::Body::HandOver(_)), Peer::Operator) => {
+                refuse(Kind::NotAllowed, "only the region that shall lead asks this")
+            }
             (None, _) => refuse(Kind::Protocol, "this daemon does not know that request"),
         };
         stream.send(&ControlResponse { body: Some(body) }).await?;
@@ -76,13 +94,13 @@ impl Region {
             Part::Starting => {
                 let own = RegionStatus {
                     name: name.to_owned(),
-                    role: self.own.role.to_string(),
+                    role: self.state().role.to_string(),
                     state: "starting".into(),
                     url,
                     detail: volume_trouble(&self.volume.status()),
                     ..RegionStatus::default()
                 };
-                RegionView { epoch: 0, own: Some(own), secondaries: Vec::new() }
+                RegionView { epoch: self.state().epoch.0, own: Some(own), secondaries: Vec::new() }
             }
             Part::Leader(leader) => {
                 let (own, secondaries) = leader.rows(name, url);
@@ -155,7 +173,7 @@ impl Region {
         let own = self.view().await;
         let mut views = vec![own];
         let mut notes = Vec::new();
-        if self.own.role == Role::Secondary {
+        if self.state().role == Role::Secondary {
             // All at once: one that does not answer must not hold up the others.
             let mut asking = JoinSet::new();
             for region in self.config.regions.iter().filter(|r| r.name != self.own.name) {
@@ -164,11 +182,11 @@ impl Region {
             }
             while let Some(asked) = asking.join_next().await {
                 match asked {
-                    Ok((Ok(view), region)) if region.role == Role::Primary => views.insert(0, view),
+                    Ok((Ok(view), _)) if is_primary(&view) => views.insert(0, view),
                     Ok((Ok(view), _)) => views.push(view),
                     Ok((Err(e), region)) => {
                         notes.push(format!("{} is not reached from {}: {e}", region.name, self.own.name));
-                        if region.role == Role::Primary {
+                        if self.state().primary.as_ref() == Some(&region.name) {
                             notes.push(
                                 "without the primary lags are unknown: they are measured in its clock".into(),
                             );
@@ -194,6 +212,10 @@ async fn ask(
     }
 }
 
+fn is_primary(view: &RegionView) -> bool {
+    view.own.as_ref().is_some_and(|row| row.role == "primary")
+}
+
 /// One table of what several daemons said, in the order of the file. What the primary says of a secondary counts before
 /// what that says of itself, except that a region which answers is not unreachable.
 fn merge(
@@ -202,13 +224,17 @@ fn merge(
     views: &[RegionView],
     mut notes: Vec<String>,
 ) -> ClusterStatus {
+    // What the primary of an epoch that is over says counts for nothing.
+    let epoch = views.iter().map(|view| view.epoch).max().unwrap_or(0);
+    let leading = views.iter().find(|view| view.epoch == epoch && is_primary(view));
     let rows = regions.iter().map(|region| {
         let name = region.name.as_str();
-        let by_primary = views.iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
+        let by_primary = leading.into_iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
         let by_itself = views.iter().filter_map(|v| v.own.as_ref()).find(|row| row.name == name);
         by_primary.or(by_itself).cloned().unwrap_or_else(|| RegionStatus {
             name: name.into(),
-            role: region.role.to_string(),
+            // What it was when it was last heard is not known; a primary is known by itself.
+            role: if leading.is_some() { "secondary".into() } else { region.role.to_string() },
             state: "unreachable".into(),
             url: secrets::url(region.postgres, None),
             ..RegionStatus::default()
@@ -217,11 +243,12 @@ fn merge(
     let rows: Vec<RegionStatus> = rows.collect();
     let details = rows.iter().filter(|row| !row.detail.is_empty());
     notes.extend(details.map(|row| format!("{}: {}", row.name, row.detail)));
-    let primary = regions.iter().find(|r| r.role == Role::Primary);
+    let configured = || regions.iter().find(|r| r.role == Role::Primary).map(|r| r.name.to_string());
+    let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {
         cluster: cluster.into(),
-        epoch: views.iter().map(|v| v.epoch).max().unwrap_or(0),
-        primary: primary.map(|r| r.name.to_string()).unwrap_or_default(),
+        epoch,
+        primary: primary.or_else(configured).unwrap_or_default(),
         regions: rows,
         notes,
     }

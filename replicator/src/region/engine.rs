@@ -43,6 +43,13 @@ impl Engine {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until PostgreSQL accepts connections.
+    pub async fn accepts(&self) {
+        while self.trouble().is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Stops PostgreSQL cleanly, or at once if that takes too long.
     ///
     /// # Errors

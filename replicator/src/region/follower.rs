@@ -1,14 +1,14 @@
 //! The part of a secondary: takes seeds and redo, and keeps the region's standby fed.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT};
 use postgres::seed::Seed;
 use postgres::walsender::StandbyProgress;
 use proto::messages::refusal::Kind;
-use proto::messages::{Refusal, RegionStatus, ReplicateOpen, SeedAnswer, SeedOpen};
-use proto::{Epoch, Lsn, SystemId, Timeline};
+use proto::messages::{Refusal, RegionStatus, ReplicateOpen, ReplicateReady, SeedAnswer, SeedOpen};
+use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use secondary::{Inbound, feed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ use volume::Volume;
 
 use super::engine::Engine;
 use super::secrets;
-use super::state::{RegionState, StateError};
+use super::state::{Record, StateError};
 use crate::layout::RegionLayout;
 
 /// A secondary region at work.
@@ -29,7 +29,7 @@ pub struct Follower {
     volume: Volume,
     inbound: Arc<Inbound>,
     progress: watch::Sender<StandbyProgress>,
-    state: Mutex<RegionState>,
+    record: Arc<Record>,
     following: tokio::sync::Mutex<Option<Following>>,
     seeding: tokio::sync::Mutex<()>,
     seed_total_bytes: AtomicU64,
@@ -38,7 +38,8 @@ pub struct Follower {
 /// A standby and what feeds it.
 #[derive(Debug)]
 struct Following {
-    engine: Engine,
+    /// None once it was given away.
+    engine: Option<Engine>,
     stop_feed: CancellationToken,
     feed: JoinHandle<()>,
 }
@@ -85,17 +86,17 @@ impl Follower {
         layout: RegionLayout,
         instance: Instance,
         volume: Volume,
-        state: RegionState,
+        record: Arc<Record>,
     ) -> Result<Arc<Follower>, FollowError> {
         let progress = watch::Sender::new(StandbyProgress::default());
-        let inbound = Inbound::new(volume.clone(), state.epoch, progress.subscribe());
+        let inbound = Inbound::new(volume.clone(), record.get().epoch, progress.subscribe());
         let follower = Follower {
             layout,
             instance,
             volume,
             inbound,
             progress,
-            state: Mutex::new(state),
+            record,
             following: tokio::sync::Mutex::new(None),
             seeding: tokio::sync::Mutex::new(()),
             seed_total_bytes: AtomicU64::new(0),
@@ -109,26 +110,48 @@ impl Follower {
                 follower.follow(expected).await?;
             }
             _ => {
-                follower.record(|state| state.system_id = None)?;
+                follower.record.change(|state| state.system_id = None)?;
                 tracing::info!("no data yet: waiting for the primary to send a seed");
             }
         }
         Ok(Arc::new(follower))
     }
 
-    /// Serves a replication stream of the primary.
-    pub async fn replicate(&self, open: ReplicateOpen, stream: Stream) {
-        if Epoch(open.epoch) > self.epoch()
-            && let Err(e) = self.record(|state| state.epoch = Epoch(open.epoch))
-        {
-            tracing::error!("not receiving redo: {e}");
-            return;
+    /// Serves a replication stream of `peer`, if that is the primary.
+    pub async fn replicate(&self, peer: &RegionName, open: ReplicateOpen, mut stream: Stream) {
+        if let Err(refusal) = self.accept(peer, Epoch(open.epoch)) {
+            tracing::warn!("refused {peer}'s redo: {}", refusal.reason);
+            let _ =
+                stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await;
+            return stream.finish().await;
         }
         self.inbound.serve(open, stream, self.system_id()).await;
     }
 
+    /// Takes `peer` as the primary of `epoch`, unless another is, or the epoch is over. On disk when this returns.
+    fn accept(&self, peer: &RegionName, epoch: Epoch) -> Result<(), Refusal> {
+        let state = self.record.get();
+        if epoch < state.epoch {
+            let reason = format!("epoch {epoch} is over; epoch {} was seen here", state.epoch);
+            return Err(Refusal::new(Kind::StaleEpoch, reason));
+        }
+        if epoch == state.epoch
+            && let Some(primary) = &state.primary
+            && primary != peer
+        {
+            let reason = format!("the primary of epoch {epoch} is {primary}");
+            return Err(Refusal::new(Kind::StaleEpoch, reason));
+        }
+        let recorded = self.record.change(|state| (state.epoch, state.primary) = (epoch, Some(peer.clone())));
+        recorded.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))
+    }
+
     /// Takes a seed.
-    pub async fn seed(&self, open: SeedOpen, mut stream: Stream) {
+    pub async fn seed(&self, peer: &RegionName, open: SeedOpen, mut stream: Stream) {
+        if let Err(refusal) = self.accept(peer, Epoch(open.epoch)) {
+            let _ = stream.send(&SeedAnswer { refusal: Some(refusal) }).await;
+            return stream.finish().await;
+        }
         let Ok(_turn) = self.seeding.try_lock() else {
             let refusal = Refusal::new(Kind::Busy, "a seed is being received already");
             let _ = stream.send(&SeedAnswer { refusal: Some(refusal) }).await;
@@ -158,14 +181,14 @@ impl Follower {
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
         // From here to the end the region has no data: a crash in between has it seeded anew. Recorded first, so that a
         // stream that comes now is answered so, and then what still comes from an older one is ended.
-        self.record(|state| state.system_id = None)?;
+        self.record.change(|state| state.system_id = None)?;
         self.inbound.interrupt().await;
         self.unfollow().await?;
         self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
         unpacked.install()?;
         secrets::keep(&self.layout, &open.superuser_password, options.listen).map_err(FollowError::Secret)?;
         let system_id = SystemId(open.system_id);
-        self.record(|state| {
+        self.record.change(|state| {
             state.system_id = Some(system_id);
             state.epoch = state.epoch.max(Epoch(open.epoch));
         })?;
@@ -191,7 +214,7 @@ impl Follower {
             stop_feed.clone(),
         ));
         let engine = Engine::start(self.instance.clone());
-        *self.following.lock().await = Some(Following { engine, stop_feed, feed });
+        *self.following.lock().await = Some(Following { engine: Some(engine), stop_feed, feed });
         Ok(())
     }
 
@@ -199,7 +222,10 @@ impl Follower {
         let Some(Following { engine, stop_feed, feed }) = self.following.lock().await.take() else {
             return Ok(());
         };
-        let stopped = engine.stop().await;
+        let stopped = match engine {
+            Some(engine) => engine.stop().await,
+            None => Ok(()),
+        };
         stop_feed.cancel();
         let _ = feed.await;
         self.progress.send_replace(StandbyProgress::default());
@@ -218,7 +244,7 @@ impl Follower {
     pub async fn row(&self, name: &str, url: String) -> RegionStatus {
         let inbound = self.inbound.state();
         let bounds = self.volume.bounds();
-        let trouble = self.following.lock().await.as_ref().and_then(|f| f.engine.trouble());
+        let trouble = self.following.lock().await.as_ref().and_then(|f| f.engine.as_ref()?.trouble());
         let seed_total_bytes = self.seed_total_bytes.load(Ordering::Relaxed);
         let seeded = self.system_id().is_some();
         let (state, detail) = if seed_total_bytes > 0 {
@@ -249,22 +275,22 @@ impl Follower {
 
     /// The highest epoch seen.
     pub fn epoch(&self) -> Epoch {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).epoch
+        self.record.get().epoch
     }
 
     fn system_id(&self) -> Option<SystemId> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).system_id
+        self.record.get().system_id
     }
 
-    /// Changes the region's record; on disk when this returns.
-    fn record(&self, change: impl FnOnce(&mut RegionState)) -> Result<(), StateError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changed = state.clone();
-        change(&mut changed);
-        if changed != *state {
-            changed.save(&self.layout.state())?;
-            *state = changed;
-        }
-        Ok(())
+    /// Waits until the standby has applied all redo up to `lsn`.
+    pub async fn until_applied(&self, lsn: Lsn) {
+        let mut progress = self.progress.subscribe();
+        // The progress lives as long as this.
+        let _ = progress.wait_for(|progress| progress.applied_lsn >= lsn).await;
+    }
+
+    /// Gives the running standby to whoever promotes it. It is fed until this is stopped.
+    pub async fn give_engine(&self) -> Option<Engine> {
+        self.following.lock().await.as_mut()?.engine.take()
     }
 }

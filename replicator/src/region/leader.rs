@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use postgres::instance::{Instance, InstanceError, Part, READER};
 use primary::{Primary, PrimaryOptions, Target};
-use proto::messages::RegionStatus;
-use proto::{Epoch, SystemId};
+use proto::messages::{HandedOver, RegionStatus};
+use proto::{Epoch, RegionName, SystemId};
 use transport::Endpoint;
 use volume::Volume;
 
 use super::engine::Engine;
+use super::promotion::{Steps, promote};
 use super::secrets;
-use super::state::{RegionState, StateError};
-use crate::config::{Config, RegionConfig, Role};
+use super::state::{Record, StateError};
+use crate::config::{Config, RegionConfig};
 use crate::layout::RegionLayout;
+use crate::units::show_bytes;
 
 /// How long after the writer was told to stop none of its clients waits for a commit any more.
 const CLIENTS_GONE: Duration = Duration::from_millis(300);
@@ -21,9 +23,16 @@ const CLIENTS_GONE: Duration = Duration::from_millis(300);
 /// How long streaming secondaries are given to take the last redo when the primary stops.
 const LAST_REDO: Duration = Duration::from_secs(3);
 
+/// How far a region may be behind when the writer is stopped for it.
+const HAND_OVER_BEHIND_BYTES: u64 = 16 << 20;
+
+/// How long the writer may take to stop, and its last record to be applied, before the old primary goes on.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
 /// A primary region at work.
 #[derive(Debug)]
 pub struct Leader {
+    instance: Instance,
     engine: Option<Engine>,
     primary: Option<Primary>,
     epoch: Epoch,
@@ -70,8 +79,10 @@ impl Leader {
         instance: Instance,
         volume: Volume,
         endpoint: Endpoint,
-        mut state: RegionState,
+        record: &Record,
+        running: Option<Engine>,
     ) -> Result<Leader, LeaderError> {
+        let state = record.get();
         let system_id = match (state.system_id, instance.exists()) {
             (Some(expected), true) => {
                 let found = instance.system_id()?;
@@ -91,13 +102,32 @@ impl Leader {
                     made.map_err(|e| LeaderError::Secret(std::io::Error::other(e)))??;
                 }
                 let system_id = instance.system_id()?;
-                state.system_id = Some(system_id);
-                state.save(&layout.state())?;
+                record.change(|state| {
+                    state.system_id = Some(system_id);
+                    state.primary = Some(own.name.clone());
+                })?;
                 system_id
             }
         };
-        instance.configure(Part::Writer { synchronous: config.commit.waits() })?;
-        let targets = config.regions.iter().filter(|r| r.role == Role::Secondary).map(|r| Target {
+        let part = Part::Writer { synchronous: config.commit.waits() };
+        let engine = match running {
+            Some(engine) => engine,
+            None if instance.is_standby() => {
+                // A promotion was interrupted here: it goes on.
+                instance.configure(Part::Standby)?;
+                let engine = Engine::start(instance.clone());
+                engine.accepts().await;
+                promote(&instance).await?;
+                engine
+            }
+            None => {
+                instance.configure(part)?;
+                Engine::start(instance.clone())
+            }
+        };
+        // For its next start; the settings of a standby serve a writer as well.
+        instance.configure(part)?;
+        let targets = config.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
             name: r.name.clone(),
             address: r.advertise.clone(),
             bandwidth_bits_per_second: r.bandwidth_bits_per_second,
@@ -115,25 +145,91 @@ impl Leader {
             targets: targets.collect(),
             superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
         });
-        Ok(Leader { engine: Some(Engine::start(instance)), primary: Some(primary), epoch: state.epoch })
+        Ok(Leader { instance, engine: Some(engine), primary: Some(primary), epoch: state.epoch })
+    }
+
+    /// Why `region` cannot take over now; none when it can.
+    #[must_use]
+    pub fn hinders(&self, region: &RegionName) -> Option<String> {
+        let (own, rows) = self.rows("", String::new());
+        if own.state != "streaming" {
+            return Some(format!("this primary does not read its writer: {}", own.detail));
+        }
+        let Some(row) = rows.iter().find(|row| row.name == region.as_str()) else {
+            return Some(format!("{region} is no region of this primary's file"));
+        };
+        match (row.state.as_str(), row.behind_bytes) {
+            ("streaming", Some(behind)) if behind <= HAND_OVER_BEHIND_BYTES => None,
+            ("streaming", behind) => Some(format!(
+                "{region} is {} behind; writes would be held until it has applied that. Try again when it is nearer",
+                behind.map_or_else(|| "an unknown amount".into(), show_bytes)
+            )),
+            (state, _) => Some(format!("{region} is '{state}' to this primary: {}", row.detail)),
+        }
+    }
+
+    /// Stops the writer cleanly and waits until `region` has applied its last record. When that does not come to be in
+    /// time, the writer is started again.
+    ///
+    /// # Errors
+    /// What hindered it; the region leads as before.
+    pub async fn hand_over(&mut self, region: &RegionName, volume: &Volume) -> Result<HandedOver, String> {
+        let mut steps = Steps::start();
+        let checkpointing = self.instance.clone();
+        let done = tokio::task::spawn_blocking(move || checkpointing.checkpoint()).await;
+        done.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        steps.done("checkpoint");
+        let stopped_us = volume::now_us();
+        let stopped = tokio::time::timeout(HAND_OVER, self.stop_writer()).await;
+        steps.done("stop the writer");
+        let caught_up = async {
+            let Some(primary) = &mut self.primary else { return false };
+            primary.stop_reading().await;
+            let end_lsn = volume.bounds().durable_lsn;
+            while !primary.has_applied(region, end_lsn) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            true
+        };
+        let why = match stopped {
+            Err(_) => format!("the writer did not stop within {} s", HAND_OVER.as_secs()),
+            Ok(Err(e)) => e.to_string(),
+            Ok(Ok(())) => match tokio::time::timeout(HAND_OVER, caught_up).await {
+                Ok(true) => {
+                    steps.done("ship and apply the last record");
+                    let bounds = volume.bounds();
+                    return Ok(HandedOver {
+                        end_lsn: bounds.durable_lsn.0,
+                        timeline: bounds.timeline.0,
+                        stopped_us,
+                        steps: steps.into_messages(),
+                    });
+                }
+                _ => format!("{region} did not apply the last record within {} s", HAND_OVER.as_secs()),
+            },
+        };
+        Err(why)
+    }
+
+    async fn stop_writer(&mut self) -> Result<(), InstanceError> {
+        let Some(engine) = self.engine.take() else { return Ok(()) };
+        let draining = async {
+            tokio::time::sleep(CLIENTS_GONE).await;
+            if let Some(primary) = &self.primary {
+                primary.drain();
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            stopped = engine.stop() => stopped,
+            never = draining => never,
+        }
     }
 
     /// Stops the writer first: it ends once its last redo is durable here, and the secondaries are given it.
     pub async fn stop(&mut self) {
-        if let Some(engine) = self.engine.take() {
-            let stopping = async {
-                tokio::time::sleep(CLIENTS_GONE).await;
-                if let Some(primary) = &self.primary {
-                    primary.drain();
-                }
-                std::future::pending().await
-            };
-            tokio::select! {
-                stopped = engine.stop() => if let Err(e) = stopped {
-                    tracing::error!("{e}");
-                },
-                () = stopping => {}
-            }
+        if let Err(e) = self.stop_writer().await {
+            tracing::error!("{e}");
         }
         let Some(mut primary) = self.primary.take() else { return };
         primary.stop_reading().await;

@@ -9,6 +9,7 @@ mod control;
 mod engine;
 mod follower;
 mod leader;
+mod promotion;
 pub(crate) mod secrets;
 
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ use crate::local::lock::{DaemonLock, LockError};
 use crate::zone;
 use follower::{FollowError, Follower};
 use leader::{Leader, LeaderError};
-use state::{RegionState, StateError};
+use state::{Record, RegionState, StateError};
 
 /// How long a peer may take to say what it wants on a stream.
 const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -112,6 +113,8 @@ pub(crate) struct Region {
     pub(crate) endpoint: Endpoint,
     pub(crate) layout: crate::layout::RegionLayout,
     pub(crate) volume: Volume,
+    pub(crate) instance: Instance,
+    pub(crate) record: Arc<Record>,
     pub(crate) part: tokio::sync::RwLock<Part>,
 }
 
@@ -152,7 +155,7 @@ pub async fn run(
     let account = Account::resolve(config.os_user.as_deref())?;
     tracing::info!(
         "region {name}, {}, PostgreSQL {} as user {}",
-        own.role,
+        state.role,
         installation.version,
         account.name
     );
@@ -177,6 +180,7 @@ pub async fn run(
     })
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
+    let record = Arc::new(Record::new(places.state(), state));
     let region = Arc::new(Region {
         config,
         own,
@@ -184,6 +188,8 @@ pub async fn run(
         endpoint,
         layout: places,
         volume,
+        instance,
+        record,
         part: tokio::sync::RwLock::new(Part::Starting),
     });
     // Zones of their own join while the volume is being opened.
@@ -192,7 +198,7 @@ pub async fn run(
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         deposed = region.volume.deposed() => Err(deposed.into()),
-        failed = region.take_part(instance, state) => failed,
+        failed = region.take_part() => failed,
     };
     ending.cancel();
     let _ = serving.await;
@@ -207,33 +213,57 @@ fn load_state(
 ) -> Result<RegionState, StateError> {
     let path = places.state();
     if let Some(state) = RegionState::load(&path)? {
-        state.verify(&path, identity.cluster_id, &own.name, own.role)?;
+        state.verify(&path, identity.cluster_id, &own.name)?;
         return Ok(state);
     }
     let (region, cluster_id) = (own.name.clone(), identity.cluster_id);
-    let state = RegionState { cluster_id, region, role: own.role, epoch: Epoch(1), system_id: None };
+    let (role, epoch) = (own.role, Epoch(1));
+    let state = RegionState { cluster_id, region, role, epoch, primary: None, system_id: None };
     state.save(&path)?;
     Ok(state)
 }
 
 impl Region {
     /// Takes up the region's part once the volume is open. Returns only when that fails.
-    async fn take_part(&self, instance: Instance, state: RegionState) -> Result<(), RegionError> {
+    async fn take_part(&self) -> Result<(), RegionError> {
         self.volume.opened().await?;
-        let (volume, layout) = (self.volume.clone(), &self.layout);
-        let part = match self.own.role {
-            Role::Primary => {
-                let endpoint = self.endpoint.clone();
-                let leader =
-                    Leader::start(&self.config, &self.own, layout, instance, volume, endpoint, state).await?;
-                Part::Leader(Box::new(leader))
-            }
-            Role::Secondary => {
-                Part::Follower(Follower::start(layout.clone(), instance, volume, state).await?)
-            }
+        let part = match self.state().role {
+            Role::Primary => Part::Leader(Box::new(self.lead(None).await?)),
+            Role::Secondary => Part::Follower(self.follow().await?),
         };
         *self.part.write().await = part;
         std::future::pending().await
+    }
+
+    /// What the region is.
+    pub(crate) fn state(&self) -> RegionState {
+        self.record.get()
+    }
+
+    fn record(&self, change: impl FnOnce(&mut RegionState)) -> Result<(), StateError> {
+        self.record.change(change)
+    }
+
+    /// Leads, with the PostgreSQL that runs already, if one does.
+    async fn lead(&self, running: Option<engine::Engine>) -> Result<Leader, LeaderError> {
+        let (volume, endpoint) = (self.volume.clone(), self.endpoint.clone());
+        let instance = self.instance.clone();
+        Leader::start(
+            &self.config,
+            &self.own,
+            &self.layout,
+            instance,
+            volume,
+            endpoint,
+            &self.record,
+            running,
+        )
+        .await
+    }
+
+    async fn follow(&self) -> Result<Arc<Follower>, FollowError> {
+        let (layout, volume) = (self.layout.clone(), self.volume.clone());
+        Follower::start(layout, self.instance.clone(), volume, self.record.clone()).await
     }
 
     /// Answers peers until `stop`, then stops everything in order.
@@ -289,14 +319,14 @@ impl Region {
                 control::answer_refusal(&purpose, refusal, &mut stream).await
             }
             (Some(open::Purpose::Replicate(open)), None) => {
-                if let Some(follower) = self.follower().await {
-                    follower.replicate(open, stream).await;
+                if let (Some(follower), Peer::Region(name)) = (self.follower().await, peer) {
+                    follower.replicate(name, open, stream).await;
                 }
                 Ok(())
             }
             (Some(open::Purpose::Seed(open)), None) => {
-                if let Some(follower) = self.follower().await {
-                    follower.seed(open, stream).await;
+                if let (Some(follower), Peer::Region(name)) = (self.follower().await, peer) {
+                    follower.seed(name, open, stream).await;
                 }
                 Ok(())
             }
@@ -326,11 +356,10 @@ impl Region {
         if open.cluster_id[..] != self.cluster_id.0 {
             return Some(Refusal::new(Kind::OtherCluster, "this is a region of another cluster"));
         }
-        let is_primary =
-            |name: &RegionName| self.config.region(name).is_some_and(|r| r.role == Role::Primary);
         let allowed = match (&open.purpose, peer) {
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Region(name)) => {
-                is_primary(name) && self.follower().await.is_some()
+                // Whether it is the primary, the follower sees.
+                self.config.region(name).is_some() && self.follower().await.is_some()
             }
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
             // A zone has its own region's certificate.

@@ -1,7 +1,8 @@
 //! What a region is, kept in `region.json`: read before anything else is touched, so that a daemon never works on
 //! another cluster's data.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use proto::{ClusterId, Epoch, RegionName, SystemId};
 use serde::{Deserialize, Serialize};
@@ -19,12 +20,50 @@ pub struct RegionState {
     pub cluster_id: ClusterId,
     /// Its name.
     pub region: RegionName,
-    /// The part it plays.
+    /// The part it plays now; the file's role is only the one at first start.
     pub role: Role,
     /// The highest epoch it has seen.
     pub epoch: Epoch,
+    /// The primary of that epoch, once it is known: an epoch has one.
+    pub primary: Option<RegionName>,
     /// The PostgreSQL it holds; none before it is created or seeded.
     pub system_id: Option<SystemId>,
+}
+
+/// The record of a running region: in memory and on disk.
+#[derive(Debug)]
+pub struct Record {
+    path: PathBuf,
+    state: Mutex<RegionState>,
+}
+
+impl Record {
+    /// The record `state`, which is in `path`.
+    #[must_use]
+    pub fn new(path: PathBuf, state: RegionState) -> Record {
+        Record { path, state: Mutex::new(state) }
+    }
+
+    /// What it says now.
+    #[must_use]
+    pub fn get(&self) -> RegionState {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it; on disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing has changed then.
+    pub fn change(&self, change: impl FnOnce(&mut RegionState)) -> Result<(), StateError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = state.clone();
+        change(&mut changed);
+        if changed != *state {
+            changed.save(&self.path)?;
+            *state = changed;
+        }
+        Ok(())
+    }
 }
 
 /// Why a region's record cannot be used.
@@ -71,19 +110,6 @@ pub enum StateError {
         /// The region that was asked for.
         expected: RegionName,
     },
-    /// `regions.toml` gives the region another role than it has.
-    #[error(
-        "regions.toml says that {region} is {configured}, and its data is that of a {found}. \
-         The role in the file is the one at first start; put it back to {found}"
-    )]
-    OtherRole {
-        /// The region.
-        region: RegionName,
-        /// What the file says.
-        configured: Role,
-        /// What the data is.
-        found: Role,
-    },
 }
 
 /// The file as it is on disk.
@@ -95,6 +121,8 @@ struct File {
     region: String,
     role: String,
     epoch: u64,
+    #[serde(default)]
+    primary: Option<String>,
     system_id: Option<u64>,
 }
 
@@ -124,6 +152,7 @@ impl RegionState {
             region: self.region.to_string(),
             role: self.role.to_string(),
             epoch: self.epoch.0,
+            primary: self.primary.as_ref().map(ToString::to_string),
             system_id: self.system_id.map(|s| s.0),
         };
         serde_json::to_vec_pretty(&file)
@@ -132,17 +161,11 @@ impl RegionState {
             .map_err(|source| StateError::Io { path: path.display().to_string(), source })
     }
 
-    /// Checks that this is the record of `region` in `cluster_id`, in the `configured` role.
+    /// Checks that this is the record of `region` in `cluster_id`.
     ///
     /// # Errors
     /// When it is another's.
-    pub fn verify(
-        &self,
-        path: &Path,
-        cluster_id: ClusterId,
-        region: &RegionName,
-        configured: Role,
-    ) -> Result<(), StateError> {
+    pub fn verify(&self, path: &Path, cluster_id: ClusterId, region: &RegionName) -> Result<(), StateError> {
         let path = path.display().to_string();
         if self.cluster_id != cluster_id {
             return Err(StateError::OtherCluster { path, found: self.cluster_id, expected: cluster_id });
@@ -153,9 +176,6 @@ impl RegionState {
                 found: self.region.clone(),
                 expected: region.clone(),
             });
-        }
-        if self.role != configured {
-            return Err(StateError::OtherRole { region: region.clone(), configured, found: self.role });
         }
         Ok(())
     }
@@ -175,6 +195,7 @@ impl RegionState {
             region: file.region.parse().map_err(|e| format!("{e}"))?,
             role,
             epoch: Epoch(file.epoch),
+            primary: file.primary.map(|name| name.parse()).transpose().map_err(|e| format!("{e}"))?,
             system_id: file.system_id.map(SystemId),
         })
     }
@@ -190,6 +211,7 @@ mod tests {
             region: "eu-west".parse().unwrap(),
             role: Role::Secondary,
             epoch: Epoch(3),
+            primary: Some("us-east".parse().unwrap()),
             system_id: Some(SystemId(42)),
         }
     }
@@ -209,11 +231,10 @@ mod tests {
     fn another_clusters_data_is_refused_with_a_remedy() {
         let path = Path::new("region.json");
         let region = state().region;
-        let other = state().verify(path, ClusterId([8; 16]), &region, Role::Secondary).unwrap_err();
+        let other = state().verify(path, ClusterId([8; 16]), &region).unwrap_err();
         assert!(other.to_string().contains("--data"), "{other}");
-        let role = state().verify(path, ClusterId([7; 16]), &region, Role::Primary).unwrap_err();
-        assert!(role.to_string().contains("put it back to secondary"), "{role}");
-        state().verify(path, ClusterId([7; 16]), &region, Role::Secondary).unwrap();
+        assert!(state().verify(path, ClusterId([7; 16]), &"us-east".parse().unwrap()).is_err());
+        state().verify(path, ClusterId([7; 16]), &region).unwrap();
     }
 
     #[test]
