@@ -21,11 +21,16 @@ pub struct Ledger {
 impl Ledger {
     /// Starts `writers` clients of a table `ledger (id bigint)`, which is made.
     pub async fn start(url: &str, writers: usize) -> Ledger {
-        let mut connection = PgConnection::connect(url).await.unwrap();
+        Ledger::start_at(vec![url.to_owned()], writers).await
+    }
+
+    /// The same with clients that write to whichever of `urls` takes writes, the first one to begin with.
+    pub async fn start_at(urls: Vec<String>, writers: usize) -> Ledger {
+        let mut connection = PgConnection::connect(&urls[0]).await.unwrap();
         connection.execute("CREATE TABLE IF NOT EXISTS ledger (id bigint)").await.unwrap();
         let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(1)));
         let writers =
-            (0..writers).map(|_| tokio::spawn(write(url.to_owned(), next.clone(), stop.clone()))).collect();
+            (0..writers).map(|_| tokio::spawn(write(urls.clone(), next.clone(), stop.clone()))).collect();
         Ledger { stop, next, writers }
     }
 
@@ -41,10 +46,26 @@ impl Ledger {
     }
 }
 
-async fn write(url: String, next: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> Vec<(i64, Instant)> {
+/// A connection to the first of `urls` that takes writes.
+async fn writer_of(urls: &[String]) -> Option<PgConnection> {
+    for url in urls {
+        let looking = async {
+            let mut connection = PgConnection::connect(url).await.ok()?;
+            let read_only: String =
+                sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut connection).await.ok()?;
+            (read_only == "off").then_some(connection)
+        };
+        if let Ok(Some(connection)) = tokio::time::timeout(Duration::from_secs(1), looking).await {
+            return Some(connection);
+        }
+    }
+    None
+}
+
+async fn write(urls: Vec<String>, next: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> Vec<(i64, Instant)> {
     let mut acknowledged = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let Ok(mut connection) = PgConnection::connect(&url).await else {
+        let Some(mut connection) = writer_of(&urls).await else {
             pause().await;
             continue;
         };

@@ -187,6 +187,19 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until a secondary streams and is near.
+    pub async fn until_level_enough(&self, region: &str) {
+        until("the region can be promoted", || async {
+            self.run(&["promote", "--region", region, "--dry-run"]).status.success()
+        })
+        .await;
+    }
+
+    /// Brings up what does not run; it may take a while until it streams, or need a command first.
+    pub fn start_without_waiting(&self) {
+        let _ = self.run(&["up", "--detach", "--timeout", "1s"]);
+    }
+
     /// Waits until every secondary has applied all that the primary has durable.
     pub async fn until_level(&self) {
         until("all regions are level", || async {
@@ -200,7 +213,8 @@ impl Cluster {
     /// Checks that every table of every region holds the same rows, and that pg_amcheck finds nothing wrong.
     pub async fn assert_identical(&self) {
         // The extension that pg_amcheck needs is made on the primary, and reaches the others as redo.
-        self.amcheck(self.regions[0]);
+        let primary = self.status()["primary"].as_str().unwrap().to_owned();
+        self.amcheck(&primary, true);
         self.until_level().await;
         let mut expected: Option<Vec<(String, String)>> = None;
         for region in &self.regions {
@@ -221,7 +235,7 @@ impl Cluster {
                     sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap();
                 contents.push((table, sum));
             }
-            self.amcheck(region);
+            self.amcheck(region, false);
             match &expected {
                 None => expected = Some(contents),
                 Some(expected) => {
@@ -233,9 +247,9 @@ impl Cluster {
     }
 
     /// Runs pg_amcheck on a region; it must find nothing. The extension it needs is made on the primary.
-    fn amcheck(&self, region: &str) {
+    fn amcheck(&self, region: &str, make: bool) {
         let mut command = Command::new(postgresql("pg_amcheck"));
-        if region == self.regions[0] {
+        if make {
             command.arg("--install-missing");
         }
         let passfile = self.region(region).join("superuser.pgpass");
