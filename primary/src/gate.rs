@@ -40,6 +40,27 @@ impl CommitPolicy {
     }
 }
 
+/// What a primary needs of the others to go on acknowledging commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The regions of the cluster, this one included.
+    pub voters: usize,
+    /// How long an answer counts.
+    pub length: Duration,
+}
+
+impl Lease {
+    /// Whether a majority answered heartbeats that left within the lease; `answered_us` are the times at which these left, on
+    /// a clock that never steps. With fewer than three regions there is no majority without the other one, and no lease.
+    #[must_use]
+    pub fn holds(&self, now_us: i64, answered_us: &[Option<i64>]) -> bool {
+        let length_us = i64::try_from(self.length.as_micros()).unwrap_or(i64::MAX);
+        let fresh =
+            |at_us: &&Option<i64>| at_us.is_some_and(|at_us| now_us.saturating_sub(at_us) < length_us);
+        self.voters < 3 || answered_us.iter().filter(fresh).count() >= self.voters / 2
+    }
+}
+
 /// How far a secondary region is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Secondary {
@@ -61,6 +82,8 @@ pub enum Held {
     },
     /// Every secondary is further behind than `rpo`.
     Rpo,
+    /// A majority of the regions does not answer: one of them may be the primary by now.
+    Lease,
 }
 
 impl fmt::Display for Held {
@@ -69,6 +92,9 @@ impl fmt::Display for Held {
             Held::TooFewRegions { have, need } => {
                 write!(f, "commits wait for {need} secondary regions; {have} have the newest redo")
             }
+            Held::Lease => f.write_str(
+                "commits are held: a majority of the regions has not answered within the lease, and may have another primary",
+            ),
             Held::Rpo => f.write_str("commits are held: every secondary is further behind than `rpo` allows"),
         }
     }
@@ -113,6 +139,20 @@ mod tests {
 
     fn policy(level: CommitLevel, rpo_s: Option<u64>) -> CommitPolicy {
         CommitPolicy { level, rpo: rpo_s.map(Duration::from_secs) }
+    }
+
+    #[test]
+    fn a_lease_needs_a_majority() {
+        let lease = |voters| Lease { voters, length: Duration::from_secs(5) };
+        let (now, fresh, old) = (100_000_000, Some(96_000_000), Some(95_000_000));
+        assert!(
+            lease(1).holds(now, &[]) && lease(2).holds(now, &[None]),
+            "two have no majority without the other"
+        );
+        assert!(lease(3).holds(now, &[None, fresh]) && !lease(3).holds(now, &[None, old]));
+        assert!(!lease(4).holds(now, &[fresh, old, None]) && lease(4).holds(now, &[fresh, fresh, None]));
+        assert!(lease(6).holds(now, &[fresh, fresh, fresh, None, None]));
+        assert!(!lease(6).holds(now, &[fresh, fresh, old, None, None]));
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct PrimaryOptions {
     pub endpoint: Endpoint,
     /// What is promised of commits.
     pub commit: gate::CommitPolicy,
+    /// How long the others' answers let commits go on.
+    pub lease: std::time::Duration,
     /// The secondaries.
     pub targets: Vec<Target>,
     /// The superuser's password, sent with a seed so that every region can print a connection string.
@@ -112,6 +114,12 @@ impl Primary {
     #[must_use]
     pub fn secondaries(&self) -> Vec<RegionStatus> {
         self.views.rows(clock::now_us())
+    }
+
+    /// Whether a region has said that this primary's epoch is over: it must not lead any more.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.views.is_fenced()
     }
 
     /// The writer stops: its last redo is taken without waiting for anyone else, as no commit waits for it.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use volume::VolumeError;
 
 use crate::batcher::{Batcher, Cut, Gap};
-use crate::gate::{CommitPolicy, releasable};
+use crate::gate::{CommitPolicy, Held, Lease, releasable};
 use crate::view::Views;
 use crate::{PrimaryOptions, clock};
 
@@ -269,7 +269,12 @@ impl Storing<'_> {
         };
         // A writer that stops has no commits to hold, and waits for its last redo to be taken.
         let policy = if views.is_draining() { CommitPolicy::default() } else { options.commit };
-        let (released_lsn, held) = releasable(policy, durable_lsn, self.released_lsn, &secondaries);
+        let lease = Lease { voters: options.targets.len() + 1, length: options.lease };
+        let leased = views.is_draining() || lease.holds(clock::steady_us(), &views.answered_us());
+        let (released_lsn, held) = match leased {
+            true => releasable(policy, durable_lsn, self.released_lsn, &secondaries),
+            false => (self.released_lsn, Some(Held::Lease)),
+        };
         self.released_lsn = released_lsn;
         views.note_held(held);
         StandbyStatus {

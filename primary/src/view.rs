@@ -1,6 +1,6 @@
 //! What the primary knows of itself and its secondaries, for `status`: written by reader and shippers, read by anyone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,9 @@ use crate::shipper::machine::State;
 
 /// A region whose newest applied commit is older than this is catching up, also when it once had caught up.
 const CATCHING_UP_LAG_US: i64 = 5_000_000;
+
+/// The most unanswered heartbeats remembered for a region.
+const HEARTBEATS_MAX: usize = 256;
 
 /// How reading the writer goes.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +43,8 @@ pub(crate) struct Views {
     /// Told when a region reports.
     pub(crate) reported: tokio::sync::Notify,
     draining: AtomicBool,
+    /// A region says that this epoch is over.
+    fenced: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -61,6 +66,10 @@ pub(crate) struct Region {
     pub(crate) durable_lsn: Option<Lsn>,
     pub(crate) applied_lsn: Option<Lsn>,
     pub(crate) lag: RegionLag,
+    /// Heartbeats that are on their way: their time as sent, and on the steady clock.
+    pub(crate) heartbeats: VecDeque<(i64, i64)>,
+    /// When the newest heartbeat left that the region has answered, on the steady clock.
+    pub(crate) answered_us: Option<i64>,
     pub(crate) redo_bytes: u64,
     /// Bytes of connections that are over, and of the present one.
     pub(crate) wan_bytes_before: u64,
@@ -75,7 +84,12 @@ impl Views {
         let regions = targets.iter().map(|t| (t.name.clone(), Region::new(t.url.clone()))).collect();
         let (reader, clock) = (ReaderState::default(), RedoClock::default());
         let inner = Mutex::new(Inner { reader, clock, regions, order });
-        Views { inner, reported: tokio::sync::Notify::new(), draining: AtomicBool::new(false) }
+        Views {
+            inner,
+            reported: tokio::sync::Notify::new(),
+            draining: AtomicBool::new(false),
+            fenced: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn reader(&self) -> ReaderState {
@@ -108,13 +122,26 @@ impl Views {
         self.draining.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn fence(&self) {
+        self.fenced.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
+    }
+
+    /// When the newest heartbeat left that each region has answered.
+    pub(crate) fn answered_us(&self) -> Vec<Option<i64>> {
+        self.lock().regions.values().map(|region| region.answered_us).collect()
+    }
+
     /// Says so when commits begin to be held, and when they are let through again.
     pub(crate) fn note_held(&self, held: Option<gate::Held>) {
         // A moment of waiting for regions is the rule, not news.
         let now = held.map(|held| held.to_string()).unwrap_or_default();
         let mut inner = self.lock();
         if (now.is_empty()) != (inner.reader.held.is_empty())
-            && now.contains("rpo") | inner.reader.held.contains("rpo")
+            && now.contains("are held") | inner.reader.held.contains("are held")
         {
             match now.is_empty() {
                 true => tracing::info!("commits are let through again"),
@@ -161,6 +188,22 @@ impl Views {
 }
 
 impl Region {
+    /// A heartbeat leaves.
+    pub(crate) fn heartbeat_sent(&mut self, sent_us: i64, steady_us: i64, end_lsn: Lsn) {
+        self.lag.heartbeat_sent(sent_us, end_lsn);
+        if self.heartbeats.len() == HEARTBEATS_MAX {
+            self.heartbeats.pop_front();
+        }
+        self.heartbeats.push_back((sent_us, steady_us));
+    }
+
+    /// The region has answered the heartbeats up to the one of `sent_us`.
+    pub(crate) fn heartbeat_answered(&mut self, sent_us: i64) {
+        while let Some((_, steady_us)) = self.heartbeats.pop_front_if(|(at_us, _)| *at_us <= sent_us) {
+            self.answered_us = self.answered_us.max(Some(steady_us));
+        }
+    }
+
     fn new(url: String) -> Region {
         Region {
             url,
@@ -170,6 +213,8 @@ impl Region {
             durable_lsn: None,
             applied_lsn: None,
             lag: RegionLag::default(),
+            heartbeats: VecDeque::new(),
+            answered_us: None,
             redo_bytes: 0,
             wan_bytes_before: 0,
             wan_bytes_now: 0,

@@ -126,18 +126,32 @@ enum Command {
         #[arg(long)]
         region: Option<RegionName>,
     },
-    /// Make a secondary the primary, with nothing lost: a switchover
+    /// See redo that a failover cut off, in the region that had it
+    Lost {
+        #[command(subcommand)]
+        action: LostAction,
+    },
+    /// Make a secondary the primary
     #[command(
-        after_help = "The primary must be reachable. Before anything is touched it is checked that the region streams and is near.\n\
+        after_help = "A switchover loses nothing; the primary must be reachable. Before anything is touched it is checked that the region streams and is near.\n\
                             Then the writer stops, its last record is applied over there, and the region takes writes; the old primary\n\
                             follows as a secondary, without a rebuild. If a step cannot finish in time, the old primary goes on. Clients\n\
                             that connect with `replicator url --writer` find the new writer by themselves. An interrupted promotion\n\
-                            goes on when the command is given again."
+                            goes on when the command is given again.\n\n\
+                            A failover (--mode failover) needs a majority of the regions, without the old primary. It waits until\n\
+                            that can acknowledge nothing any more (`lease`), gathers the redo that any survivor has, and says what may be\n\
+                            lost. The old primary, when it is back, keeps what only it had aside (`replicator lost`), and is seeded anew."
     )]
     Promote {
         /// The region that shall be the primary
         #[arg(long)]
         region: RegionName,
+        /// switchover: by agreement with the primary. failover: the primary is gone
+        #[arg(long, default_value = "switchover", value_parser = ["switchover", "failover"])]
+        mode: String,
+        /// Your word that the old primary does not run: nobody is asked or waited for. Needed with two regions
+        #[arg(long, requires = "mode")]
+        old_primary_is_down: bool,
         /// Only say whether it can succeed; changes nothing
         #[arg(long)]
         dry_run: bool,
@@ -168,6 +182,25 @@ enum Command {
         /// Make new certificates also where there are some
         #[arg(long)]
         renew: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum LostAction {
+    /// What is kept, by region, on this machine
+    List,
+    /// The transactions in it, as pg_waldump reads them
+    Show {
+        /// The directory, as `list` prints it
+        directory: PathBuf,
+    },
+    /// Delete it
+    Discard {
+        /// The directory, as `list` prints it
+        directory: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -298,11 +331,77 @@ impl Cli {
                 println!("{}", Asker::new(config, &layout)?.url(region.as_ref()).await?);
                 Ok(())
             }
-            Command::Promote { region, dry_run, json } => {
-                Asker::new(config, &layout)?.promote(&region, dry_run, json).await
+            Command::Promote { region, mode, old_primary_is_down, dry_run, json } => {
+                let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down };
+                Asker::new(config, &layout)?.promote(&region, request, json).await
             }
+            Command::Lost { action } => lost(&config, &layout, action),
         }
     }
+}
+
+/// Redo that failovers cut off, in the regions whose directories are on this machine.
+fn lost(config: &Config, layout: &Layout, action: LostAction) -> AnyResult {
+    let mut kept = Vec::new();
+    for own in &config.regions {
+        kept.extend(
+            region::lost::list(&layout.region(&own.name))?.into_iter().map(|found| (&own.name, found)),
+        );
+    }
+    let find = |directory: &PathBuf| {
+        let found = kept.iter().find(|(_, (path, _))| path == directory).map(|(_, (_, lost))| lost.clone());
+        found.ok_or_else(|| {
+            format!("{}: nothing is kept there; see `replicator lost list`", directory.display())
+        })
+    };
+    match action {
+        LostAction::List if kept.is_empty() => println!("no redo was cut off in the regions on this machine"),
+        LostAction::List => {
+            for (name, (path, lost)) in &kept {
+                let size = units::show_bytes(lost.bytes);
+                println!(
+                    "{name}  epoch {}  {} to {}  {size}  {}",
+                    lost.epoch,
+                    lost.from_lsn,
+                    lost.to_lsn,
+                    path.display()
+                );
+            }
+        }
+        LostAction::Show { directory } => {
+            let lost = find(&directory)?;
+            let program =
+                postgres::installation::Installation::find(config.bin_dir.as_deref())?.program("pg_waldump");
+            let status = std::process::Command::new(program)
+                .arg("--path")
+                .arg(&directory)
+                .args([
+                    "--timeline",
+                    &lost.timeline.to_string(),
+                    "--start",
+                    &lost.from_lsn,
+                    "--end",
+                    &lost.to_lsn,
+                ])
+                .status()?;
+            if !status.success() {
+                return Err("pg_waldump could not read all of it: what it printed is what is whole".into());
+            }
+        }
+        LostAction::Discard { directory, yes } => {
+            let lost = find(&directory)?;
+            if !yes {
+                eprint!("delete redo from {} to {} for good? [y/N] ", lost.from_lsn, lost.to_lsn);
+                let mut answer = String::new();
+                std::io::stdin().read_line(&mut answer)?;
+                if answer.trim() != "y" {
+                    return Err("nothing was deleted".into());
+                }
+            }
+            std::fs::remove_dir_all(&directory)?;
+        }
+    }
+    Ok(())
 }
 
 impl Places {
@@ -435,12 +534,12 @@ impl Asker {
         Ok(format!("{user}@{}/{database}?target_session_attrs=read-write", hosts.join(",")))
     }
 
-    async fn promote(&self, region: &RegionName, dry_run: bool, json: bool) -> AnyResult {
+    async fn promote(&self, region: &RegionName, request: PromoteRequest, json: bool) -> AnyResult {
         let own =
             self.config.region(region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
         let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("promoting {region}"));
         spinner.enable_steady_tick(Duration::from_millis(100));
-        let body = control_request::Body::Promote(PromoteRequest { dry_run });
+        let body = control_request::Body::Promote(request);
         let asked =
             client::request(&self.endpoint, self.identity.cluster_id, own, body, PROMOTION_PATIENCE).await;
         spinner.finish_and_clear();

@@ -50,6 +50,8 @@ pub struct Config {
     pub settings: BTreeMap<String, String>,
     /// What is promised of commits.
     pub commit: CommitPolicy,
+    /// How long a primary that is cut off from the majority goes on acknowledging commits.
+    pub lease: Duration,
     /// How long redo is kept.
     pub retain: Duration,
     /// The most redo kept, bytes.
@@ -204,7 +206,7 @@ impl Reader {
 
     fn config(&mut self, root: &Spanned<DeTable<'_>>) -> Option<Config> {
         let table = root.get_ref();
-        self.known_keys(table, &["cluster", "commit", "postgresql", "region", "rpo", "volume"]);
+        self.known_keys(table, &["cluster", "commit", "lease", "postgresql", "region", "rpo", "volume"]);
         let whole = 0..0;
         let cluster = match table.get("cluster") {
             Some(value) => self.text(value, "a name, such as \"demo\"").and_then(|name| {
@@ -221,6 +223,7 @@ impl Reader {
             os_user: None,
             settings: BTreeMap::new(),
             commit: CommitPolicy::default(),
+            lease: Duration::from_secs(5),
             retain: Duration::from_secs(24 * 3600),
             max_size_bytes: 10 << 30,
             repair_bytes_per_second: 100 << 20,
@@ -269,6 +272,11 @@ impl Reader {
             None => return self.mistake(whole, "there are no regions: add a table such as [region.us-east]"),
         }
         config.commit = self.commit(table, &config.regions);
+        let lease = self.optional(table, "lease", "a duration from \"1s\" to \"60s\"", |text| {
+            units::parse_duration(text)
+                .filter(|l| (Duration::from_secs(1)..=Duration::from_secs(60)).contains(l))
+        });
+        config.lease = lease.unwrap_or(config.lease);
         Some(config)
     }
 

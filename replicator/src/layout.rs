@@ -10,6 +10,7 @@
 //!     daemon.lock, daemon.log  the running daemon
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
 //!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
+//!     lost/                    redo that a failover cut off, until an operator discards it
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //! ```
 
@@ -122,6 +123,12 @@ impl RegionLayout {
     #[must_use]
     pub fn volume(&self) -> PathBuf {
         self.directory.join("volume")
+    }
+
+    /// Redo that a failover cut off.
+    #[must_use]
+    pub fn lost(&self) -> PathBuf {
+        self.directory.join("lost")
     }
 
     /// PostgreSQL's data directory.

@@ -81,6 +81,19 @@ struct JsonLoss {
     to_lsn: Option<String>,
 }
 
+impl JsonLoss {
+    fn of(promotion: &Promotion) -> JsonLoss {
+        let bytes = promotion.lost_to_lsn.saturating_sub(promotion.fork_lsn);
+        let lsn = |lsn: u64| (bytes > 0).then(|| Lsn(lsn).to_string());
+        JsonLoss {
+            bytes,
+            seconds: promotion.lost_us.div_ceil(1_000_000),
+            from_lsn: lsn(promotion.fork_lsn),
+            to_lsn: lsn(promotion.lost_to_lsn),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct JsonStep<'a> {
     name: &'a str,
@@ -98,7 +111,7 @@ pub fn promotion_json(promotion: &Promotion) -> String {
         mode: &promotion.mode,
         epoch: promotion.epoch,
         fork_lsn: done.then(|| Lsn(promotion.fork_lsn).to_string()),
-        loss: JsonLoss::default(),
+        loss: JsonLoss::of(promotion),
         write_gap_ms: (promotion.write_gap_us > 0).then_some(promotion.write_gap_us / 1000),
         steps: steps.collect(),
     };
@@ -109,6 +122,21 @@ pub fn promotion_json(promotion: &Promotion) -> String {
 #[must_use]
 pub fn promotion(promotion: &Promotion) -> String {
     let Promotion { from, to, epoch, .. } = promotion;
+    let failover = promotion.mode == "failover";
+    let known = promotion.lost_to_lsn.saturating_sub(promotion.fork_lsn);
+    let loss = format!(
+        "At risk: redo of {from} beyond {}. It said last that it had {}; commits of up to {} s after that may be lost.\n\
+         What only it had is kept there when it comes back: see `replicator lost`.\n",
+        Lsn(promotion.fork_lsn),
+        if known == 0 { "no more than that".to_owned() } else { format!("{} more", show_bytes(known)) },
+        promotion.lost_us.div_ceil(1_000_000),
+    );
+    if promotion.dry_run && failover {
+        return format!(
+            "{to} would lead epoch {epoch}: fence {from} at a majority, wait for what is left of its lease, gather what\n\
+             another survivor has, and promote PostgreSQL. {loss}"
+        );
+    }
     if promotion.dry_run {
         return format!(
             "{to} can take over from {from} now, as the primary of epoch {epoch}, with nothing lost.\n\
@@ -116,10 +144,8 @@ pub fn promotion(promotion: &Promotion) -> String {
              promote PostgreSQL, and follow with {from} as a secondary.\n"
         );
     }
-    let mut text = format!(
-        "{to} is the primary of epoch {epoch}, from {} on; nothing is lost.\n",
-        Lsn(promotion.fork_lsn)
-    );
+    let mut text = format!("{to} is the primary of epoch {epoch}, from {} on.\n", Lsn(promotion.fork_lsn));
+    text += if failover { &loss } else { "Nothing is lost.\n" };
     for step in &promotion.steps {
         text +=
             &format!("  {:36} {:>8.1} ms\n", step.name, Duration::from_micros(step.us).as_secs_f64() * 1e3);

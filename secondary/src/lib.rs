@@ -8,6 +8,7 @@
 //! ```
 
 pub mod feed;
+pub mod gather;
 pub mod receiver;
 pub mod seed;
 pub mod session;

@@ -12,6 +12,7 @@ use proto::messages::{
 };
 use proto::{Batch, Epoch, Lsn, SystemId, Timeline, TimelineHistory};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use transport::{Receiver as StreamReceiver, Sender as StreamSender, Stream, TransportError};
 use volume::{Start, Volume, VolumeError};
@@ -34,6 +35,10 @@ pub struct InboundState {
     pub detail: String,
     /// Redo received since this daemon started, bytes.
     pub redo_bytes: u64,
+    /// How far the primary was durable, as it said last.
+    pub primary_lsn: Lsn,
+    /// When this region last answered it.
+    pub answered: Option<Instant>,
 }
 
 /// The receiving side of a secondary region. One stream is served at a time; a newer one ends the older, whose
@@ -87,6 +92,33 @@ impl Inbound {
     pub async fn interrupt(&self) {
         lock(&self.newest).cancel();
         drop(self.turn.lock().await);
+    }
+
+    /// Takes what another survivor sends on `stream`, up to its end; an epoch that is over is not looked at, as redo that
+    /// was durable under it is what is gathered.
+    ///
+    /// # Errors
+    /// Why not all of it was taken.
+    pub async fn gather(&self, stream: Stream) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        let bounds = self.volume.bounds();
+        let (_sender, receiver) = stream.split();
+        let mut session = Session {
+            inbound: self,
+            receiver: Receiver::new(
+                self.volume.watch_durable().borrow().epoch,
+                bounds.timeline,
+                bounds.durable_lsn,
+            ),
+            decoder: None,
+            received: watch::Sender::new((bounds.durable_lsn, 0)),
+        };
+        match session.take_redo(receiver).await {
+            SessionEnd::Transport(TransportError::Finished) => {
+                self.volume.settle().await.map_err(|e| e.to_string())
+            }
+            other => Err(other.to_string()),
+        }
     }
 
     /// Serves a stream that a primary opened, until it ends. `system_id` is this region's PostgreSQL; none when the
@@ -223,6 +255,7 @@ impl Session<'_> {
                     self.take_history(file.timeline, &file.content).await
                 }
                 Some(downstream::Body::Heartbeat(heartbeat)) => {
+                    lock(&self.inbound.state).primary_lsn = Lsn(heartbeat.durable_lsn);
                     self.received.send_modify(|(_, clock_us)| *clock_us = heartbeat.clock_us);
                     Ok(())
                 }
@@ -263,6 +296,11 @@ impl Session<'_> {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "a driver that notes when it answered")]
+fn note_answer(inbound: &Inbound) {
+    lock(&inbound.state).answered = Some(Instant::now());
+}
+
 /// A decoder that accepts `batch`: fresh, or fed with the batches of its context before it, which are in the volume.
 async fn decoder_at(volume: &Volume, batch: &Batch) -> Result<Decompressor, SessionEnd> {
     let mut decoder = Decompressor::new()?;
@@ -295,9 +333,11 @@ async fn report_progress(
             heartbeat_clock_us,
         };
         let message = Upstream { body: Some(upstream::Body::Progress(progress)) };
+        note_answer(inbound);
         if let Err(e) = sender.send(&message).await {
             return e.into();
         }
+        note_answer(inbound);
         tokio::time::sleep(REPORT_INTERVAL_MIN).await;
         let moved = async {
             tokio::select! {

@@ -34,6 +34,12 @@ impl Ledger {
         Ledger { stop, next, writers }
     }
 
+    /// How many commits were tried so far.
+    #[must_use]
+    pub fn written(&self) -> i64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// Ends the load; returns the rows whose commits were acknowledged.
     pub async fn acknowledged(self) -> Acknowledged {
         self.stop.store(true, Ordering::Relaxed);

@@ -195,6 +195,18 @@ impl Cluster {
         .await;
     }
 
+    /// Brings up one region alone, and does not wait for it.
+    pub fn start_region(&self, region: &str) {
+        let log =
+            std::fs::OpenOptions::new().append(true).open(self.region(region).join("daemon.log")).unwrap();
+        let mut command = Command::new(program());
+        command.args(["run", "--region", region, "--config"]).arg(self.file()).arg("--data").arg(self.data());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        // Reaped when it ends.
+        std::thread::spawn(move || child.wait());
+    }
+
     /// Brings up what does not run; it may take a while until it streams, or need a command first.
     pub fn start_without_waiting(&self) {
         let _ = self.run(&["up", "--detach", "--timeout", "1s"]);

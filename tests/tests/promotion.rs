@@ -102,3 +102,107 @@ async fn what_cannot_succeed_is_refused_before_anything_is_touched() {
     cluster.connect("us-east").await.execute("CREATE TABLE t (id int)").await.unwrap();
     assert_eq!(cluster.status()["primary"], "us-east");
 }
+
+/// Promotes a region without the old primary; returns what was said.
+fn fail_over(cluster: &Cluster, to: &str) -> serde_json::Value {
+    let output = cluster.run(&["promote", "--region", to, "--mode", "failover", "--json"]);
+    assert!(output.status.success(), "{}\n{}", text(&output.stderr), cluster.logs());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_region_that_is_killed_is_replaced_and_comes_back_as_a_secondary() {
+    let cluster = Cluster::new(2);
+    cluster.configure("commit = { regions = 1 }\n");
+    cluster.start();
+    let ledger = load(&cluster).await;
+    until("there is load", || async { ledger.written() > 300 }).await;
+    cluster.kill("us-east", true).await;
+    let killed = now();
+    let promotion = fail_over(&cluster, "eu-west");
+    let took = killed.elapsed();
+    assert_eq!(
+        (&promotion["to"], &promotion["mode"]),
+        (&"eu-west".into(), &"failover".into()),
+        "{promotion}"
+    );
+    assert!(took < Duration::from_secs(8), "the lease of 5 s and 2 s at most: {took:?}\n{promotion}");
+    let written = ledger.written();
+    until("clients write again", || async { ledger.written() > written + 100 }).await;
+    cluster.start();
+    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
+        .await;
+    let acknowledged = ledger.acknowledged().await;
+    let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
+    assert!(log.contains("stops leading") || log.contains("waits for the primary to seed it"), "{log}");
+    cluster.assert_identical().await;
+    // At this level nothing that was acknowledged is lost with the region.
+    acknowledged.assert_in_all(&cluster).await;
+    println!("failover took {} ms: {promotion}", took.as_millis());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_cut_off_acknowledges_nothing_after_its_lease() {
+    let cluster = Cluster::new(2);
+    cluster.configure("lease = \"2s\"\n");
+    cluster.start();
+    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let ledger = Ledger::start(&url, 4).await;
+    until("there is load", || async { ledger.written() > 300 }).await;
+    // The others are stopped, as a cut network stops them for the primary, and hear nothing.
+    for region in ["eu-west", "ap-northeast"] {
+        nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    }
+    let cut = now();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let end = now();
+    for region in ["eu-west", "ap-northeast"] {
+        nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGCONT).unwrap();
+    }
+    // Connected again, it goes on: nobody has taken over meanwhile.
+    let written = ledger.written();
+    until("commits go on", || async { ledger.written() > written + 100 }).await;
+    let acknowledged = ledger.acknowledged().await;
+    assert!(acknowledged.between(cut, cut + Duration::from_secs(1)) > 0, "within the lease commits return");
+    let late = acknowledged.between(cut + Duration::from_millis(2300), end);
+    assert_eq!(late, 0, "acknowledged after the lease");
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_had_is_kept_aside() {
+    let cluster = Cluster::up(2);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_level().await;
+    // Redo that no other region gets: they are down when it is written, and the primary is when they are back.
+    for region in ["eu-west", "ap-northeast"] {
+        cluster.kill(region, true).await;
+    }
+    primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.kill("us-east", true).await;
+    for region in ["eu-west", "ap-northeast"] {
+        cluster.start_region(region);
+    }
+    until("a secondary leads", || async {
+        cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]).status.success()
+    })
+    .await;
+    cluster.start();
+    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
+        .await;
+    cluster.assert_identical().await;
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t")
+        .fetch_one(&mut cluster.connect("us-east").await)
+        .await
+        .unwrap();
+    assert_eq!(rows, 1, "the commit that only the old primary had is not in the cluster");
+    let listed = cluster.printed(&["lost", "list"]);
+    let directory = listed.split_whitespace().last().unwrap().to_owned();
+    assert!(listed.starts_with("us-east"), "{listed}");
+    let shown = cluster.run(&["lost", "show", &directory]);
+    assert!(text(&shown.stdout).contains("COMMIT"), "{}{}", text(&shown.stdout), text(&shown.stderr));
+    assert_eq!(cluster.printed(&["lost", "discard", "--yes", &directory]), "");
+    assert!(cluster.printed(&["lost", "list"]).contains("no redo was cut off"));
+}

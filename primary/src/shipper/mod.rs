@@ -83,6 +83,9 @@ impl Shipping {
     /// Asks the machine, and makes its answer known.
     fn decide(&mut self, input: Input) -> Vec<Command> {
         let (was, said) = (self.machine.state().clone(), self.machine.detail().to_owned());
+        if matches!(input, Input::Refused(refusal::Kind::StaleEpoch, _)) {
+            self.views.fence();
+        }
         let commands = self.machine.handle(clock::now_us(), input);
         let (state, detail, name) = (self.machine.state(), self.machine.detail(), &self.target.name);
         match state {

@@ -69,6 +69,7 @@ impl Shipping {
             volume_begin_lsn: volume_begin_lsn.0,
             total_bytes,
             superuser_password: self.options.superuser_password.clone(),
+            history: self.options.volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
         };
         let connection = self.connect().await?;
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;

@@ -17,6 +17,7 @@ use crate::clock;
 
 /// A region hears from its primary at least this often, and answers.
 const HEARTBEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT_US: i64 = 100_000;
 
 /// Batches that are ready together leave in one write of up to about this size.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -107,9 +108,9 @@ struct Outgoing<'a> {
 impl Outgoing<'_> {
     /// Sends until something fails, and says what.
     async fn send_batches(&self, mut sender: Sender, mut cursor: Cursor) -> StreamEnd {
-        let (mut frames, mut timeline) = (BytesMut::new(), Timeline(0));
+        let (mut frames, mut timeline, mut heartbeat_us) = (BytesMut::new(), Timeline(0), 0);
         loop {
-            if let Err(end) = self.fill(&mut frames, &mut cursor, &mut timeline).await {
+            if let Err(end) = self.fill(&mut frames, &mut cursor, &mut timeline, &mut heartbeat_us).await {
                 return end;
             }
             self.egress.take(frames.len()).await;
@@ -125,6 +126,7 @@ impl Outgoing<'_> {
         frames: &mut BytesMut,
         cursor: &mut Cursor,
         timeline: &mut Timeline,
+        heartbeat_us: &mut i64,
     ) -> Result<(), StreamEnd> {
         let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
             self.put_heartbeat(frames);
@@ -136,6 +138,11 @@ impl Outgoing<'_> {
             redo_bytes += self.put_batch(frames, batch, timeline);
         }
         self.views.update_region(self.target, |region, _| region.redo_bytes += redo_bytes);
+        // Under load too: answers to them are the primary's lease.
+        if clock::steady_us() - *heartbeat_us > HEARTBEAT_US {
+            *heartbeat_us = clock::steady_us();
+            self.put_heartbeat(frames);
+        }
         Ok(())
     }
 
@@ -156,7 +163,9 @@ impl Outgoing<'_> {
     fn put_heartbeat(&self, frames: &mut BytesMut) {
         let (clock_us, durable_lsn) = (clock::now_us(), self.volume.bounds().durable_lsn);
         put(frames, downstream::Body::Heartbeat(Heartbeat { clock_us, durable_lsn: durable_lsn.0 }));
-        self.views.update_region(self.target, |region, _| region.lag.heartbeat_sent(clock_us, durable_lsn));
+        self.views.update_region(self.target, |region, _| {
+            region.heartbeat_sent(clock_us, clock::steady_us(), durable_lsn);
+        });
     }
 
     fn note_progress(&self, machine: &super::machine::Shipper, progress: Progress) {
@@ -176,6 +185,7 @@ impl Outgoing<'_> {
                 applied_lsn,
                 progress.heartbeat_clock_us,
             );
+            region.heartbeat_answered(progress.heartbeat_clock_us);
             region.wan_bytes_now = wan_bytes;
         });
         self.views.reported.notify_one();

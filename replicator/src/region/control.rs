@@ -63,7 +63,7 @@ impl Region {
                 control_response::Body::Volume(self.volume_view())
             }
             (Some(control_request::Body::Promote(request)), Peer::Operator) => {
-                match self.promote(request.dry_run).await {
+                match self.promote(request).await {
                     Ok(promotion) => control_response::Body::Promotion(promotion),
                     Err(refusal) => control_response::Body::Refusal(refusal),
                 }
@@ -76,6 +76,15 @@ impl Region {
                     Ok(handed_over) => control_response::Body::HandedOver(handed_over),
                     Err(refusal) => control_response::Body::Refusal(refusal),
                 }
+            }
+            (Some(control_request::Body::Promise(request)), Peer::Region(name)) => {
+                match self.promise(name, request.epoch).await {
+                    Ok(granted) => control_response::Body::Granted(granted),
+                    Err(refusal) => control_response::Body::Refusal(refusal),
+                }
+            }
+            (Some(control_request::Body::Promise(_)), Peer::Operator) => {
+                refuse(Kind::NotAllowed, "only the region that shall lead asks this")
             }
             (Some(control_request::Body::HandOver(_)), Peer::Operator) => {
                 refuse(Kind::NotAllowed, "only the region that shall lead asks this")
@@ -291,7 +300,7 @@ pub(super) async fn answer_refusal(
         open::Purpose::Seed(_) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
         open::Purpose::Zone(_) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
         // Nobody may ask this of a region's daemon, and nothing would be understood.
-        open::Purpose::Copy(_) => {}
+        open::Purpose::Copy(_) | open::Purpose::Gather(_) => {}
         open::Purpose::Control(_) => {
             stream.send(&ControlResponse { body: Some(control_response::Body::Refusal(refusal)) }).await?;
         }

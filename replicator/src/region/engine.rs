@@ -50,6 +50,16 @@ impl Engine {
         }
     }
 
+    /// Stops PostgreSQL at once: no client gets an answer any more.
+    ///
+    /// # Errors
+    /// When it cannot be stopped.
+    pub async fn stop_now(self) -> Result<(), InstanceError> {
+        self.stop.cancel();
+        let _ = self.keeper.await;
+        self.instance.stop(true, SHUTDOWN).await
+    }
+
     /// Stops PostgreSQL cleanly, or at once if that takes too long.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use postgres::seed::Seed;
 use postgres::walsender::StandbyProgress;
 use proto::messages::refusal::Kind;
 use proto::messages::{Refusal, RegionStatus, ReplicateOpen, ReplicateReady, SeedAnswer, SeedOpen};
-use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
+use proto::{Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
 use secondary::{Inbound, feed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,8 +17,8 @@ use transport::Stream;
 use volume::Volume;
 
 use super::engine::Engine;
-use super::secrets;
 use super::state::{Record, StateError};
+use super::{lost, secrets};
 use crate::layout::RegionLayout;
 
 /// A secondary region at work.
@@ -62,6 +62,12 @@ pub enum FollowError {
     /// The walsender's socket cannot be made.
     #[error("the walsender's socket: {0}")]
     Socket(std::io::Error),
+    /// The primary's history cannot be used.
+    #[error("the primary's timeline history: {0}")]
+    History(String),
+    /// What only this region has cannot be kept aside.
+    #[error("keeping aside what only this region has: {0}")]
+    Lost(#[from] lost::LostError),
     /// The password cannot be kept.
     #[error("keeping the superuser's password: {0}")]
     Secret(std::io::Error),
@@ -102,6 +108,11 @@ impl Follower {
             seed_total_bytes: AtomicU64::new(0),
         };
         match follower.system_id() {
+            _ if follower.record.get().rejoining => {
+                tracing::warn!(
+                    "this region led an epoch that is over: it waits for the primary to seed it anew"
+                );
+            }
             Some(expected) if follower.instance.exists() => {
                 let found = follower.instance.system_id()?;
                 if found != expected {
@@ -125,7 +136,10 @@ impl Follower {
                 stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await;
             return stream.finish().await;
         }
-        self.inbound.serve(open, stream, self.system_id()).await;
+        let state = self.record.get();
+        // What a region that led before has may not be what the primary has.
+        let system_id = if state.rejoining { None } else { state.system_id };
+        self.inbound.serve(open, stream, system_id).await;
     }
 
     /// Takes `peer` as the primary of `epoch`, unless another is, or the epoch is over. On disk when this returns.
@@ -181,6 +195,14 @@ impl Follower {
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
         // From here to the end the region has no data: a crash in between has it seeded anew. Recorded first, so that a
         // stream that comes now is answered so, and then what still comes from an older one is ended.
+        self.inbound.interrupt().await;
+        if self.record.get().rejoining {
+            let content = &open.history;
+            match TimelineHistory::parse(Timeline(open.timeline), content) {
+                Ok(history) => lost::keep(&self.layout, &self.volume, &history, open.epoch).await?,
+                Err(e) => return Err(FollowError::History(e.to_string())),
+            }
+        }
         self.record.change(|state| state.system_id = None)?;
         self.inbound.interrupt().await;
         self.unfollow().await?;
@@ -190,6 +212,7 @@ impl Follower {
         let system_id = SystemId(open.system_id);
         self.record.change(|state| {
             state.system_id = Some(system_id);
+            state.rejoining = false;
             state.epoch = state.epoch.max(Epoch(open.epoch));
         })?;
         self.follow(system_id).await?;
@@ -280,6 +303,25 @@ impl Follower {
 
     fn system_id(&self) -> Option<SystemId> {
         self.record.get().system_id
+    }
+
+    /// Takes no more of the present stream, and answers it no more.
+    pub async fn interrupt(&self) {
+        self.inbound.interrupt().await;
+    }
+
+    /// What is known of the old primary: how far it was durable, and how long ago it was answered.
+    pub fn heard(&self) -> (Lsn, Option<tokio::time::Instant>) {
+        let state = self.inbound.state();
+        (state.primary_lsn, state.answered)
+    }
+
+    /// Takes the redo that another survivor has beyond this region's.
+    ///
+    /// # Errors
+    /// Why not all of it was taken.
+    pub async fn gather(&self, stream: Stream) -> Result<(), String> {
+        self.inbound.gather(stream).await
     }
 
     /// Waits until the standby has applied all redo up to `lsn`.

@@ -142,10 +142,29 @@ impl Leader {
             volume,
             endpoint,
             commit: config.commit,
+            lease: config.lease,
             targets: targets.collect(),
             superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
         });
         Ok(Leader { instance, engine: Some(engine), primary: Some(primary), epoch: state.epoch })
+    }
+
+    /// Whether a region has said that this primary's epoch is over.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.primary.as_ref().is_some_and(Primary::is_fenced)
+    }
+
+    /// Stops at once: nothing more is acknowledged, and nobody is waited for.
+    pub async fn stop_now(&mut self) {
+        if let Some(engine) = self.engine.take()
+            && let Err(e) = engine.stop_now().await
+        {
+            tracing::error!("{e}");
+        }
+        if let Some(primary) = self.primary.take() {
+            primary.stop().await;
+        }
     }
 
     /// Why `region` cannot take over now; none when it can.

@@ -9,6 +9,7 @@ mod control;
 mod engine;
 mod follower;
 mod leader;
+pub mod lost;
 mod promotion;
 pub(crate) mod secrets;
 
@@ -19,7 +20,7 @@ use postgres::account::{Account, AccountError};
 use postgres::installation::{Installation, InstallationError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, socket_dir_for};
 use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, open, refusal::Kind};
-use proto::{ClusterId, Epoch, RegionName};
+use proto::{ClusterId, Epoch, Lsn, RegionName};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{Connection, Endpoint, Identity, IdentityError, Peer, Stream, TransportError};
@@ -35,6 +36,9 @@ use state::{Record, RegionState, StateError};
 
 /// How long a peer may take to say what it wants on a stream.
 const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How often a primary looks whether it was fenced.
+const FENCE_LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// Why a region's daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +222,8 @@ fn load_state(
     }
     let (region, cluster_id) = (own.name.clone(), identity.cluster_id);
     let (role, epoch) = (own.role, Epoch(1));
-    let state = RegionState { cluster_id, region, role, epoch, primary: None, system_id: None };
+    let state =
+        RegionState { cluster_id, region, role, epoch, primary: None, rejoining: false, system_id: None };
     state.save(&path)?;
     Ok(state)
 }
@@ -232,7 +237,15 @@ impl Region {
             Role::Secondary => Part::Follower(self.follow().await?),
         };
         *self.part.write().await = part;
-        std::future::pending().await
+        // A primary that is told that its epoch is over stops leading.
+        loop {
+            tokio::time::sleep(FENCE_LOOK).await;
+            let fenced = matches!(&*self.part.read().await, Part::Leader(leader) if leader.is_fenced());
+            if fenced {
+                let mut part = self.part.write().await;
+                self.step_down(&mut part, |_| {}).await?;
+            }
+        }
     }
 
     /// What the region is.
@@ -331,6 +344,9 @@ impl Region {
                 Ok(())
             }
             (Some(open::Purpose::Control(request)), None) => self.control(peer, request, stream).await,
+            (Some(open::Purpose::Gather(open)), None) => {
+                secondary::gather::serve(&self.volume, Lsn(open.from_lsn), stream).await
+            }
             (Some(open::Purpose::Zone(open)), None) => {
                 let local = self.own.local_copies();
                 zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
@@ -362,6 +378,12 @@ impl Region {
                 self.config.region(name).is_some() && self.follower().await.is_some()
             }
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
+            // Only to the region that this one has promised to follow.
+            (Some(open::Purpose::Gather(open)), Peer::Region(name)) => {
+                let state = self.state();
+                state.primary.as_ref() == Some(name) && state.epoch.0 == open.epoch
+            }
+            (Some(open::Purpose::Gather(_)), Peer::Operator) => false,
             // A zone has its own region's certificate.
             (Some(open::Purpose::Zone(_)), Peer::Region(name)) => *name == self.own.name,
             (Some(open::Purpose::Zone(_) | open::Purpose::Copy(_)), _) => false,

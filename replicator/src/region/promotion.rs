@@ -1,9 +1,13 @@
-//! Switchover: a secondary becomes the primary by agreement with the one that is, and nothing is lost.
+//! Promotions: a secondary becomes the primary.
 //!
-//! The region that shall lead asks the primary to hand over. The primary checks that this can succeed, stops its writer, sees the
+//! **Switchover**, by agreement with the primary, and nothing is lost. The region that shall lead asks the primary to hand over. The primary checks that this can succeed, stops its writer, sees the
 //! last record applied over there, writes down the new epoch and its primary, and only then answers: from here on it is a
 //! secondary, and will not lead the old epoch again whatever happens. The asking region writes down that it leads, promotes its
 //! PostgreSQL and ships. What is interrupted in between goes on when the command is given again, or at the next start.
+//!
+//! **Failover**, without the primary. An epoch has one primary because each region promises it to one region only, on disk, and a
+//! majority must promise. Who has promised answers the old primary no more; that acknowledges commits only while a majority has
+//! answered within its lease. So when the lease has run out since the promises, it acknowledges nothing any more.
 
 use std::time::Duration;
 
@@ -11,7 +15,8 @@ use postgres::client::ReplicationClient;
 use postgres::instance::{Instance, InstanceError};
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    HandOverRequest, HandedOver, Promotion, PromotionStep, Refusal, control_request, control_response,
+    GatherOpen, Granted, HandOverRequest, HandedOver, Open, PROTOCOL_VERSION, PromiseRequest, PromoteRequest,
+    Promotion, PromotionStep, Refusal, control_request, control_response, open,
 };
 use proto::{Epoch, Lsn, RegionName};
 use tokio::time::Instant;
@@ -20,10 +25,13 @@ use super::follower::Follower;
 use super::leader::Leader;
 use super::{Part, Region};
 use crate::client;
-use crate::config::Role;
+use crate::config::{RegionConfig, Role};
 
 /// How long the primary may take to hand over; it rolls back by itself before.
 const HAND_OVER: Duration = Duration::from_secs(40);
+
+/// How long a region may take to promise.
+const PROMISE: Duration = Duration::from_millis(900);
 
 /// How long this region's standby may take to have everything, and to take writes.
 const TAKE_OVER: Duration = Duration::from_secs(20);
@@ -140,7 +148,14 @@ impl Region {
     }
 
     /// The part of the region that shall lead.
-    pub(super) async fn promote(&self, dry_run: bool) -> Result<Promotion, Refusal> {
+    pub(super) async fn promote(&self, request: PromoteRequest) -> Result<Promotion, Refusal> {
+        match request.failover {
+            true => self.fail_over(request).await,
+            false => self.switch_over(request.dry_run).await,
+        }
+    }
+
+    async fn switch_over(&self, dry_run: bool) -> Result<Promotion, Refusal> {
         let no = |reason: String| Refusal::new(Kind::Busy, reason);
         let follower = match &*self.part.read().await {
             Part::Follower(follower) => follower.clone(),
@@ -218,6 +233,213 @@ impl Region {
         Ok(promotion)
     }
 
+    /// Promises to take nothing below `epoch`, which `candidate` will lead; a primary stops its writer first.
+    pub(super) async fn promise(&self, candidate: &RegionName, epoch: u64) -> Result<Granted, Refusal> {
+        let epoch = Epoch(epoch);
+        let mut part = self.part.write().await;
+        let state = self.state();
+        let again = epoch == state.epoch && state.primary.as_ref() == Some(candidate);
+        if epoch <= state.epoch && !again {
+            let of =
+                state.primary.as_ref().map(|primary| format!(", which {primary} leads")).unwrap_or_default();
+            let reason = format!("epoch {} was seen here{of}", state.epoch);
+            return Err(Refusal::new(Kind::StaleEpoch, reason));
+        }
+        let promised = |state: &mut super::RegionState| {
+            (state.epoch, state.primary) = (epoch, Some(candidate.clone()));
+        };
+        let was_primary = matches!(&*part, Part::Leader(_)) && *candidate != self.own.name;
+        if was_primary {
+            let stepped_down = self.step_down(&mut part, promised).await;
+            stepped_down.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))?;
+        }
+        // On disk before it is given.
+        self.record(promised).map_err(|e| Refusal::new(Kind::Failed, e.to_string()))?;
+        let bounds = self.volume.bounds();
+        let mut granted = Granted {
+            has_data: false,
+            timeline: bounds.timeline.0,
+            durable_lsn: bounds.durable_lsn.0,
+            silent_us: u64::MAX,
+            primary_lsn: bounds.durable_lsn.0,
+            was_primary,
+        };
+        if let Part::Follower(follower) = &*part {
+            follower.interrupt().await;
+            let _ = self.volume.settle().await;
+            let (primary_lsn, answered) = follower.heard();
+            granted.has_data = self.state().system_id.is_some() && !self.state().rejoining;
+            granted.durable_lsn = self.volume.bounds().durable_lsn.0;
+            granted.primary_lsn = granted.durable_lsn.max(primary_lsn.0);
+            let silent = answered.map(|at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX));
+            granted.silent_us = if was_primary { u64::MAX } else { silent.unwrap_or(u64::MAX) };
+        }
+        Ok(granted)
+    }
+
+    /// A primary whose epoch is over stops at once and waits to be seeded; `also` changes its record besides.
+    pub(super) async fn step_down(
+        &self,
+        part: &mut Part,
+        also: impl Fn(&mut super::RegionState),
+    ) -> Result<(), super::RegionError> {
+        let Part::Leader(leader) = part else { return Ok(()) };
+        tracing::error!("this region's epoch is over: it stops leading, and follows the new primary");
+        leader.stop_now().await;
+        self.record(|state| {
+            (state.role, state.primary, state.rejoining) = (Role::Secondary, None, true);
+            also(state);
+        })?;
+        *part = Part::Follower(self.follow().await?);
+        Ok(())
+    }
+
+    /// Leads without the old primary: a majority promises to follow nobody else, the redo that any survivor has is gathered,
+    /// and what the old primary may have had besides is told.
+    async fn fail_over(&self, request: PromoteRequest) -> Result<Promotion, Refusal> {
+        let no = |reason: String| Refusal::new(Kind::Busy, reason);
+        let mut steps = Steps::start();
+        let follower = match &*self.part.read().await {
+            Part::Follower(follower) if self.state().system_id.is_some() && !self.state().rejoining => {
+                follower.clone()
+            }
+            Part::Leader(_) => return Err(no(format!("region {} is the primary already", self.own.name))),
+            _ => return Err(no("this region has no data to lead with".into())),
+        };
+        let regions = self.config.regions.len();
+        let majority = regions / 2 + 1;
+        if majority == regions && regions > 1 && !request.old_primary_is_down {
+            let reason = "with two regions there is no majority without the old primary. If you know that it does not run, \
+                          and will not while this region is promoted, say --old-primary-is-down";
+            return Err(no(reason.into()));
+        }
+        let state = self.state();
+        let from = self.present_primary(&state.primary).map(|own| own.name.to_string()).unwrap_or_default();
+        let epoch = match state.primary.as_ref() == Some(&self.own.name) {
+            // An earlier attempt got so far.
+            true => state.epoch.0,
+            false => state.epoch.0 + 1,
+        };
+        let mut promotion = Promotion {
+            from,
+            to: self.own.name.to_string(),
+            mode: "failover".into(),
+            epoch,
+            dry_run: request.dry_run,
+            ..Promotion::default()
+        };
+        if request.dry_run {
+            let (primary_lsn, _) = follower.heard();
+            promotion.fork_lsn = self.volume.bounds().durable_lsn.0;
+            promotion.lost_to_lsn = primary_lsn.0.max(promotion.fork_lsn);
+            return Ok(promotion);
+        }
+        // 1. Fence: nobody who promises answers the old primary any more.
+        let own = self.promise(&self.own.name.clone(), epoch).await?;
+        let mut asking = tokio::task::JoinSet::new();
+        for region in self.config.regions.iter().filter(|region| region.name != self.own.name) {
+            let (endpoint, cluster_id, region) = (self.endpoint.clone(), self.cluster_id, region.clone());
+            let body = control_request::Body::Promise(PromiseRequest { epoch });
+            asking.spawn(async move {
+                let answer = client::request(&endpoint, cluster_id, &region, body, PROMISE).await;
+                (answer, region)
+            });
+        }
+        let (mut granted, mut refused) = (vec![(own, None)], Vec::new());
+        while let Some(Ok((answer, region))) = asking.join_next().await {
+            match answer {
+                Ok(control_response::Body::Granted(grant)) => granted.push((grant, Some(region))),
+                Ok(_) => refused.push(format!("{}: another answer", region.name)),
+                Err(e) => refused.push(format!("{}: {e}", region.name)),
+            }
+        }
+        if granted.len() < majority && !request.old_primary_is_down {
+            return Err(no(format!(
+                "{} of {regions} regions promised to follow, and {majority} are needed. {}",
+                granted.len(),
+                refused.join("; ")
+            )));
+        }
+        steps.done("fence the old primary");
+        // 2. Without its own word, the old primary may acknowledge until its lease is over.
+        let stopped = granted.iter().any(|(grant, _)| grant.was_primary);
+        if !stopped && !request.old_primary_is_down {
+            let silent_us = granted.iter().map(|(grant, _)| grant.silent_us).min().unwrap_or(0);
+            // A tenth for clocks that run at different speeds.
+            let lease = self.config.lease + self.config.lease / 10;
+            tokio::time::sleep(lease.saturating_sub(Duration::from_micros(silent_us))).await;
+            steps.done("wait for its lease to end");
+        }
+        // 3. Gather what another survivor has and this region lacks.
+        let mine = self.volume.bounds();
+        let ahead = granted.iter().filter(|(grant, _)| grant.has_data && grant.timeline == mine.timeline.0);
+        let best = ahead.max_by_key(|(grant, _)| grant.durable_lsn);
+        if let Some((grant, Some(region))) = best
+            && grant.durable_lsn > mine.durable_lsn.0
+        {
+            self.gather(&follower, region, epoch, mine.durable_lsn).await.map_err(no)?;
+            steps.done("gather what another survivor has");
+        }
+        let end_lsn = self.volume.bounds().durable_lsn;
+        if tokio::time::timeout(TAKE_OVER, follower.until_applied(end_lsn)).await.is_err() {
+            return Err(no(format!(
+                "this region's standby has not applied {end_lsn} yet; give the command again"
+            )));
+        }
+        steps.done("apply everything");
+        // 4. Lead.
+        let recorded = self.record(|state| {
+            (state.role, state.epoch, state.primary) =
+                (Role::Primary, Epoch(epoch), Some(self.own.name.clone()));
+        });
+        recorded.map_err(|e| no(e.to_string()))?;
+        let mut part = self.part.write().await;
+        match tokio::time::timeout(TAKE_OVER, self.take_over(&follower, &mut part)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(no(e)),
+            Err(_) => return Err(no("PostgreSQL was told to promote and does not take writes yet".into())),
+        }
+        drop(part);
+        steps.done("promote PostgreSQL");
+        self.until_writable().await;
+        steps.done("read the new writer");
+        promotion.fork_lsn = end_lsn.0;
+        promotion.lost_to_lsn =
+            granted.iter().map(|(grant, _)| grant.primary_lsn).max().unwrap_or(0).max(end_lsn.0);
+        // From the last word of the old primary until it could acknowledge no more.
+        let silent_us = granted.iter().map(|(grant, _)| grant.silent_us).min().unwrap_or(u64::MAX);
+        let lease_us = u64::try_from(self.config.lease.as_micros()).unwrap_or(u64::MAX);
+        promotion.lost_us = if stopped { 0 } else { silent_us.min(lease_us) };
+        promotion.steps = steps.into_messages();
+        tracing::warn!("region {} leads epoch {epoch} from {end_lsn} on, after a failover", self.own.name);
+        Ok(promotion)
+    }
+
+    async fn gather(
+        &self,
+        follower: &Follower,
+        from: &RegionConfig,
+        epoch: u64,
+        from_lsn: Lsn,
+    ) -> Result<(), String> {
+        let gathering = async {
+            let unreachable = |e: std::io::Error| e.to_string();
+            let mut addresses = tokio::net::lookup_host(&from.advertise).await.map_err(unreachable)?;
+            let address = addresses.next().ok_or("no address")?;
+            let connection =
+                self.endpoint.connect(address, &from.name, PROMISE).await.map_err(|e| e.to_string())?;
+            let purpose = open::Purpose::Gather(GatherOpen { epoch, from_lsn: from_lsn.0 });
+            let cluster_id = self.cluster_id.0.to_vec().into();
+            let open = Open { protocol: PROTOCOL_VERSION, cluster_id, purpose: Some(purpose) };
+            let stream = connection.open_stream(&open).await.map_err(|e| e.to_string())?;
+            follower.gather(stream).await
+        };
+        let gathered = tokio::time::timeout(TAKE_OVER, gathering).await;
+        let gathered = gathered.unwrap_or_else(|_| Err("not in time".into()));
+        gathered
+            .map_err(|e| format!("gathering the redo that {} has: {e}; give the command again", from.name))
+    }
+
     async fn take_over(&self, follower: &Follower, part: &mut Part) -> Result<(), String> {
         let engine = follower.give_engine().await.ok_or("this region's standby does not run")?;
         promote(&self.instance).await.map_err(|e| e.to_string())?;
@@ -242,7 +464,7 @@ impl Region {
         let _ = tokio::time::timeout(TAKE_OVER, reading).await;
     }
 
-    fn present_primary(&self, known: &Option<RegionName>) -> Option<crate::config::RegionConfig> {
+    fn present_primary(&self, known: &Option<RegionName>) -> Option<RegionConfig> {
         let regions = &self.config.regions;
         let others = || regions.iter().filter(|region| region.name != self.own.name);
         let recorded = known.as_ref().and_then(|name| others().find(|region| region.name == *name));

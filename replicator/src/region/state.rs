@@ -26,6 +26,8 @@ pub struct RegionState {
     pub epoch: Epoch,
     /// The primary of that epoch, once it is known: an epoch has one.
     pub primary: Option<RegionName>,
+    /// It led an epoch that is over, and may have redo that nobody else has: it is to be seeded, and keeps that aside.
+    pub rejoining: bool,
     /// The PostgreSQL it holds; none before it is created or seeded.
     pub system_id: Option<SystemId>,
 }
@@ -123,6 +125,8 @@ struct File {
     epoch: u64,
     #[serde(default)]
     primary: Option<String>,
+    #[serde(default)]
+    rejoining: bool,
     system_id: Option<u64>,
 }
 
@@ -153,6 +157,7 @@ impl RegionState {
             role: self.role.to_string(),
             epoch: self.epoch.0,
             primary: self.primary.as_ref().map(ToString::to_string),
+            rejoining: self.rejoining,
             system_id: self.system_id.map(|s| s.0),
         };
         serde_json::to_vec_pretty(&file)
@@ -195,6 +200,7 @@ impl RegionState {
             region: file.region.parse().map_err(|e| format!("{e}"))?,
             role,
             epoch: Epoch(file.epoch),
+            rejoining: file.rejoining,
             primary: file.primary.map(|name| name.parse()).transpose().map_err(|e| format!("{e}"))?,
             system_id: file.system_id.map(SystemId),
         })
@@ -212,6 +218,7 @@ mod tests {
             role: Role::Secondary,
             epoch: Epoch(3),
             primary: Some("us-east".parse().unwrap()),
+            rejoining: false,
             system_id: Some(SystemId(42)),
         }
     }
