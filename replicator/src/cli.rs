@@ -126,6 +126,12 @@ enum Command {
         #[arg(long)]
         region: Option<RegionName>,
     },
+    /// List the promotions that regions on this machine came out of as the primary
+    History {
+        /// For programs: a line of JSON for each
+        #[arg(long)]
+        json: bool,
+    },
     /// See redo that a failover cut off, in the region that had it
     Lost {
         #[command(subcommand)]
@@ -335,9 +341,43 @@ impl Cli {
                 let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down };
                 Asker::new(config, &layout)?.promote(&region, request, json).await
             }
+            Command::History { json } => history(&config, &layout, json),
             Command::Lost { action } => lost(&config, &layout, action),
         }
     }
+}
+
+/// The promotions in the regions whose directories are on this machine, oldest first.
+fn history(config: &Config, layout: &Layout, json: bool) -> AnyResult {
+    let mut lines: Vec<(i64, String)> = Vec::new();
+    for own in &config.regions {
+        let content = std::fs::read_to_string(layout.region(&own.name).promotions()).unwrap_or_default();
+        let parsed = content.lines().filter_map(|line| {
+            let (at_us, promotion) = line.split_once(' ')?;
+            Some((at_us.parse().ok()?, promotion.to_owned()))
+        });
+        lines.extend(parsed);
+    }
+    lines.sort();
+    for (at_us, promotion) in lines {
+        if json {
+            println!("{promotion}");
+            continue;
+        }
+        let promotion: serde_json::Value = serde_json::from_str(&promotion)?;
+        let at = time::OffsetDateTime::from_unix_timestamp(at_us / 1_000_000)?;
+        let text = |key: &str| promotion[key].as_str().unwrap_or("-").to_owned();
+        println!(
+            "{at}  epoch {:<4} {:10}  {} to {}  from {}  lost {}",
+            promotion["epoch"],
+            text("mode"),
+            text("from"),
+            text("to"),
+            text("fork_lsn"),
+            units::show_bytes(promotion["loss"]["bytes"].as_u64().unwrap_or(0)),
+        );
+    }
+    Ok(())
 }
 
 /// Redo that failovers cut off, in the regions whose directories are on this machine.

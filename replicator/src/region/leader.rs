@@ -6,15 +6,13 @@ use postgres::instance::{Instance, InstanceError, Part, READER};
 use primary::{Primary, PrimaryOptions, Target};
 use proto::messages::{HandedOver, RegionStatus};
 use proto::{Epoch, RegionName, SystemId};
-use transport::Endpoint;
 use volume::Volume;
 
+use super::Region;
 use super::engine::Engine;
 use super::promotion::{Steps, promote};
 use super::secrets;
-use super::state::{Record, StateError};
-use crate::config::{Config, RegionConfig};
-use crate::layout::RegionLayout;
+use super::state::StateError;
 use crate::units::show_bytes;
 
 /// How long after the writer was told to stop none of its clients waits for a commit any more.
@@ -72,16 +70,10 @@ impl Leader {
     ///
     /// # Errors
     /// When the data is another PostgreSQL's, or cannot be made or configured.
-    pub async fn start(
-        config: &Config,
-        own: &RegionConfig,
-        layout: &RegionLayout,
-        instance: Instance,
-        volume: Volume,
-        endpoint: Endpoint,
-        record: &Record,
-        running: Option<Engine>,
-    ) -> Result<Leader, LeaderError> {
+    pub(crate) async fn start(region: &Region, running: Option<Engine>) -> Result<Leader, LeaderError> {
+        let Region { config, own, layout, record, .. } = region;
+        let (instance, volume, endpoint) =
+            (region.instance.clone(), region.volume.clone(), region.endpoint.clone());
         let state = record.get();
         let system_id = match (state.system_id, instance.exists()) {
             (Some(expected), true) => {

@@ -232,6 +232,16 @@ impl Region {
     /// Takes up the region's part once the volume is open. Returns only when that fails.
     async fn take_part(&self) -> Result<(), RegionError> {
         self.volume.opened().await?;
+        // A primary that was away may have been replaced: it asks before its writer takes anything.
+        if self.state().role == Role::Primary
+            && self.state().system_id.is_some()
+            && let Some(epoch) = self.newer_epoch().await
+        {
+            tracing::error!("epoch {epoch} was seen elsewhere: this region does not lead any more");
+            self.record(|state| {
+                (state.role, state.primary, state.rejoining) = (Role::Secondary, None, true)
+            })?;
+        }
         let part = match self.state().role {
             Role::Primary => Part::Leader(Box::new(self.lead(None).await?)),
             Role::Secondary => Part::Follower(self.follow().await?),
@@ -259,19 +269,7 @@ impl Region {
 
     /// Leads, with the PostgreSQL that runs already, if one does.
     async fn lead(&self, running: Option<engine::Engine>) -> Result<Leader, LeaderError> {
-        let (volume, endpoint) = (self.volume.clone(), self.endpoint.clone());
-        let instance = self.instance.clone();
-        Leader::start(
-            &self.config,
-            &self.own,
-            &self.layout,
-            instance,
-            volume,
-            endpoint,
-            &self.record,
-            running,
-        )
-        .await
+        Leader::start(self, running).await
     }
 
     async fn follow(&self) -> Result<Arc<Follower>, FollowError> {

@@ -9,6 +9,7 @@
 //! majority must promise. Who has promised answers the old primary no more; that acknowledges commits only while a majority has
 //! answered within its lease. So when the lease has run out since the promises, it acknowledges nothing any more.
 
+use std::io::Write;
 use std::time::Duration;
 
 use postgres::client::ReplicationClient;
@@ -16,7 +17,7 @@ use postgres::instance::{Instance, InstanceError};
 use proto::messages::refusal::Kind;
 use proto::messages::{
     GatherOpen, Granted, HandOverRequest, HandedOver, Open, PROTOCOL_VERSION, PromiseRequest, PromoteRequest,
-    Promotion, PromotionStep, Refusal, control_request, control_response, open,
+    Promotion, PromotionStep, Refusal, RegionStatusRequest, control_request, control_response, open,
 };
 use proto::{Epoch, Lsn, RegionName};
 use tokio::time::Instant;
@@ -32,6 +33,9 @@ const HAND_OVER: Duration = Duration::from_secs(40);
 
 /// How long a region may take to promise.
 const PROMISE: Duration = Duration::from_millis(900);
+
+/// How long another region may take to say whether the epoch is over, before a primary starts its writer.
+const GLANCE: Duration = Duration::from_millis(300);
 
 /// How long this region's standby may take to have everything, and to take writes.
 const TAKE_OVER: Duration = Duration::from_secs(20);
@@ -85,6 +89,65 @@ pub async fn promote(instance: &Instance) -> Result<(), InstanceError> {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
+}
+
+/// What was promised for a failover, and how long the old primary may still acknowledge.
+struct Fence {
+    majority: usize,
+    lease: Duration,
+    operators_word: bool,
+    grants: Vec<(Granted, Option<RegionConfig>)>,
+    refusals: Vec<String>,
+    heard: Vec<String>,
+    /// By then nobody who has promised can have answered the old primary within its lease.
+    lease_over: Instant,
+}
+
+impl Fence {
+    fn new(majority: usize, lease: Duration, own: Granted, operators_word: bool) -> Fence {
+        let lease_over = lease_over(&own, lease);
+        let (refusals, heard) = (Vec::new(), Vec::new());
+        Fence { majority, lease, operators_word, grants: vec![(own, None)], refusals, heard, lease_over }
+    }
+
+    fn granted(&mut self, grant: Granted, region: RegionConfig) {
+        // Any one of them may have been in the majority that answered last.
+        self.lease_over = self.lease_over.max(lease_over(&grant, self.lease));
+        self.heard.push(region.name.to_string());
+        self.grants.push((grant, Some(region)));
+    }
+
+    fn refused(&mut self, region: &RegionConfig, why: &str) {
+        self.heard.push(region.name.to_string());
+        self.refusals.push(format!("{}: {why}", region.name));
+    }
+
+    /// Whether a majority has promised, or the operator has given his word.
+    fn holds(&self) -> bool {
+        self.grants.len() >= self.majority || self.operators_word
+    }
+
+    /// The old primary itself has promised, and stopped.
+    fn stopped(&self) -> bool {
+        self.grants.iter().any(|(grant, _)| grant.was_primary)
+    }
+
+    /// Whether everybody but the old primary was heard.
+    fn is_complete(&self, old: &str, regions: &[RegionConfig]) -> bool {
+        let others = regions.len() - 1 - usize::from(!self.heard.iter().any(|name| name == old));
+        self.holds() && self.heard.len() >= others
+    }
+
+    /// Until when to wait; none when nobody needs to be waited for.
+    fn waits_until(&self) -> Option<Instant> {
+        (!self.stopped() && !self.operators_word).then_some(self.lease_over)
+    }
+}
+
+/// When a lease is over that this region may have been the last to support.
+#[allow(clippy::disallowed_methods, reason = "a driver that waits for a lease to end")]
+fn lease_over(grant: &Granted, lease: Duration) -> Instant {
+    Instant::now() + lease.saturating_sub(Duration::from_micros(grant.silent_us))
 }
 
 impl Region {
@@ -204,12 +267,9 @@ impl Region {
             return Err(no(reason));
         }
         let epoch = Epoch(promotion.epoch);
-        let recorded = self.record(|state| {
-            (state.role, state.epoch, state.primary) = (Role::Primary, epoch, Some(self.own.name.clone()));
-        });
-        recorded.map_err(|e| no(e.to_string()))?;
-        steps.done("record the new epoch");
         let mut part = self.part.write().await;
+        self.record_leading(epoch)?;
+        steps.done("record the new epoch");
         let taken = self.take_over(&follower, &mut part);
         match tokio::time::timeout(TAKE_OVER, taken).await {
             Ok(Ok(())) => {}
@@ -230,6 +290,7 @@ impl Region {
         promotion.steps.extend(handed_over.steps);
         promotion.steps.extend_from_slice(&mine[handing + 1..]);
         tracing::info!("region {} leads epoch {epoch} from {end_lsn} on", self.own.name);
+        self.remember(&promotion);
         Ok(promotion)
     }
 
@@ -345,31 +406,43 @@ impl Region {
                 (answer, region)
             });
         }
-        let (mut granted, mut refused) = (vec![(own, None)], Vec::new());
-        while let Some(Ok((answer, region))) = asking.join_next().await {
-            match answer {
-                Ok(control_response::Body::Granted(grant)) => granted.push((grant, Some(region))),
-                Ok(_) => refused.push(format!("{}: another answer", region.name)),
-                Err(e) => refused.push(format!("{}: {e}", region.name)),
+        let lease = self.config.lease + self.config.lease / 10;
+        let mut fence = Fence::new(majority, lease, own, request.old_primary_is_down);
+        // Every survivor is heard, as it may have redo that nobody else has; the old primary is not waited for beyond its lease.
+        while !fence.is_complete(&promotion.from, &self.config.regions) {
+            match asking.join_next().await {
+                Some(Ok((Ok(control_response::Body::Granted(grant)), region))) => {
+                    fence.granted(grant, region)
+                }
+                Some(Ok((Ok(_), region))) => fence.refused(&region, "it gave another answer"),
+                Some(Ok((Err(e), region))) => fence.refused(&region, &e.to_string()),
+                Some(Err(_)) | None => break,
             }
         }
-        if granted.len() < majority && !request.old_primary_is_down {
+        if !fence.holds() {
             return Err(no(format!(
                 "{} of {regions} regions promised to follow, and {majority} are needed. {}",
-                granted.len(),
-                refused.join("; ")
+                fence.grants.len(),
+                fence.refusals.join("; ")
             )));
         }
         steps.done("fence the old primary");
         // 2. Without its own word, the old primary may acknowledge until its lease is over.
-        let stopped = granted.iter().any(|(grant, _)| grant.was_primary);
-        if !stopped && !request.old_primary_is_down {
-            let silent_us = granted.iter().map(|(grant, _)| grant.silent_us).min().unwrap_or(0);
-            // A tenth for clocks that run at different speeds.
-            let lease = self.config.lease + self.config.lease / 10;
-            tokio::time::sleep(lease.saturating_sub(Duration::from_micros(silent_us))).await;
-            steps.done("wait for its lease to end");
+        while let Some(until) = fence.waits_until() {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {
+                    steps.done("wait for its lease to end");
+                    break;
+                }
+                Some(answer) = asking.join_next() => {
+                    if let Ok((Ok(control_response::Body::Granted(grant)), region)) = answer {
+                        fence.granted(grant, region);
+                    }
+                }
+            }
         }
+        let granted = &fence.grants;
+        let stopped = fence.stopped();
         // 3. Gather what another survivor has and this region lacks.
         let mine = self.volume.bounds();
         let ahead = granted.iter().filter(|(grant, _)| grant.has_data && grant.timeline == mine.timeline.0);
@@ -388,12 +461,8 @@ impl Region {
         }
         steps.done("apply everything");
         // 4. Lead.
-        let recorded = self.record(|state| {
-            (state.role, state.epoch, state.primary) =
-                (Role::Primary, Epoch(epoch), Some(self.own.name.clone()));
-        });
-        recorded.map_err(|e| no(e.to_string()))?;
         let mut part = self.part.write().await;
+        self.record_leading(Epoch(epoch))?;
         match tokio::time::timeout(TAKE_OVER, self.take_over(&follower, &mut part)).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(no(e)),
@@ -412,6 +481,7 @@ impl Region {
         promotion.lost_us = if stopped { 0 } else { silent_us.min(lease_us) };
         promotion.steps = steps.into_messages();
         tracing::warn!("region {} leads epoch {epoch} from {end_lsn} on, after a failover", self.own.name);
+        self.remember(&promotion);
         Ok(promotion)
     }
 
@@ -440,6 +510,22 @@ impl Region {
             .map_err(|e| format!("gathering the redo that {} has: {e}; give the command again", from.name))
     }
 
+    /// Writes down that this region leads `epoch`, unless that was promised to another meanwhile. The part is held, so that no
+    /// promise is given in between.
+    fn record_leading(&self, epoch: Epoch) -> Result<(), Refusal> {
+        let state = self.state();
+        let mine = state.primary.as_ref() == Some(&self.own.name);
+        if state.epoch > epoch || state.epoch == epoch && !mine {
+            let other = state.primary.map(|name| name.to_string()).unwrap_or_default();
+            let reason = format!("epoch {} was promised to {other} meanwhile", state.epoch);
+            return Err(Refusal::new(Kind::StaleEpoch, reason));
+        }
+        let recorded = self.record(|state| {
+            (state.role, state.epoch, state.primary) = (Role::Primary, epoch, Some(self.own.name.clone()));
+        });
+        recorded.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))
+    }
+
     async fn take_over(&self, follower: &Follower, part: &mut Part) -> Result<(), String> {
         let engine = follower.give_engine().await.ok_or("this region's standby does not run")?;
         promote(&self.instance).await.map_err(|e| e.to_string())?;
@@ -462,6 +548,37 @@ impl Region {
         };
         // The writer takes writes; that its reader is slow to connect shows in `status`.
         let _ = tokio::time::timeout(TAKE_OVER, reading).await;
+    }
+
+    /// Adds a promotion to the region's history.
+    fn remember(&self, promotion: &Promotion) {
+        let line = format!("{} {}\n", volume::now_us(), crate::render::promotion_json(promotion));
+        let path = self.layout.promotions();
+        let written =
+            std::fs::OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| {
+                file.write_all(line.as_bytes())?;
+                file.sync_all()
+            });
+        if let Err(e) = written {
+            tracing::warn!("{}: {e}; the promotion is not in the history", path.display());
+        }
+    }
+
+    /// The highest epoch above this region's own that another region has seen, of those that answer soon.
+    pub(super) async fn newer_epoch(&self) -> Option<Epoch> {
+        let mut asking = tokio::task::JoinSet::new();
+        for region in self.config.regions.iter().filter(|region| region.name != self.own.name) {
+            let (endpoint, cluster_id, region) = (self.endpoint.clone(), self.cluster_id, region.clone());
+            let body = control_request::Body::RegionStatus(RegionStatusRequest {});
+            asking.spawn(async move { client::request(&endpoint, cluster_id, &region, body, GLANCE).await });
+        }
+        let mut newest = None;
+        while let Some(answer) = asking.join_next().await {
+            if let Ok(Ok(control_response::Body::RegionStatus(view))) = answer {
+                newest = newest.max(Some(Epoch(view.epoch)));
+            }
+        }
+        newest.filter(|epoch| *epoch > self.state().epoch)
     }
 
     fn present_primary(&self, known: &Option<RegionName>) -> Option<RegionConfig> {
