@@ -12,7 +12,7 @@ setup: ## install what is missing on a Debian machine (PostgreSQL, a C compiler,
 build: setup ## build the program: target/release/replicator
 	cargo build --release --workspace --locked
 
-demo: build ## three regions of PostgreSQL on this machine, streaming; left running
+demo: build ## three regions on this machine: a row across, a switchover, a disaster; left running
 	@scripts/demo.sh
 
 demo-stop: ## stop what `make demo` left running
