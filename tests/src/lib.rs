@@ -179,7 +179,12 @@ impl Cluster {
         // The daemon first, or it would start PostgreSQL again.
         kill(daemon, Signal::SIGKILL).unwrap();
         if with_postgresql {
-            let _ = kill(self.postmaster(region), Signal::SIGKILL);
+            // It may be between two lives just now.
+            let path = self.region(region).join("pgdata/postmaster.pid");
+            let content = std::fs::read_to_string(path).unwrap_or_default();
+            if let Some(postmaster) = content.lines().next().and_then(|line| line.trim().parse().ok()) {
+                let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
+            }
         }
         until("the daemon is gone", || async {
             Path::new(&format!("/proc/{daemon}/exe")).read_link().is_err()

@@ -231,3 +231,37 @@ async fn what_only_the_old_primary_had_is_kept_aside() {
     assert_eq!(cluster.printed(&["lost", "discard", "--yes", &directory]), "");
     assert!(cluster.printed(&["lost", "list"]).contains("no redo was cut off"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lagging_region_first_gathers_what_a_survivor_has() {
+    let cluster = Cluster::up(2);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_level().await;
+    cluster.kill("eu-west", true).await;
+    primary.execute("INSERT INTO t SELECT generate_series(2, 20000)").await.unwrap();
+    until("the other region has it", || async {
+        let status = cluster.status();
+        status["regions"][2]["durable_lsn"] == status["regions"][0]["durable_lsn"]
+    })
+    .await;
+    cluster.kill("us-east", true).await;
+    cluster.start_region("eu-west");
+    let mut promoted = String::new();
+    until("the lagging region leads", || {
+        let output = cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]);
+        promoted = text(&output.stdout);
+        std::future::ready(output.status.success())
+    })
+    .await;
+    assert!(promoted.contains("gather what another survivor has"), "{promoted}");
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t")
+        .fetch_one(&mut cluster.connect("eu-west").await)
+        .await
+        .unwrap();
+    assert_eq!(rows, 20_000, "nothing that a survivor had is lost");
+    cluster.start();
+    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
+        .await;
+    cluster.assert_identical().await;
+}

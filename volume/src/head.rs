@@ -99,6 +99,8 @@ pub(crate) struct CopyEntry {
     number: u64,
     /// Whether commits wait for it. Four are asked first; the others write what has come together since.
     hurried: bool,
+    /// It is being opened again, by one task.
+    reopening: bool,
     pub(crate) repair: repair::Tally,
 }
 
@@ -152,6 +154,8 @@ impl Head {
         let mut state = self.lock();
         let entry = state.entry(copy);
         entry.number += 1;
+        // A copy in this process lets go of its directory only when its link is gone.
+        entry.link = None;
         entry.number
     }
 
@@ -439,10 +443,18 @@ pub(crate) async fn supervise(head: Arc<Head>, mut queue: mpsc::UnboundedReceive
             Some(Task::Output(output)) => carry_out(&head, output, &mut fills).await,
             Some(Task::Damaged(copy)) => drop(tokio::spawn(repair::scrub_one(head.clone(), copy))),
             Some(Task::Reopen(copy)) => {
+                // A copy may say more than once that it failed.
+                if std::mem::replace(&mut head.lock().entry(copy).reopening, true) {
+                    continue;
+                }
                 let head = head.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(REOPEN_AFTER).await;
-                    reopen(&head, copy).await;
+                    let failed_again = reopen(&head, copy).await;
+                    head.lock().entry(copy).reopening = false;
+                    if failed_again {
+                        head.ask(Task::Reopen(copy));
+                    }
                 });
             }
         }
@@ -454,26 +466,28 @@ pub(crate) async fn supervise(head: Arc<Head>, mut queue: mpsc::UnboundedReceive
     drop(links);
 }
 
-async fn reopen(head: &Arc<Head>, copy: CopyId) {
+/// Opens a copy of this process again; true when that failed.
+async fn reopen(head: &Arc<Head>, copy: CopyId) -> bool {
     if !head.options.copies.contains(&copy) {
-        return;
+        return false;
     }
     {
-        let mut state = head.lock();
+        let state = head.lock();
         let still_failed = matches!(state.quorum.standing(copy), Standing::Failed(_));
         if state.closed.is_some() || !still_failed {
-            return;
+            return false;
         }
-        // The old thread ends with its link.
-        state.entry(copy).link = None;
     }
     let opening = head.clone();
-    let opened = tokio::task::spawn_blocking(move || opening.open_local(copy)).await;
-    if let Ok(Err(e)) = opened {
-        let mut state = head.lock();
-        head.handle(&mut state, Input::Failed(copy, e.to_string()));
-        drop(state);
-        head.ask(Task::Reopen(copy));
+    match tokio::task::spawn_blocking(move || opening.open_local(copy)).await {
+        Ok(Err(e)) => {
+            let mut state = head.lock();
+            head.handle(&mut state, Input::Failed(copy, e.to_string()));
+            true
+        }
+        // A copy that failed anew while it was opened has said so.
+        Ok(Ok(())) => matches!(head.lock().quorum.standing(copy), Standing::Failed(_)),
+        Err(_) => false,
     }
 }
 

@@ -259,6 +259,7 @@ async fn a_copy_that_vanishes_is_made_anew_while_appends_go_on() {
     let mut cold = options(directory.path());
     cold.tail_bytes = 1;
     let volume = Volume::open(cold).await.unwrap();
+    until_whole(&volume, writer.end_lsn).await;
     for copy in [1, 4] {
         std::fs::remove_dir_all(directory_of(directory.path(), CopyId(copy))).unwrap();
     }
@@ -268,7 +269,7 @@ async fn a_copy_that_vanishes_is_made_anew_while_appends_go_on() {
     until_durable(&volume, writer.end_lsn).await;
     until_whole(&volume, writer.end_lsn).await;
     let filled: Vec<u64> = volume.status().copies.iter().map(|c| c.repair.filled_bytes).collect();
-    assert!(filled[1] > 0 && filled[4] > 0 && filled[0] == 0, "{filled:?}");
+    assert!(filled[1] > 0 && filled[4] > 0, "{filled:?}");
     drop(volume);
     same_everywhere(directory.path());
 }
