@@ -3,6 +3,8 @@
 set -euo pipefail
 replicator=target/release/replicator
 psql() { command psql -X -q -At "$@"; }
+# A table that is there already is no news.
+export PGOPTIONS='-c client_min_messages=warning'
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1. Bringing up the regions of regions.toml (the first time: initdb, certificates, a base backup over QUIC to each)"
