@@ -132,14 +132,23 @@ impl Stock {
             assert!(made.unwrap().success());
             children.push(command.stderr(Stdio::null()).spawn().unwrap());
         }
+        // They have nothing to catch up with: their slots are new. Nothing is timed before all of them stream.
+        let streaming = format!(
+            "DO $$ BEGIN WHILE (SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming') < {count} LOOP \
+             PERFORM pg_stat_clear_snapshot(), pg_sleep(0.02); END LOOP; END $$"
+        );
         let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{rule}'");
-        self.sql(&[&set, "SELECT pg_reload_conf()"]);
+        self.sql(&[&streaming, &set, "SELECT pg_reload_conf()", "CHECKPOINT"]);
         Receivers { children }
     }
 
-    /// Commits wait for nobody.
-    pub fn release(&self) {
+    /// Ends the receivers and drops their slots: commits wait for nobody.
+    pub fn release(&self, receivers: Receivers) {
         self.sql(&["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"]);
+        drop(receivers);
+        let drop_slots = "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_replication_slots WHERE active) LOOP \
+             PERFORM pg_sleep(0.02); END LOOP; PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots; END $$";
+        self.sql(&[drop_slots]);
     }
 
     fn start_instance(&self, index: usize) {

@@ -200,9 +200,9 @@ impl Head {
             return;
         }
         let input = match event {
-            Event::Promised(vote) => Input::Promised(copy, vote),
+            Event::Promised(ballot, vote) => Input::Promised(copy, ballot, vote),
             Event::Refused(ballot) => Input::Refused(copy, ballot),
-            Event::Adopted(lsn) => Input::Adopted(copy, lsn),
+            Event::Adopted(ballot, generation, lsn) => Input::Adopted(copy, ballot, generation, lsn),
             Event::Flushed(lsn) => Input::Flushed(copy, lsn),
             Event::Failed(why) => Input::Failed(copy, why),
         };

@@ -142,12 +142,12 @@ pub enum Input {
     Reached(CopyId),
     /// A copy cannot be reached any more.
     Lost(CopyId),
-    /// A copy promised this ballot.
-    Promised(CopyId, Vote),
+    /// A copy promised this ballot. An answer to an earlier opening's question may come late, and is none to this one's.
+    Promised(CopyId, Ballot, Vote),
     /// A copy has promised a higher ballot.
     Refused(CopyId, Ballot),
-    /// A copy adopted the log, and holds it up to here.
-    Adopted(CopyId, Lsn),
+    /// A copy adopted the log of this ballot and generation, and holds it up to here.
+    Adopted(CopyId, Ballot, u64, Lsn),
     /// A copy holds everything up to here on its disk.
     Flushed(CopyId, Lsn),
     /// A copy's disk failed.
@@ -312,8 +312,8 @@ impl Quorum {
                 out.push(Output::Ask(copy, self.ballot));
             }
             Input::Lost(copy) => self.stand(copy, Standing::Absent),
-            Input::Promised(copy, vote) => {
-                if self.members[copy.index()].standing == Standing::Asked {
+            Input::Promised(copy, ballot, vote) => {
+                if ballot == self.ballot && self.members[copy.index()].standing == Standing::Asked {
                     self.members[copy.index()].vote = Some(vote);
                     self.stand(copy, Standing::Promised);
                     match self.chosen.is_some() {
@@ -339,8 +339,9 @@ impl Quorum {
                     out.push(Output::Deposed(higher));
                 }
             }
-            Input::Adopted(copy, end_lsn) => {
-                if self.members[copy.index()].standing == Standing::Adopting {
+            Input::Adopted(copy, ballot, generation, end_lsn) => {
+                let current = ballot == self.ballot && generation == self.generation();
+                if current && self.members[copy.index()].standing == Standing::Adopting {
                     self.stand(copy, Standing::Filling);
                     self.members[copy.index()].flushed_lsn = end_lsn;
                     out.push(Output::Fill(copy, end_lsn));

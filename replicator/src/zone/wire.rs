@@ -123,7 +123,8 @@ pub fn to_order(message: m::CopyOrder) -> Result<Order, Malformed> {
 
 pub fn event(event: Event) -> m::CopyEvent {
     let body = match event {
-        Event::Promised(vote) => copy_event::Body::Promised(m::CopyVote {
+        Event::Promised(promised, vote) => copy_event::Body::Promised(m::CopyVote {
+            ballot: Some(ballot(promised)),
             generation: vote.generation,
             ballots: ballots(&vote.ballots),
             begin: Some(position(vote.begin)),
@@ -131,7 +132,9 @@ pub fn event(event: Event) -> m::CopyEvent {
             proven_lsn: vote.proven_lsn.0,
         }),
         Event::Refused(b) => copy_event::Body::Refused(ballot(b)),
-        Event::Adopted(lsn) => copy_event::Body::AdoptedLsn(lsn.0),
+        Event::Adopted(b, generation, lsn) => {
+            copy_event::Body::Adopted(m::CopyAdopted { ballot: Some(ballot(b)), generation, end_lsn: lsn.0 })
+        }
         Event::Flushed(lsn) => copy_event::Body::FlushedLsn(lsn.0),
         Event::Failed(why) => copy_event::Body::Failed(why),
     };
@@ -140,15 +143,20 @@ pub fn event(event: Event) -> m::CopyEvent {
 
 pub fn to_event(message: m::CopyEvent) -> Result<Event, Malformed> {
     Ok(match message.body.ok_or("an event says nothing")? {
-        copy_event::Body::Promised(vote) => Event::Promised(Vote {
-            generation: vote.generation,
-            ballots: to_ballots(vote.ballots)?,
-            begin: to_position(vote.begin)?,
-            end: to_position(vote.end)?,
-            proven_lsn: Lsn(vote.proven_lsn),
-        }),
+        copy_event::Body::Promised(vote) => Event::Promised(
+            to_ballot(vote.ballot)?,
+            Vote {
+                generation: vote.generation,
+                ballots: to_ballots(vote.ballots)?,
+                begin: to_position(vote.begin)?,
+                end: to_position(vote.end)?,
+                proven_lsn: Lsn(vote.proven_lsn),
+            },
+        ),
         copy_event::Body::Refused(b) => Event::Refused(to_ballot(Some(b))?),
-        copy_event::Body::AdoptedLsn(lsn) => Event::Adopted(Lsn(lsn)),
+        copy_event::Body::Adopted(m::CopyAdopted { ballot, generation, end_lsn }) => {
+            Event::Adopted(to_ballot(ballot)?, generation, Lsn(end_lsn))
+        }
         copy_event::Body::FlushedLsn(lsn) => Event::Flushed(Lsn(lsn)),
         copy_event::Body::Failed(why) => Event::Failed(why),
     })

@@ -64,9 +64,9 @@ enum Order {
 
 #[derive(Debug, Clone)]
 enum Said {
-    Promised(Vote),
+    Promised(Ballot, Vote),
     Refused(Ballot),
-    Adopted(u64),
+    Adopted(Ballot, u64, u64),
     Flushed(u64),
     Failed,
 }
@@ -646,9 +646,9 @@ impl World {
         let from = id(copy);
         let failed = matches!(said, Said::Failed);
         let input = match said {
-            Said::Promised(vote) => Input::Promised(from, vote),
+            Said::Promised(ballot, vote) => Input::Promised(from, ballot, vote),
             Said::Refused(ballot) => Input::Refused(from, ballot),
-            Said::Adopted(lsn) => Input::Adopted(from, Lsn(lsn)),
+            Said::Adopted(ballot, generation, lsn) => Input::Adopted(from, ballot, generation, Lsn(lsn)),
             Said::Flushed(lsn) => Input::Flushed(from, Lsn(lsn)),
             Said::Failed => Input::Failed(from, "simulated".into()),
         };
@@ -680,7 +680,7 @@ impl World {
                 match on.meta.promise(ballot) {
                     Ok(meta) => {
                         on.meta = meta;
-                        Said::Promised(on.vote())
+                        Said::Promised(ballot, on.vote())
                     }
                     Err(higher) => Said::Refused(higher),
                 }
@@ -700,7 +700,7 @@ impl World {
                             }
                         }
                         on.meta = meta;
-                        Said::Adopted(on.end())
+                        Said::Adopted(adoption.ballot, adoption.generation, on.end())
                     }
                 }
             }
@@ -789,9 +789,16 @@ impl World {
         if on.alive && !on.failed {
             return;
         }
+        let failed = on.failed;
         (on.alive, on.failed) = (true, false);
         on.life += 1;
         on.written.clear();
+        if failed {
+            // A zone whose copy failed opens it again and connects anew: whoever had a way to it has to make another.
+            for head in 0..2 {
+                let _ = self.lose(head, copy);
+            }
+        }
         self.note(|| format!("copy {copy} starts"));
     }
 

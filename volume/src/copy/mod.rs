@@ -99,12 +99,12 @@ pub enum Order {
 /// What a copy says.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// It promised.
-    Promised(Vote),
+    /// It promised this ballot.
+    Promised(Ballot, Vote),
     /// It has promised a higher ballot.
     Refused(Ballot),
-    /// It adopted the log and holds it up to here.
-    Adopted(Lsn),
+    /// It adopted the log of this ballot and generation, and holds it up to here.
+    Adopted(Ballot, u64, Lsn),
     /// It holds everything up to here on its disk.
     Flushed(Lsn),
     /// Its disk failed.
@@ -532,7 +532,7 @@ impl Worker {
         match order {
             Order::Promise(ballot) => {
                 return Ok(Some(match self.disk.promise(ballot)? {
-                    Ok(vote) => Event::Promised(vote),
+                    Ok(vote) => Event::Promised(ballot, vote),
                     Err(higher) => Event::Refused(higher),
                 }));
             }
@@ -541,7 +541,7 @@ impl Worker {
                 let mut reading = guard(&self.reading);
                 (reading.log_directory, reading.last) = (self.disk.log_directory(), None);
                 return Ok(Some(match adopted {
-                    Ok(end) => Event::Adopted(end.lsn),
+                    Ok(end) => Event::Adopted(adoption.ballot, adoption.generation, end.lsn),
                     Err(higher) => Event::Refused(higher),
                 }));
             }

@@ -19,8 +19,11 @@ type Run = [f64; 3];
 /// Runs every variant `runs` times in turn, `seconds` each, and prints the medians.
 pub async fn run(runs: u64, seconds: u64) {
     println!("pgbench: TPC-B, -c 8 -s 20, {seconds} s a run, medians of {runs} runs in turn, one disk.\n");
-    let stock = Stock::start(0).await;
-    pgbench_init(&stock.url(0));
+    // A database each, so that none ages faster than the others.
+    let stocks = [Stock::start(0).await, Stock::start(0).await, Stock::start(0).await];
+    for stock in &stocks {
+        pgbench_init(&stock.url(0));
+    }
     let (ours, local) = (Cluster::new(0), Cluster::new(0));
     local.configure("commit = \"local\"\n");
     for cluster in [&ours, &local] {
@@ -30,11 +33,12 @@ pub async fn run(runs: u64, seconds: u64) {
     let mut results: [Vec<Run>; 5] = Default::default();
     for _ in 0..runs {
         for (index, receivers, rule) in [(0, 0, ""), (1, 1, "r0"), (2, 6, "ANY 4 (r0, r1, r2, r3, r4, r5)")] {
+            let stock = &stocks[index];
             let receivers = stock.receivers(receivers, rule);
             let (postmaster, processes) = (stock.postmaster(), receivers.processes());
             results[index]
                 .push(measure(&stock.url(0), seconds, || sending_seconds(postmaster, &processes)).await);
-            stock.release();
+            stock.release(receivers);
         }
         for (index, cluster) in [(3, &ours), (4, &local)] {
             let url = cluster.printed(&["url", "--region", "us-east"]);
