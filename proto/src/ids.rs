@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The leadership number of the global cluster: one primary region per epoch, and epochs only grow.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {
@@ -83,7 +85,8 @@ impl TryFrom<&[u8]> for ClusterId {
 }
 
 /// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a directory name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RegionName(String);
 
 impl RegionName {
@@ -108,6 +111,20 @@ impl FromStr for RegionName {
         } else {
             Err(ParseIdError::RegionName(text.chars().take(64).collect()))
         }
+    }
+}
+
+impl TryFrom<String> for RegionName {
+    type Error = ParseIdError;
+
+    fn try_from(text: String) -> Result<RegionName, ParseIdError> {
+        text.parse()
+    }
+}
+
+impl From<RegionName> for String {
+    fn from(name: RegionName) -> String {
+        name.0
     }
 }
 

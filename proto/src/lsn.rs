@@ -4,10 +4,13 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A position in the redo: a count of bytes since the beginning of the PostgreSQL cluster's write-ahead log.
 ///
 /// An `Lsn` prints as PostgreSQL prints it, two hexadecimal halves: `0/16B3748`. The end of a range is exclusive.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Lsn(pub u64);
 
 impl Lsn {
@@ -46,6 +49,20 @@ impl Sub<Lsn> for Lsn {
     type Output = u64;
     fn sub(self, earlier: Lsn) -> u64 {
         self.0 - earlier.0
+    }
+}
+
+impl TryFrom<String> for Lsn {
+    type Error = ParseLsnError;
+
+    fn try_from(text: String) -> Result<Lsn, ParseLsnError> {
+        text.parse()
+    }
+}
+
+impl From<Lsn> for String {
+    fn from(lsn: Lsn) -> String {
+        lsn.to_string()
     }
 }
 
