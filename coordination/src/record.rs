@@ -9,10 +9,10 @@ use proto::{Epoch, Lsn, RegionName};
 use serde::{Deserialize, Serialize};
 
 /// The promotions that the history keeps.
-pub const HISTORY_MAX: usize = 64;
+pub const HISTORY_MAX: usize = 32;
 
 /// The steps that a promotion notes; each attempt adds a few.
-const STEPS_MAX: usize = 64;
+const STEPS_MAX: usize = 32;
 
 /// Who leads, and what is about to change that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -83,6 +83,12 @@ impl Acceptor {
         &self.accepted.record
     }
 
+    /// The same, with the number under which it was accepted.
+    #[must_use]
+    pub fn accepted(&self) -> &Accepted {
+        &self.accepted
+    }
+
     /// The highest number it has seen.
     #[must_use]
     pub fn promised(&self) -> Number {
@@ -112,6 +118,14 @@ impl Acceptor {
         self.promised = next.max(proposal.number);
         self.accepted = proposal.clone();
         Answer::Accepted
+    }
+
+    /// Takes a record that is known to be agreed. No promise is broken: it was agreed without this voter.
+    pub fn learn(&mut self, agreed: &Accepted) {
+        if agreed.number > self.accepted.number {
+            self.accepted = agreed.clone();
+            self.promised = self.promised.max(agreed.number);
+        }
     }
 }
 
@@ -152,6 +166,13 @@ impl Tally {
             Some(answer) => drop(self.answers.insert(voter.clone(), answer)),
             None => self.silent += 1,
         }
+    }
+
+    /// The same answers, where `majority` voters decide.
+    #[must_use]
+    pub fn with_majority(mut self, majority: usize) -> Tally {
+        self.majority = majority;
+        self
     }
 
     /// How many have promised or accepted.

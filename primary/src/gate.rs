@@ -82,8 +82,10 @@ pub enum Held {
     },
     /// Every secondary is further behind than `rpo`.
     Rpo,
-    /// A majority of the regions does not answer: one of them may be the primary by now.
+    /// A majority of the voters does not answer: one of them may be the primary by now.
     Lease,
+    /// The promotion that makes this region the primary is not over: it may still be another.
+    Promotion,
 }
 
 impl fmt::Display for Held {
@@ -93,8 +95,9 @@ impl fmt::Display for Held {
                 write!(f, "commits wait for {need} secondary regions; {have} have the newest redo")
             }
             Held::Lease => f.write_str(
-                "commits are held: a majority of the regions has not answered within the lease, and may have another primary",
+                "commits are held: a majority of the voters has not answered within the lease, and may have another primary",
             ),
+            Held::Promotion => f.write_str("commits wait: this region is not agreed to be the primary yet"),
             Held::Rpo => f.write_str("commits are held: every secondary is further behind than `rpo` allows"),
         }
     }

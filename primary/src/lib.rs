@@ -68,6 +68,8 @@ pub struct PrimaryOptions {
     pub lease: std::time::Duration,
     /// The secondaries.
     pub targets: Vec<Target>,
+    /// Daemons without data whose answers let commits go on as well.
+    pub witnesses: Vec<RegionName>,
     /// The superuser's password, sent with a seed so that every region can print a connection string.
     pub superuser_password: String,
 }
@@ -78,8 +80,8 @@ pub struct Primary {
     views: Arc<view::Views>,
     stop_reader: CancellationToken,
     stop_shippers: CancellationToken,
-    reader: JoinHandle<()>,
-    shippers: Vec<JoinHandle<()>>,
+    reader: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    shippers: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Primary {
@@ -87,7 +89,7 @@ impl Primary {
     #[must_use]
     pub fn start(options: PrimaryOptions) -> Primary {
         let options = Arc::new(options);
-        let views = Arc::new(view::Views::new(&options.targets));
+        let views = Arc::new(view::Views::new(&options.targets, &options.witnesses));
         let (stop_reader, stop_shippers) = (CancellationToken::new(), CancellationToken::new());
         let reader = tokio::spawn(reader::run(options.clone(), views.clone(), stop_reader.clone()));
         let shippers = options.targets.iter().map(|target| {
@@ -100,7 +102,8 @@ impl Primary {
                 stop_shippers.clone(),
             ))
         });
-        let shippers = shippers.collect();
+        let (reader, shippers) =
+            (tokio::sync::Mutex::new(Some(reader)), tokio::sync::Mutex::new(shippers.collect()));
         Primary { views, stop_reader, stop_shippers, reader, shippers }
     }
 
@@ -116,7 +119,12 @@ impl Primary {
         self.views.rows(clock::now_us())
     }
 
-    /// Whether a region has said that this primary's epoch is over: it must not lead any more.
+    /// Forgets that; a region may say so again.
+    pub fn forget_fenced(&self) {
+        self.views.fence(false);
+    }
+
+    /// Whether a region has said that this primary's epoch is over: it is to be found out.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         self.views.is_fenced()
@@ -139,22 +147,37 @@ impl Primary {
         self.views.has_applied(region, lsn)
     }
 
+    /// Whether commits may return at all; they may not before this is called with `true`.
+    pub fn acknowledge(&self, allowed: bool) {
+        self.views.acknowledge(allowed);
+    }
+
+    /// A witness has answered what left at `left_us` of [`Primary::steady_us`].
+    pub fn witness_answered(&self, name: &RegionName, left_us: i64) {
+        self.views.witness_answered(name, left_us);
+    }
+
+    /// Microseconds on the clock by which leases are kept, which never steps.
+    #[must_use]
+    pub fn steady_us() -> i64 {
+        clock::steady_us()
+    }
+
     /// Stops reading the writer. To be called once the writer has stopped, which it cannot do while its last redo is
     /// not acknowledged.
-    pub async fn stop_reading(&mut self) {
-        if self.stop_reader.is_cancelled() {
-            return;
-        }
+    pub async fn stop_reading(&self) {
         self.stop_reader.cancel();
-        // A task that panicked has nothing left to stop; the panic was reported.
-        let _ = (&mut self.reader).await;
+        if let Some(reader) = self.reader.lock().await.take() {
+            // A task that panicked has nothing left to stop; the panic was reported.
+            let _ = reader.await;
+        }
     }
 
     /// Stops everything.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         self.stop_reading().await;
         self.stop_shippers.cancel();
-        for shipper in self.shippers {
+        for shipper in self.shippers.lock().await.drain(..) {
             let _ = shipper.await;
         }
     }

@@ -269,11 +269,17 @@ impl Storing<'_> {
         };
         // A writer that stops has no commits to hold, and waits for its last redo to be taken.
         let policy = if views.is_draining() { CommitPolicy::default() } else { options.commit };
-        let lease = Lease { voters: options.targets.len() + 1, length: options.lease };
-        let leased = views.is_draining() || lease.holds(clock::steady_us(), &views.answered_us());
-        let (released_lsn, held) = match leased {
-            true => releasable(policy, durable_lsn, self.released_lsn, &secondaries),
-            false => (self.released_lsn, Some(Held::Lease)),
+        let voters = options.targets.len() + options.witnesses.len() + 1;
+        let lease = Lease { voters, length: options.lease };
+        let hinders = match () {
+            () if views.is_draining() => None,
+            () if !views.acknowledges() => Some(Held::Promotion),
+            () if !lease.holds(clock::steady_us(), &views.answered_us()) => Some(Held::Lease),
+            () => None,
+        };
+        let (released_lsn, held) = match hinders {
+            None => releasable(policy, durable_lsn, self.released_lsn, &secondaries),
+            held => (self.released_lsn, held),
         };
         self.released_lsn = released_lsn;
         views.note_held(held);

@@ -45,6 +45,8 @@ pub(crate) struct Views {
     draining: AtomicBool,
     /// A region says that this epoch is over.
     fenced: AtomicBool,
+    /// The promotion that made this the primary is over.
+    acknowledges: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ struct Inner {
     regions: BTreeMap<RegionName, Region>,
     /// The order of `regions.toml`.
     order: Vec<RegionName>,
+    /// When the newest request left that each witness has answered, on the steady clock.
+    witnesses: BTreeMap<RegionName, Option<i64>>,
 }
 
 /// One secondary, as known here.
@@ -79,16 +83,18 @@ pub(crate) struct Region {
 }
 
 impl Views {
-    pub(crate) fn new(targets: &[Target]) -> Views {
+    pub(crate) fn new(targets: &[Target], witnesses: &[RegionName]) -> Views {
         let order = targets.iter().map(|t| t.name.clone()).collect();
         let regions = targets.iter().map(|t| (t.name.clone(), Region::new(t.url.clone()))).collect();
         let (reader, clock) = (ReaderState::default(), RedoClock::default());
-        let inner = Mutex::new(Inner { reader, clock, regions, order });
+        let witnesses = witnesses.iter().map(|name| (name.clone(), None)).collect();
+        let inner = Mutex::new(Inner { reader, clock, regions, order, witnesses });
         Views {
             inner,
             reported: tokio::sync::Notify::new(),
             draining: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
+            acknowledges: AtomicBool::new(false),
         }
     }
 
@@ -122,17 +128,35 @@ impl Views {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn fence(&self) {
-        self.fenced.store(true, Ordering::Relaxed);
+    pub(crate) fn fence(&self, fenced: bool) {
+        self.fenced.store(fenced, Ordering::Relaxed);
     }
 
     pub(crate) fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
     }
 
-    /// When the newest heartbeat left that each region has answered.
+    pub(crate) fn acknowledge(&self, allowed: bool) {
+        if self.acknowledges.swap(allowed, Ordering::Relaxed) != allowed {
+            self.reported.notify_one();
+        }
+    }
+
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.acknowledges.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn witness_answered(&self, name: &RegionName, left_us: i64) {
+        if let Some(answered_us) = self.lock().witnesses.get_mut(name) {
+            *answered_us = (*answered_us).max(Some(left_us));
+        }
+    }
+
+    /// When the newest heartbeat left that each voter has answered.
     pub(crate) fn answered_us(&self) -> Vec<Option<i64>> {
-        self.lock().regions.values().map(|region| region.answered_us).collect()
+        let inner = self.lock();
+        let regions = inner.regions.values().map(|region| region.answered_us);
+        regions.chain(inner.witnesses.values().copied()).collect()
     }
 
     /// Says so when commits begin to be held, and when they are let through again.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use proto::RegionName;
 use proto::messages::{
-    ClusterStatus, ClusterStatusRequest, PromoteRequest, UrlRequest, VolumeRequest, control_request,
-    control_response,
+    ClusterStatus, ClusterStatusRequest, PromoteRequest, RecordRequest, UrlRequest, VolumeRequest,
+    control_request, control_response,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use volume::quorum::CopyId;
 
 use crate::config::{Config, RegionConfig};
 use crate::layout::Layout;
-use crate::{client, inspect, local, region, render, units, zone};
+use crate::{client, inspect, local, region, render, units, witness, zone};
 
 /// How long a daemon may take to answer a command.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,6 +30,9 @@ const PROMOTION_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How long reading a volume back may take.
 const SCRUB_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How often a command looks how far a promotion is.
+const STEPS: Duration = Duration::from_millis(250);
 
 /// How often `status --watch` asks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -89,13 +92,13 @@ enum Command {
         #[arg(long, default_value = "90s", value_parser = duration, value_name = "DURATION")]
         timeout: Duration,
     },
-    /// Run one region's daemon in the foreground: what a container or a unit runs
+    /// Run one region's or witness' daemon in the foreground: what a container or a unit runs
     #[command(
         after_help = "Alone, it holds the region's six copies, two in each of the zones a, b and c. Zones that regions.toml\n\
                             names in `own_process` run by themselves, anywhere: replicator run --region us-east --az b"
     )]
     Run {
-        /// The region
+        /// The region or witness
         #[arg(long)]
         region: RegionName,
         /// Only this zone of it: its two copies join the region's daemon
@@ -126,7 +129,7 @@ enum Command {
         #[arg(long)]
         region: Option<RegionName>,
     },
-    /// List the promotions that regions on this machine came out of as the primary
+    /// List past promotions, oldest first
     History {
         /// For programs: a line of JSON for each
         #[arg(long)]
@@ -142,11 +145,11 @@ enum Command {
         after_help = "A switchover loses nothing; the primary must be reachable. Before anything is touched it is checked that the region streams and is near.\n\
                             Then the writer stops, its last record is applied over there, and the region takes writes; the old primary\n\
                             follows as a secondary, without a rebuild. If a step cannot finish in time, the old primary goes on. Clients\n\
-                            that connect with `replicator url --writer` find the new writer by themselves. An interrupted promotion\n\
-                            goes on when the command is given again.\n\n\
-                            A failover (--mode failover) needs a majority of the regions, without the old primary. It waits until\n\
-                            that can acknowledge nothing any more (`lease`), gathers the redo that any survivor has, and says what may be\n\
-                            lost. The old primary, when it is back, keeps what only it had aside (`replicator lost`), and is seeded anew."
+                            that connect with `replicator url --writer` find the new writer by themselves. Once it has begun, a\n\
+                            promotion goes on, or is rolled back, without this command: whichever daemon is alive sees to that.\n\n\
+                            A failover (--mode failover) needs a majority of the regions and witnesses, without the old primary. It waits\n\
+                            until that can acknowledge nothing any more (`lease`), gathers the redo that any survivor has, and says what\n\
+                            may be lost. The old primary, when it is back, keeps what only it had aside (`replicator lost`), and follows."
     )]
     Promote {
         /// The region that shall be the primary
@@ -299,6 +302,9 @@ impl Cli {
                 Ok(zone::run(config, layout, region, zone, on_signal()?).await?)
             }
             Command::Run { region, az: None, own_process } => {
+                if let Some(own) = config.witnesses.iter().find(|own| own.name == region).cloned() {
+                    return Ok(witness::run(config, layout, own, on_signal()?).await?);
+                }
                 let mut config = config;
                 for own in config.regions.iter_mut().filter(|own| own.name == region) {
                     own.own_process.extend(own_process.iter().filter_map(|zone| zone.chars().next()));
@@ -341,41 +347,29 @@ impl Cli {
                 let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down };
                 Asker::new(config, &layout)?.promote(&region, request, json).await
             }
-            Command::History { json } => history(&config, &layout, json),
+            Command::History { json } => show_history(&Asker::new(config, &layout)?.record().await?, json),
             Command::Lost { action } => lost(&config, &layout, action),
         }
     }
 }
 
-/// The promotions in the regions whose directories are on this machine, oldest first.
-fn history(config: &Config, layout: &Layout, json: bool) -> AnyResult {
-    let mut lines: Vec<(i64, String)> = Vec::new();
-    for own in &config.regions {
-        let content = std::fs::read_to_string(layout.region(&own.name).promotions()).unwrap_or_default();
-        let parsed = content.lines().filter_map(|line| {
-            let (at_us, promotion) = line.split_once(' ')?;
-            Some((at_us.parse().ok()?, promotion.to_owned()))
-        });
-        lines.extend(parsed);
-    }
-    lines.sort();
-    for (at_us, promotion) in lines {
+/// The promotions that are over, oldest first.
+fn show_history(record: &coordination::Record, json: bool) -> AnyResult {
+    for past in &record.history {
+        let told = region::promotion::told(past);
         if json {
-            println!("{promotion}");
+            println!("{}", render::promotion_json(&told));
             continue;
         }
-        let promotion: serde_json::Value = serde_json::from_str(&promotion)?;
-        let at = time::OffsetDateTime::from_unix_timestamp(at_us / 1_000_000)?;
-        let text = |key: &str| promotion[key].as_str().unwrap_or("-").to_owned();
-        println!(
-            "{at}  epoch {:<4} {:10}  {} to {}  from {}  lost {}",
-            promotion["epoch"],
-            text("mode"),
-            text("from"),
-            text("to"),
-            text("fork_lsn"),
-            units::show_bytes(promotion["loss"]["bytes"].as_u64().unwrap_or(0)),
-        );
+        let at = time::OffsetDateTime::from_unix_timestamp(past.at_us / 1_000_000)?;
+        let end = match &past.rolled_back {
+            Some(why) => format!("rolled back: {why}"),
+            None => {
+                let lost = told.lost_to_lsn.saturating_sub(told.fork_lsn);
+                format!("from {}  lost {}", past.promotion.fork_lsn, units::show_bytes(lost))
+            }
+        };
+        println!("{at}  epoch {:<4} {:10}  {} to {}  {end}", told.epoch, told.mode, told.from, told.to);
     }
     Ok(())
 }
@@ -538,7 +532,7 @@ impl Asker {
             let (endpoint, cluster_id) = (self.endpoint.clone(), self.identity.cluster_id);
             let (region, body) = (region.clone(), body.clone());
             asking.spawn(async move {
-                let answer = client::request(&endpoint, cluster_id, &region, body, PATIENCE).await;
+                let answer = client::request(&endpoint, cluster_id, &region.place(), body, PATIENCE).await;
                 answer.map_err(|e| format!("\n  {}: {e}", region.name))
             });
         }
@@ -577,12 +571,14 @@ impl Asker {
     async fn promote(&self, region: &RegionName, request: PromoteRequest, json: bool) -> AnyResult {
         let own =
             self.config.region(region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
-        let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("promoting {region}"));
-        spinner.enable_steady_tick(Duration::from_millis(100));
+        let place = own.place();
         let body = control_request::Body::Promote(request);
-        let asked =
-            client::request(&self.endpoint, self.identity.cluster_id, own, body, PROMOTION_PATIENCE).await;
-        spinner.finish_and_clear();
+        let asking =
+            client::request(&self.endpoint, self.identity.cluster_id, &place, body, PROMOTION_PATIENCE);
+        let asked = tokio::select! {
+            asked = asking => asked,
+            never = self.tell_steps(own) => never,
+        };
         match asked.map_err(|e| format!("{region} was not promoted: {e}"))? {
             control_response::Body::Promotion(promotion) if json => {
                 println!("{}", render::promotion_json(&promotion));
@@ -591,6 +587,37 @@ impl Asker {
             _ => return Err("the daemon gave another answer".into()),
         }
         Ok(())
+    }
+
+    /// Says each step of the promotion in progress as it is recorded, for ever.
+    async fn tell_steps<T>(&self, own: &RegionConfig) -> T {
+        let place = own.place();
+        let (mut told, mut before) = (0, None);
+        loop {
+            tokio::time::sleep(STEPS).await;
+            let body = control_request::Body::Record(RecordRequest {});
+            let asked =
+                client::request(&self.endpoint, self.identity.cluster_id, &place, body, PATIENCE).await;
+            let Ok(control_response::Body::Record(record)) = asked else { continue };
+            let Ok(record) = serde_json::from_slice::<coordination::Record>(&record) else { continue };
+            let Some(promotion) = record.promotion else { continue };
+            if before != Some(promotion.id) {
+                (told, before) = (0, Some(promotion.id));
+                eprintln!("{} to {}, coordinated by {}", promotion.mode, promotion.to, promotion.coordinator);
+            }
+            for step in promotion.steps.iter().skip(told) {
+                eprintln!("  {:6} ms  {}", step.us / 1000, step.name);
+            }
+            told = promotion.steps.len();
+        }
+    }
+
+    /// The record of who leads, as the first daemon that answers knows it.
+    async fn record(&self) -> Result<coordination::Record, Box<dyn Error>> {
+        match self.ask(None, control_request::Body::Record(RecordRequest {})).await? {
+            control_response::Body::Record(record) => Ok(serde_json::from_slice(&record)?),
+            _ => Err("the daemon gave another answer".into()),
+        }
     }
 
     async fn show_volume(&self, region: Option<RegionName>, request: VolumeRequest, json: bool) -> AnyResult {
@@ -610,7 +637,8 @@ impl Asker {
             spinner
         });
         let body = control_request::Body::Volume(request);
-        let asked = client::request(&self.endpoint, self.identity.cluster_id, own, body, patience).await;
+        let asked =
+            client::request(&self.endpoint, self.identity.cluster_id, &own.place(), body, patience).await;
         if let Some(spinner) = spinner {
             spinner.finish_and_clear();
         }

@@ -7,9 +7,9 @@ use proto::messages::{
     ControlRequest, ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, control_request,
     control_response, open,
 };
-use transport::{Endpoint, TransportError};
+use transport::{Connection, Endpoint, TransportError};
 
-use crate::config::RegionConfig;
+use crate::config::Place;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -25,35 +25,60 @@ pub enum AskError {
     Slow(u128),
 }
 
-/// Asks `region`'s daemon.
+/// Asks the daemon at `place`.
 ///
 /// # Errors
 /// When it cannot be reached, refuses, or is too slow.
 pub async fn request(
     endpoint: &Endpoint,
     cluster_id: ClusterId,
-    region: &RegionConfig,
+    place: &Place,
     body: control_request::Body,
     patience: Duration,
 ) -> Result<control_response::Body, AskError> {
     let asking = async {
-        let mut addresses =
-            tokio::net::lookup_host(&region.advertise).await.map_err(|e| unreachable(region, &e))?;
-        let address = addresses.next().ok_or_else(|| unreachable(region, &"no address"))?;
-        let connection = endpoint.connect(address, &region.name, patience).await?;
-        let purpose = Some(open::Purpose::Control(ControlRequest { body: Some(body) }));
-        let open = Open { protocol: PROTOCOL_VERSION, cluster_id: cluster_id.0.to_vec().into(), purpose };
-        let mut stream = connection.open_stream(&open).await?;
-        let answer: Option<ControlResponse> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
+        let connection = connect(endpoint, place, patience).await?;
+        let answer = request_on(&connection, cluster_id, body).await;
         connection.close("answered");
-        match answer.and_then(|a| a.body).ok_or(TransportError::Finished)? {
-            control_response::Body::Refusal(refusal) => Err(AskError::Refused(refusal.reason)),
-            answer => Ok(answer),
-        }
+        answer
     };
     tokio::time::timeout(patience, asking).await.unwrap_or(Err(AskError::Slow(patience.as_millis())))
 }
 
-fn unreachable(region: &RegionConfig, reason: &dyn std::fmt::Display) -> TransportError {
-    TransportError::Unreachable { address: region.advertise.clone(), reason: reason.to_string() }
+/// Connects to the daemon at `place`.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn connect(
+    endpoint: &Endpoint,
+    place: &Place,
+    patience: Duration,
+) -> Result<Connection, TransportError> {
+    let mut addresses =
+        tokio::net::lookup_host(&place.advertise).await.map_err(|e| unreachable(place, &e))?;
+    let address = addresses.next().ok_or_else(|| unreachable(place, &"no address"))?;
+    endpoint.connect(address, &place.name, patience).await
+}
+
+/// Asks the daemon at the other end of `connection`.
+///
+/// # Errors
+/// When the connection is lost, or it refuses.
+pub async fn request_on(
+    connection: &Connection,
+    cluster_id: ClusterId,
+    body: control_request::Body,
+) -> Result<control_response::Body, AskError> {
+    let purpose = Some(open::Purpose::Control(ControlRequest { body: Some(body) }));
+    let open = Open { protocol: PROTOCOL_VERSION, cluster_id: cluster_id.0.to_vec().into(), purpose };
+    let mut stream = connection.open_stream(&open).await?;
+    let answer: Option<ControlResponse> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
+    match answer.and_then(|a| a.body).ok_or(TransportError::Finished)? {
+        control_response::Body::Refusal(refusal) => Err(AskError::Refused(refusal.reason)),
+        answer => Ok(answer),
+    }
+}
+
+fn unreachable(place: &Place, reason: &dyn std::fmt::Display) -> TransportError {
+    TransportError::Unreachable { address: place.advertise.clone(), reason: reason.to_string() }
 }

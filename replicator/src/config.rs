@@ -19,6 +19,9 @@ use crate::units;
 /// The most secondaries a cluster may have.
 pub const SECONDARIES_MAX: usize = 5;
 
+/// The most witnesses a cluster may have: more voters than regions make nothing safer.
+pub const WITNESSES_MAX: usize = 3;
+
 /// The part a region plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -62,6 +65,28 @@ pub struct Config {
     pub scrub_every: Duration,
     /// The regions, in the order of the file.
     pub regions: Vec<RegionConfig>,
+    /// The witnesses, in the order of the file.
+    pub witnesses: Vec<WitnessConfig>,
+}
+
+/// A daemon without data, which votes on who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WitnessConfig {
+    /// Its name.
+    pub name: RegionName,
+    /// Its QUIC address.
+    pub listen: SocketAddr,
+    /// Where others reach it, `host:port`.
+    pub advertise: String,
+}
+
+/// Where a daemon is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its name, which its certificate must bear.
+    pub name: RegionName,
+    /// Its QUIC address, `host:port`.
+    pub advertise: String,
 }
 
 /// One region.
@@ -84,6 +109,12 @@ pub struct RegionConfig {
 }
 
 impl RegionConfig {
+    /// Where its daemon is reached.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { name: self.name.clone(), advertise: self.advertise.clone() }
+    }
+
     /// The copies that the region's own daemon holds.
     #[must_use]
     pub fn local_copies(&self) -> Vec<CopyId> {
@@ -118,6 +149,19 @@ impl Config {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(mistakes),
         }
+    }
+
+    /// Everybody who votes on who leads: the regions, and the witnesses.
+    #[must_use]
+    pub fn voters(&self) -> Vec<Place> {
+        let witness = |w: &WitnessConfig| Place { name: w.name.clone(), advertise: w.advertise.clone() };
+        self.regions.iter().map(RegionConfig::place).chain(self.witnesses.iter().map(witness)).collect()
+    }
+
+    /// The region that leads the first epoch.
+    #[must_use]
+    pub fn first_primary(&self) -> Option<&RegionName> {
+        self.regions.iter().find(|region| region.role == Role::Primary).map(|region| &region.name)
     }
 
     /// A region by its name.
@@ -206,7 +250,10 @@ impl Reader {
 
     fn config(&mut self, root: &Spanned<DeTable<'_>>) -> Option<Config> {
         let table = root.get_ref();
-        self.known_keys(table, &["cluster", "commit", "lease", "postgresql", "region", "rpo", "volume"]);
+        self.known_keys(
+            table,
+            &["cluster", "commit", "lease", "postgresql", "region", "rpo", "volume", "witness"],
+        );
         let whole = 0..0;
         let cluster = match table.get("cluster") {
             Some(value) => self.text(value, "a name, such as \"demo\"").and_then(|name| {
@@ -229,6 +276,7 @@ impl Reader {
             repair_bytes_per_second: 100 << 20,
             scrub_every: Duration::from_secs(24 * 3600),
             regions: Vec::new(),
+            witnesses: Vec::new(),
         };
         if let Some((value, table)) = self.section(table, "volume") {
             self.known_keys(table, &["retain", "max_size", "repair", "scrub"]);
@@ -266,7 +314,11 @@ impl Reader {
                 config.regions =
                     named.into_iter().filter_map(|(name, value)| self.region(name, value)).collect();
                 self.roles(value.span(), regions);
-                self.addresses(regions);
+                let witnesses = self.section(table, "witness").map(|(_, witnesses)| witnesses);
+                if let Some(witnesses) = witnesses {
+                    config.witnesses = self.witnesses(witnesses, &config.regions);
+                }
+                self.addresses(regions, witnesses);
             }
             None if table.contains_key("region") => {}
             None => return self.mistake(whole, "there are no regions: add a table such as [region.us-east]"),
@@ -328,14 +380,7 @@ impl Reader {
         key: &Spanned<std::borrow::Cow<'_, str>>,
         value: &Value<'_>,
     ) -> Option<RegionConfig> {
-        let name = match key.get_ref().parse::<RegionName>() {
-            Ok(name) if name.as_str() == transport::identity::OPERATOR => self.mistake(
-                key.span(),
-                "'operator' is the name in operators' certificates; call the region otherwise",
-            ),
-            Ok(name) => Some(name),
-            Err(e) => self.mistake(key.span(), e.to_string()),
-        };
+        let name = self.name(key);
         let Some(table) = value.get_ref().as_table() else {
             return self.mistake(value.span(), "a region is a table: role, listen, postgres");
         };
@@ -345,15 +390,8 @@ impl Reader {
             "secondary" => Some(Role::Secondary),
             _ => None,
         });
-        let address = "an address with a port, such as \"127.0.0.1:7401\"";
-        let parse = |text: &str| text.parse::<SocketAddr>().ok().filter(|a| a.port() > 0);
-        let listen = self.required(key, table, "listen", address, parse);
-        let postgres = self.required(key, table, "postgres", address, parse);
-        let advertise =
-            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
-                let (host, port) = text.rsplit_once(':')?;
-                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
-            });
+        let (listen, advertise) = self.places(key, table);
+        let postgres = self.required(key, table, "postgres", ADDRESS, parse_address);
         let bandwidth_bits_per_second =
             self.optional(table, "bandwidth", "a rate, such as \"200Mbit/s\"", units::parse_rate);
         let own_process = table.get("own_process").map(|value| self.zones(value)).unwrap_or_default();
@@ -387,6 +425,59 @@ impl Reader {
         }
     }
 
+    /// Daemons that only vote.
+    fn witnesses(&mut self, table: &DeTable<'_>, regions: &[RegionConfig]) -> Vec<WitnessConfig> {
+        let mut named: Vec<_> = table.iter().collect();
+        named.sort_by_key(|(name, _)| name.span().start);
+        let surplus = named.get(WITNESSES_MAX).map(|(name, _)| name.span());
+        if let Some(span) = surplus {
+            let what = format!("a cluster has at most {WITNESSES_MAX} witnesses");
+            let _: Option<()> = self.mistake(span, what);
+        }
+        let witness = |(key, value): (&Spanned<std::borrow::Cow<'_, str>>, &Value<'_>)| {
+            let name = self.name(key);
+            let Some(table) = value.get_ref().as_table() else {
+                return self.mistake(value.span(), "a witness is a table: listen, advertise");
+            };
+            self.known_keys(table, &["listen", "advertise"]);
+            let (listen, advertise) = self.places(key, table);
+            let (name, listen) = (name?, listen?);
+            if regions.iter().any(|region| region.name == name) {
+                return self
+                    .mistake(key.span(), format!("{name} is a region: a witness has a name of its own"));
+            }
+            let advertise = advertise.unwrap_or_else(|| listen.to_string());
+            Some(WitnessConfig { name, listen, advertise })
+        };
+        named.into_iter().filter_map(witness).collect()
+    }
+
+    fn name(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>) -> Option<RegionName> {
+        match key.get_ref().parse::<RegionName>() {
+            Ok(name) if name.as_str() == transport::identity::OPERATOR => self.mistake(
+                key.span(),
+                "'operator' is the name in operators' certificates; call the region otherwise",
+            ),
+            Ok(name) => Some(name),
+            Err(e) => self.mistake(key.span(), e.to_string()),
+        }
+    }
+
+    /// `listen` and `advertise`.
+    fn places(
+        &mut self,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        table: &DeTable<'_>,
+    ) -> (Option<SocketAddr>, Option<String>) {
+        let listen = self.required(key, table, "listen", ADDRESS, parse_address);
+        let advertise =
+            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
+                let (host, port) = text.rsplit_once(':')?;
+                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
+            });
+        (listen, advertise)
+    }
+
     /// One primary, and at most five secondaries.
     fn roles(&mut self, span: Range<usize>, regions: &DeTable<'_>) {
         let mut with_role: Vec<(Range<usize>, &str)> = regions
@@ -416,10 +507,11 @@ impl Reader {
     }
 
     /// No address twice.
-    fn addresses(&mut self, regions: &DeTable<'_>) {
+    fn addresses(&mut self, regions: &DeTable<'_>, witnesses: Option<&DeTable<'_>>) {
         let mut seen: Vec<(SocketAddr, String)> = Vec::new();
         let mut given: Vec<(Range<usize>, SocketAddr, String)> = regions
             .iter()
+            .chain(witnesses.into_iter().flat_map(|table| table.iter()))
             .filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)))
             .flat_map(|(name, table)| ["listen", "postgres"].map(|key| (name, key, table.get(key))))
             .filter_map(|(name, key, value)| {
@@ -535,6 +627,13 @@ impl Reader {
     }
 }
 
+/// What an address looks like.
+const ADDRESS: &str = "an address with a port, such as \"127.0.0.1:7401\"";
+
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0)
+}
+
 fn overlap(one: IpAddr, other: IpAddr) -> bool {
     one == other || one.is_unspecified() || other.is_unspecified()
 }
@@ -639,6 +738,19 @@ mod tests {
             found.contains("no region is the primary") && found.contains("more than 5 secondaries"),
             "{found}"
         );
+    }
+
+    #[test]
+    fn witnesses_vote_and_have_names_and_addresses_of_their_own() {
+        let regions = region("a", "primary", 7000) + &region("b", "secondary", 7001);
+        let with = |witnesses: &str| format!("cluster = \"x\"\n{regions}{witnesses}");
+        let good = Config::parse(&with("[witness.w]\nlisten = \"127.0.0.1:7009\"\n")).unwrap();
+        let voters: Vec<String> = good.voters().iter().map(|voter| voter.name.to_string()).collect();
+        assert_eq!(voters, ["a", "b", "w"]);
+        let found =
+            mistakes(&with("[witness.a]\nlisten = \"127.0.0.1:7001\"\nrole = \"primary\"\n")).concat();
+        assert!(found.contains("a is a region") && found.contains("taken already"), "{found}");
+        assert!(found.contains("unknown key `role`"), "{found}");
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //!     daemon.lock, daemon.log  the running daemon
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
 //!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
-//!     promotions.log           the promotions that it came out of as the primary
 //!     lost/                    redo that a failover cut off, until an operator discards it
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //! ```
@@ -124,12 +123,6 @@ impl RegionLayout {
     #[must_use]
     pub fn volume(&self) -> PathBuf {
         self.directory.join("volume")
-    }
-
-    /// The promotions that this region came out of as the primary.
-    #[must_use]
-    pub fn promotions(&self) -> PathBuf {
-        self.directory.join("promotions.log")
     }
 
     /// Redo that a failover cut off.

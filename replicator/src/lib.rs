@@ -1,7 +1,8 @@
 //! The program: the command line, the region's daemon, and what starts daemons on this machine.
 //!
 //! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play. [`local`] runs every
-//! region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process of its own.
+//! region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process of its own. [`voter`] is how the daemons agree on
+//! who leads; [`witness`] is a daemon that does nothing else.
 
 pub mod cli;
 pub mod client;
@@ -12,4 +13,6 @@ pub mod local;
 pub mod region;
 pub mod render;
 pub mod units;
+pub mod voter;
+pub mod witness;
 pub mod zone;

@@ -58,6 +58,13 @@ impl Cluster {
         std::fs::write(self.file(), format!("{lines}{text}")).unwrap();
     }
 
+    /// Adds a witness to a cluster that is not up yet.
+    pub fn add_witness(&self, name: &str) {
+        let text = std::fs::read_to_string(self.file()).unwrap();
+        let table = format!("[witness.{name}]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+        std::fs::write(self.file(), text + &table).unwrap();
+    }
+
     /// A cluster that is up and streaming.
     #[must_use]
     pub fn up(secondaries: usize) -> Cluster {
@@ -96,8 +103,8 @@ impl Cluster {
         let lock = self.region(region).join(format!("az-{zone}.lock"));
         let pid = Pid::from_raw(std::fs::read_to_string(lock).unwrap().trim().parse().unwrap());
         kill(pid, Signal::SIGKILL).unwrap();
-        until("the zone is gone", || async { Path::new(&format!("/proc/{pid}/exe")).read_link().is_err() })
-            .await;
+        let lock = self.region(region).join(format!("az-{zone}.lock"));
+        until("the zone is gone", || async { is_free(&lock) }).await;
     }
 
     /// Brings up what does not run.
@@ -186,10 +193,8 @@ impl Cluster {
                 let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
             }
         }
-        until("the daemon is gone", || async {
-            Path::new(&format!("/proc/{daemon}/exe")).read_link().is_err()
-        })
-        .await;
+        let lock = self.region(region).join("daemon.lock");
+        until("the daemon is gone", || async { is_free(&lock) }).await;
     }
 
     /// Waits until a secondary streams and is near.
@@ -300,6 +305,13 @@ impl Drop for Cluster {
             eprintln!("down: {}", text(&output.stderr));
         }
     }
+}
+
+/// Whether no process holds a lock: a process that is ending holds it to the last.
+fn is_free(lock: &Path) -> bool {
+    use nix::fcntl::{Flock, FlockArg};
+    let file = std::fs::File::open(lock).unwrap();
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_ok()
 }
 
 /// The built program.

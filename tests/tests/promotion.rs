@@ -41,45 +41,106 @@ async fn twenty_switchovers_back_and_forth_lose_nothing() {
     acknowledged.assert_in_all(&cluster).await;
 }
 
+/// Kills what coordinates a switchover, or the primary, or the command, at ever later moments. Nobody asks again: whoever is
+/// alive ends it, one way or the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promotion_that_is_killed_goes_on_when_it_is_asked_again() {
+async fn a_promotion_that_is_killed_ends_by_itself() {
     let cluster = Cluster::up(2);
     let ledger = load(&cluster).await;
-    for (round, victim) in ["eu-west", "us-east", "eu-west", "us-east"].into_iter().enumerate() {
-        cluster.until_level_enough("eu-west").await;
-        let moment = Duration::from_millis(40 + 60 * u64::try_from(round).unwrap());
-        let promoting = async {
-            let (file, data) = (cluster.file(), cluster.data());
-            tokio::process::Command::new(replicator_tests::program())
-                .args(["promote", "--region", "eu-west", "--config"])
-                .arg(file)
-                .arg("--data")
-                .arg(data)
-                .output()
-                .await
-                .unwrap()
-        };
-        let killing = async {
-            tokio::time::sleep(moment).await;
+    let mut ends = Vec::new();
+    for (round, victim) in
+        [Some("eu-west"), Some("us-east"), Some("eu-west"), Some("us-east"), None].into_iter().enumerate()
+    {
+        let from = cluster.status()["primary"].as_str().unwrap().to_owned();
+        let to = if from == "us-east" { "eu-west" } else { "us-east" };
+        cluster.until_level_enough(to).await;
+        let moment = Duration::from_millis(60 + 70 * u64::try_from(round).unwrap());
+        let mut promoting = tokio::process::Command::new(replicator_tests::program())
+            .args(["promote", "--region", to, "--config"])
+            .arg(cluster.file())
+            .arg("--data")
+            .arg(cluster.data())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(moment).await;
+        promoting.kill().await.unwrap();
+        if let Some(victim) = victim {
             cluster.kill(victim, true).await;
-        };
-        let (output, ()) = tokio::join!(promoting, killing);
-        cluster.start_without_waiting();
-        if !output.status.success() {
-            until("it is promoted in the end", || async {
-                let again = cluster.run(&["promote", "--region", "eu-west"]);
-                again.status.success() || text(&again.stderr).contains("is the primary already")
-            })
-            .await;
+            cluster.start_region(victim);
         }
-        cluster.start();
-        // And back, for the next round.
-        cluster.until_level_enough("us-east").await;
-        let back = cluster.run(&["promote", "--region", "us-east"]);
-        assert!(back.status.success(), "{}", text(&back.stderr));
+        let written = ledger.written();
+        until("commits go on", || async { ledger.written() > written + 20 }).await;
+        until("the promotion is over", || async {
+            let status = cluster.status();
+            let notes = status["notes"].to_string();
+            !notes.contains("in progress")
+                && status["regions"].as_array().unwrap().iter().all(|r| r["state"] == "streaming")
+        })
+        .await;
+        ends.push(format!(
+            "{victim:?} after {} ms: {} leads",
+            moment.as_millis(),
+            cluster.status()["primary"]
+        ));
     }
+    println!("{}\n{}", ends.join("\n"), cluster.printed(&["history"]));
     let acknowledged = ledger.acknowledged().await;
     assert!(acknowledged.count() > 100, "there was load: {}", acknowledged.count());
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_regions_and_a_witness_have_a_majority_when_one_is_lost() {
+    let cluster = Cluster::new(1);
+    cluster.configure("lease = \"2s\"\n");
+    cluster.add_witness("w");
+    cluster.start();
+    let ledger = load(&cluster).await;
+    until("there is load", || async { ledger.written() > 300 }).await;
+    // The secondary alone is lost: the witness keeps the lease.
+    cluster.kill("eu-west", true).await;
+    let (lost, written) = (now(), ledger.written());
+    until("the lease would be over twice", || async { lost.elapsed() > Duration::from_secs(4) }).await;
+    let still = ledger.written();
+    assert!(still > written + 100, "commits went on: {written}, {still}");
+    cluster.start();
+    cluster.until_level_enough("eu-west").await;
+    // The target of a switchover dies in the middle, and stays away: the primary leads on, whatever step it was at.
+    let promoting = async {
+        tokio::process::Command::new(replicator_tests::program())
+            .args(["promote", "--region", "eu-west", "--config"])
+            .arg(cluster.file())
+            .arg("--data")
+            .arg(cluster.data())
+            .output()
+            .await
+            .unwrap()
+    };
+    let killing = async {
+        until("the writer stops", || async {
+            let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
+            log.contains("promotion: checkpoint")
+        })
+        .await;
+        cluster.kill("eu-west", true).await;
+    };
+    let (output, ()) = tokio::join!(promoting, killing);
+    assert!(!output.status.success());
+    let written = ledger.written();
+    until("commits go on in us-east", || async {
+        ledger.written() > written + 100 && cluster.status()["primary"] == "us-east"
+    })
+    .await;
+    cluster.start();
+    cluster.until_level_enough("eu-west").await;
+    // The primary is lost: the witness and the secondary are a majority.
+    let acknowledged = ledger.acknowledged().await;
+    cluster.until_level().await;
+    cluster.kill("us-east", true).await;
+    fail_over(&cluster, "eu-west");
+    cluster.connect("eu-west").await.execute("INSERT INTO ledger VALUES (-1)").await.unwrap();
+    cluster.start();
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
 }
@@ -137,7 +198,7 @@ async fn a_primary_region_that_is_killed_is_replaced_and_comes_back_as_a_seconda
         .await;
     let acknowledged = ledger.acknowledged().await;
     let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
-    assert!(log.contains("stops leading") || log.contains("waits for the primary to seed it"), "{log}");
+    assert!(log.contains("does not lead any more"), "{log}");
     cluster.assert_identical().await;
     // At this level nothing that was acknowledged is lost with the region.
     acknowledged.assert_in_all(&cluster).await;

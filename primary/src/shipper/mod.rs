@@ -84,7 +84,7 @@ impl Shipping {
     fn decide(&mut self, input: Input) -> Vec<Command> {
         let (was, said) = (self.machine.state().clone(), self.machine.detail().to_owned());
         if matches!(input, Input::Refused(refusal::Kind::StaleEpoch, _)) {
-            self.views.fence();
+            self.views.fence(true);
         }
         let commands = self.machine.handle(clock::now_us(), input);
         let (state, detail, name) = (self.machine.state(), self.machine.detail(), &self.target.name);

@@ -13,8 +13,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use nix::sys::signal::{Signal, kill};
 use postgres::account::Account;
 use postgres::installation::Installation;
-use proto::ClusterId;
 use proto::messages::ClusterStatus;
+use proto::{ClusterId, RegionName};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use transport::identity::CERTIFICATE_DAYS;
@@ -42,8 +42,10 @@ pub fn certificates(config: &Config, layout: &Layout, renew: bool) -> Result<(),
     let io = |source| IdentityError::Io { path: layout.data().display().to_string(), source };
     make_passable(layout.data()).map_err(io)?;
     let now = OffsetDateTime::now_utc();
-    let directories =
-        config.regions.iter().map(|r| (Peer::Region(r.name.clone()), layout.region(&r.name).identity()));
+    let directories = config.voters().into_iter().map(|voter| {
+        let identity = layout.region(&voter.name).identity();
+        (Peer::Region(voter.name), identity)
+    });
     let wanted: Vec<_> = directories
         .chain([(Peer::Operator, layout.operator())])
         .filter(|(_, directory)| renew || !directory.join("cert.pem").exists())
@@ -89,11 +91,16 @@ pub async fn up(
     let mut daemons = Vec::new();
     for region in &config.regions {
         for zone in region.own_process.iter().copied().map(Some).chain([None]) {
-            daemons.push(Daemon { region, zone, child: start(region, zone, file, layout)? });
+            daemons.push(Daemon::new(&region.name, zone, &region.own_process));
         }
     }
+    daemons.extend(config.witnesses.iter().map(|witness| Daemon::new(&witness.name, None, &[])));
+    for daemon in &mut daemons {
+        make_passable(layout.region(&daemon.name).directory())?;
+        daemon.start(file, layout)?;
+    }
     let asker = Asker::new(config.clone(), layout)?;
-    let coming_up = until_all_stream(&asker, layout, &mut daemons);
+    let coming_up = until_all_stream(&asker, config, layout, &mut daemons);
     let came = tokio::select! {
         () = stop.cancelled() => Err("stopped before every region streamed".into()),
         came = tokio::time::timeout(timeout, coming_up) => match came {
@@ -122,65 +129,66 @@ pub async fn up(
     down(config, layout, Duration::from_secs(90)).await
 }
 
-/// A region's daemon or one of its zones, and the process if this one started it.
-struct Daemon<'a> {
-    region: &'a RegionConfig,
+/// A region's daemon, one of its zones, or a witness, and the process if this one started it.
+struct Daemon {
+    name: RegionName,
     zone: Option<char>,
+    own_process: Vec<char>,
     child: Option<Child>,
-}
-
-/// Starts a region's daemon, or a zone of it, in the background, unless it runs.
-fn start(
-    region: &RegionConfig,
-    zone: Option<char>,
-    file: &Path,
-    layout: &Layout,
-) -> Result<Option<Child>, Box<dyn std::error::Error>> {
-    let directory = layout.region(&region.name);
-    let (lock, log) = match zone {
-        Some(zone) => (directory.zone_lock(zone), directory.zone_log(zone)),
-        None => (directory.lock(), directory.daemon_log()),
-    };
-    if let Some(pid) = DaemonLock::holder(&lock)? {
-        eprintln!("{}{}: runs already (process {pid})", region.name, of_zone(zone));
-        return Ok(None);
-    }
-    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["run", "--region", region.name.as_str(), "--config"])
-        .arg(file)
-        .arg("--data")
-        .arg(layout.data());
-    match zone {
-        Some(zone) => drop(command.args(["--az", &zone.to_string()])),
-        None if region.own_process.is_empty() => {}
-        None => {
-            let zones: Vec<String> = region.own_process.iter().map(char::to_string).collect();
-            command.args(["--own-process", &zones.join(",")]);
-        }
-    }
-    // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
-    let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-    Ok(Some(command.spawn()?))
 }
 
 fn of_zone(zone: Option<char>) -> String {
     zone.map(|zone| format!(", zone {zone}")).unwrap_or_default()
 }
 
-impl Daemon<'_> {
+impl Daemon {
+    fn new(name: &RegionName, zone: Option<char>, own_process: &[char]) -> Daemon {
+        Daemon { name: name.clone(), zone, own_process: own_process.to_vec(), child: None }
+    }
+
+    /// Starts it in the background, unless it runs.
+    fn start(&mut self, file: &Path, layout: &Layout) -> LocalResult {
+        let directory = layout.region(&self.name);
+        let (lock, log) = match self.zone {
+            Some(zone) => (directory.zone_lock(zone), directory.zone_log(zone)),
+            None => (directory.lock(), directory.daemon_log()),
+        };
+        if let Some(pid) = DaemonLock::holder(&lock)? {
+            eprintln!("{}{}: runs already (process {pid})", self.name, of_zone(self.zone));
+            return Ok(());
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["run", "--region", self.name.as_str(), "--config"])
+            .arg(file)
+            .arg("--data")
+            .arg(layout.data());
+        match self.zone {
+            Some(zone) => drop(command.args(["--az", &zone.to_string()])),
+            None if self.own_process.is_empty() => {}
+            None => {
+                let zones: Vec<String> = self.own_process.iter().map(char::to_string).collect();
+                command.args(["--own-process", &zones.join(",")]);
+            }
+        }
+        // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
     /// The end of its log, if this daemon was started here and has ended.
     fn ended(&mut self, layout: &Layout) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
-        let directory = layout.region(&self.region.name);
+        let directory = layout.region(&self.name);
         let path = self.zone.map_or_else(|| directory.daemon_log(), |zone| directory.zone_log(zone));
         let log = std::fs::read_to_string(&path).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(3).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         Some(format!(
             "{}{}: its process ended ({status}); {} says:\n  {}",
-            self.region.name,
+            self.name,
             of_zone(self.zone),
             path.display(),
             last.join("\n  ")
@@ -189,8 +197,13 @@ impl Daemon<'_> {
 }
 
 /// Waits until all regions stream, showing seeds as they go.
-async fn until_all_stream(asker: &Asker, layout: &Layout, daemons: &mut [Daemon<'_>]) -> LocalResult {
-    let bars = Bars::new(daemons);
+async fn until_all_stream(
+    asker: &Asker,
+    config: &Config,
+    layout: &Layout,
+    daemons: &mut [Daemon],
+) -> LocalResult {
+    let bars = Bars::new(config, daemons);
     loop {
         if let Some(ended) = daemons.iter_mut().find_map(|d| d.ended(layout)) {
             bars.clear();
@@ -213,7 +226,7 @@ async fn watch(
     asker: &Asker,
     file: &Path,
     layout: &Layout,
-    daemons: &mut [Daemon<'_>],
+    daemons: &mut [Daemon],
     stop: &CancellationToken,
 ) -> LocalResult {
     let terminal = std::io::stdout().is_terminal();
@@ -222,7 +235,7 @@ async fn watch(
         for daemon in daemons.iter_mut() {
             if let Some(ended) = daemon.ended(layout) {
                 eprintln!("{ended}\nstarting it again");
-                daemon.child = start(daemon.region, daemon.zone, file, layout)?;
+                daemon.start(file, layout)?;
             }
         }
         let text = match asker.status(None).await {
@@ -253,17 +266,19 @@ struct Bars {
 }
 
 impl Bars {
-    fn new(daemons: &[Daemon<'_>]) -> Bars {
+    fn new(config: &Config, daemons: &[Daemon]) -> Bars {
         let all = MultiProgress::new();
         let style = ProgressStyle::with_template("{prefix:14} {msg:14} {wide_bar} {bytes}/{total_bytes}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = |daemon: &Daemon<'_>| {
+        let bar = |daemon: &Daemon| {
             let bar = all.add(ProgressBar::new(1)).with_style(style.clone());
-            bar.set_prefix(daemon.region.name.to_string());
+            bar.set_prefix(daemon.name.to_string());
             bar.set_message("starting");
-            (daemon.region.name.to_string(), bar)
+            (daemon.name.to_string(), bar)
         };
-        let bars = daemons.iter().filter(|daemon| daemon.zone.is_none()).map(bar).collect();
+        let regions =
+            daemons.iter().filter(|daemon| daemon.zone.is_none() && config.region(&daemon.name).is_some());
+        let bars = regions.map(bar).collect();
         Bars { all, bars }
     }
 
@@ -318,6 +333,14 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
                 stop_orphan(config, layout, region).await?;
                 eprintln!("{}: stopped", region.name);
             }
+        }
+        for witness in &config.witnesses {
+            let lock = layout.region(&witness.name).lock();
+            if let Some(pid) = DaemonLock::holder(&lock)? {
+                let _ = kill(pid, Signal::SIGTERM);
+            }
+            until_free(&lock).await?;
+            eprintln!("{}: stopped", witness.name);
         }
         Ok(())
     };

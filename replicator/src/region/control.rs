@@ -1,14 +1,15 @@
 //! What the daemon answers to operators and other regions.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use proto::ClusterId;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus,
     RegionStatusRequest, RegionView, ReplicateReady, SeedAnswer, VolumeView, ZoneReady, control_request,
     control_response, open,
 };
+use proto::{ClusterId, RegionName};
 use tokio::task::JoinSet;
 use transport::{Endpoint, Peer, Stream, TransportError};
 use volume::VolumeStatus;
@@ -17,9 +18,23 @@ use volume::quorum::{CopyId, Standing};
 use super::{Part, Region, secrets};
 use crate::client;
 use crate::config::{RegionConfig, Role};
+use crate::voter::Seat;
 
 /// How long another region may take to answer before it is said to be unreachable.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+type Ask = control_request::Body;
+type Answer = control_response::Body;
+
+fn refused(refusal: Refusal) -> Answer {
+    Answer::Refusal(refusal)
+}
+
+impl Seat for Region {
+    fn answer(&self, from: RegionName, body: Ask) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+        Box::pin(async move { self.answer(&Peer::Region(from), body).await })
+    }
+}
 
 impl Region {
     /// Answers one request.
@@ -29,71 +44,56 @@ impl Region {
         request: ControlRequest,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
-        let refuse = |kind, reason: &str| control_response::Body::Refusal(Refusal::new(kind, reason));
-        let body = match (request.body, peer) {
-            (Some(control_request::Body::RegionStatus(_)), _) => {
-                control_response::Body::RegionStatus(self.view().await)
-            }
-            (Some(control_request::Body::ClusterStatus(_)), _) => {
-                control_response::Body::ClusterStatus(self.cluster_status().await)
-            }
-            (Some(control_request::Body::Url(request)), Peer::Operator) => {
-                let asked = self.config.regions.iter().find(|r| r.name.as_str() == request.region);
-                match (asked, secrets::load(&self.layout)) {
-                    (Some(region), Ok(password)) => {
-                        control_response::Body::Url(secrets::url(region.postgres, Some(&password)))
-                    }
-                    (Some(_), Err(_)) => {
-                        refuse(Kind::Busy, "this region has no data yet, and so no password")
-                    }
-                    (None, _) => {
-                        refuse(Kind::Failed, "there is no such region in this daemon's regions.toml")
-                    }
-                }
-            }
-            (Some(control_request::Body::Url(_)), Peer::Region(_)) => {
-                refuse(Kind::NotAllowed, "only operators are told passwords")
-            }
-            (Some(control_request::Body::Volume(request)), _) => {
+        let body = match request.body {
+            Some(body) => self.answer(peer, body).await,
+            None => refused(Refusal::new(Kind::Protocol, "this daemon does not know that request")),
+        };
+        stream.send(&ControlResponse { body: Some(body) }).await?;
+        stream.finish().await;
+        Ok(())
+    }
+
+    async fn answer(&self, peer: &Peer, body: Ask) -> Answer {
+        let not_allowed = |who: &str| Refusal::new(Kind::NotAllowed, format!("only {who} may ask this"));
+        let answered = match (body, peer) {
+            (Ask::RegionStatus(_), _) => Ok(Answer::RegionStatus(self.view().await)),
+            (Ask::ClusterStatus(_), _) => Ok(Answer::ClusterStatus(self.cluster_status().await)),
+            (Ask::Record(_), _) => Ok(Answer::Record(self.voter.record_json().into())),
+            (Ask::Volume(request), _) => {
                 match (request.scrub, request.copy.parse::<CopyId>()) {
                     (false, _) => {}
                     (true, Ok(copy)) => self.volume.scrub(Some(copy)).await,
                     (true, Err(_)) => self.volume.scrub(None).await,
                 }
-                control_response::Body::Volume(self.volume_view())
+                Ok(Answer::Volume(self.volume_view()))
             }
-            (Some(control_request::Body::Promote(request)), Peer::Operator) => {
-                match self.promote(request).await {
-                    Ok(promotion) => control_response::Body::Promotion(promotion),
-                    Err(refusal) => control_response::Body::Refusal(refusal),
-                }
+            (Ask::Url(request), Peer::Operator) => self.url(&request.region),
+            (Ask::Promote(request), Peer::Operator) => self.order(request).await.map(Answer::Promotion),
+            (Ask::Url(_) | Ask::Promote(_), Peer::Region(_)) => Err(not_allowed("operators")),
+            (Ask::Prepare(_) | Ask::Accept(_) | Ask::Learn(_) | Ask::Survey(_), Peer::Operator)
+            | (Ask::HandOver(_) | Ask::GetReady(_) | Ask::Lead(_) | Ask::Support(_), Peer::Operator) => {
+                Err(not_allowed("voters"))
             }
-            (Some(control_request::Body::Promote(_)), Peer::Region(_)) => {
-                refuse(Kind::NotAllowed, "only operators promote")
-            }
-            (Some(control_request::Body::HandOver(request)), Peer::Region(name)) => {
-                match self.hand_over(name, request).await {
-                    Ok(handed_over) => control_response::Body::HandedOver(handed_over),
-                    Err(refusal) => control_response::Body::Refusal(refusal),
-                }
-            }
-            (Some(control_request::Body::Promise(request)), Peer::Region(name)) => {
-                match self.promise(name, request.epoch).await {
-                    Ok(granted) => control_response::Body::Granted(granted),
-                    Err(refusal) => control_response::Body::Refusal(refusal),
-                }
-            }
-            (Some(control_request::Body::Promise(_)), Peer::Operator) => {
-                refuse(Kind::NotAllowed, "only the region that shall lead asks this")
-            }
-            (Some(control_request::Body::HandOver(_)), Peer::Operator) => {
-                refuse(Kind::NotAllowed, "only the region that shall lead asks this")
-            }
-            (None, _) => refuse(Kind::Protocol, "this daemon does not know that request"),
+            (Ask::Accept(accept), _) => self.vote(accept).await.map(Answer::Voted),
+            (Ask::Survey(_), _) => Ok(Answer::Granted(self.survey().await)),
+            (Ask::HandOver(request), _) => self.hand_over(request).await.map(Answer::HandedOver),
+            (Ask::GetReady(request), _) => self.get_ready(request).await.map(|lsn| Answer::ReadyLsn(lsn.0)),
+            (Ask::Lead(request), _) => self.lead_epoch(request).await.map(|()| Answer::Done(true)),
+            (Ask::Prepare(number), _) => self.voter.answer_prepare(number),
+            (Ask::Learn(agreed), _) => self.voter.answer_learn(&agreed),
+            (Ask::Support(_), _) => Err(Refusal::new(Kind::NotAllowed, "this is no witness")),
         };
-        stream.send(&ControlResponse { body: Some(body) }).await?;
-        stream.finish().await;
-        Ok(())
+        answered.unwrap_or_else(refused)
+    }
+
+    fn url(&self, region: &str) -> Result<Answer, Refusal> {
+        let region = self.config.regions.iter().find(|r| r.name.as_str() == region);
+        let region = region.ok_or_else(|| {
+            Refusal::new(Kind::Failed, "there is no such region in this daemon's regions.toml")
+        })?;
+        let password = secrets::load(&self.layout)
+            .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
+        Ok(Answer::Url(secrets::url(region.postgres, Some(&password))))
     }
 
     /// What this daemon knows by itself.
@@ -109,7 +109,7 @@ impl Region {
                     detail: volume_trouble(&self.volume.status()),
                     ..RegionStatus::default()
                 };
-                RegionView { epoch: self.state().epoch.0, own: Some(own), secondaries: Vec::new() }
+                RegionView { epoch: self.state().epoch().0, own: Some(own), secondaries: Vec::new() }
             }
             Part::Leader(leader) => {
                 let (own, secondaries) = leader.rows(name, url);
@@ -195,7 +195,7 @@ impl Region {
                     Ok((Ok(view), _)) => views.push(view),
                     Ok((Err(e), region)) => {
                         notes.push(format!("{} is not reached from {}: {e}", region.name, self.own.name));
-                        if self.state().primary.as_ref() == Some(&region.name) {
+                        if *self.state().primary() == region.name {
                             notes.push(
                                 "without the primary lags are unknown: they are measured in its clock".into(),
                             );
@@ -204,6 +204,10 @@ impl Region {
                     Err(e) => notes.push(format!("asking a region: {e}")),
                 }
             }
+        }
+        if let Some(promotion) = self.voter.accepted().promotion {
+            let coordination::Promotion { mode, to, coordinator, .. } = &promotion;
+            notes.push(format!("a {mode} to {to} is in progress, coordinated by {coordinator}"));
         }
         merge(&self.config.cluster, &self.config.regions, &views, notes)
     }
@@ -215,7 +219,10 @@ async fn ask(
     region: &RegionConfig,
 ) -> Result<RegionView, String> {
     let body = control_request::Body::RegionStatus(RegionStatusRequest {});
-    match client::request(endpoint, cluster_id, region, body, ASK_TIMEOUT).await.map_err(|e| e.to_string())? {
+    match client::request(endpoint, cluster_id, &region.place(), body, ASK_TIMEOUT)
+        .await
+        .map_err(|e| e.to_string())?
+    {
         control_response::Body::RegionStatus(view) => Ok(view),
         _ => Err("it gave another answer".into()),
     }

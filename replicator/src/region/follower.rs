@@ -7,8 +7,8 @@ use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT};
 use postgres::seed::Seed;
 use postgres::walsender::StandbyProgress;
 use proto::messages::refusal::Kind;
-use proto::messages::{Refusal, RegionStatus, ReplicateOpen, ReplicateReady, SeedAnswer, SeedOpen};
-use proto::{Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
+use proto::messages::{Refusal, RegionStatus, ReplicateOpen, SeedAnswer, SeedOpen};
+use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
 use secondary::{Inbound, feed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -95,7 +95,7 @@ impl Follower {
         record: Arc<Record>,
     ) -> Result<Arc<Follower>, FollowError> {
         let progress = watch::Sender::new(StandbyProgress::default());
-        let inbound = Inbound::new(volume.clone(), record.get().epoch, progress.subscribe());
+        let inbound = Inbound::new(volume.clone(), record.get().epoch(), progress.subscribe());
         let follower = Follower {
             layout,
             instance,
@@ -128,44 +128,16 @@ impl Follower {
         Ok(Arc::new(follower))
     }
 
-    /// Serves a replication stream of `peer`, if that is the primary.
-    pub async fn replicate(&self, peer: &RegionName, open: ReplicateOpen, mut stream: Stream) {
-        if let Err(refusal) = self.accept(peer, Epoch(open.epoch)) {
-            tracing::warn!("refused {peer}'s redo: {}", refusal.reason);
-            let _ =
-                stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await;
-            return stream.finish().await;
-        }
+    /// Serves a replication stream of the primary.
+    pub async fn replicate(&self, open: ReplicateOpen, stream: Stream) {
         let state = self.record.get();
         // What a region that led before has may not be what the primary has.
         let system_id = if state.rejoining { None } else { state.system_id };
         self.inbound.serve(open, stream, system_id).await;
     }
 
-    /// Takes `peer` as the primary of `epoch`, unless another is, or the epoch is over. On disk when this returns.
-    fn accept(&self, peer: &RegionName, epoch: Epoch) -> Result<(), Refusal> {
-        let state = self.record.get();
-        if epoch < state.epoch {
-            let reason = format!("epoch {epoch} is over; epoch {} was seen here", state.epoch);
-            return Err(Refusal::new(Kind::StaleEpoch, reason));
-        }
-        if epoch == state.epoch
-            && let Some(primary) = &state.primary
-            && primary != peer
-        {
-            let reason = format!("the primary of epoch {epoch} is {primary}");
-            return Err(Refusal::new(Kind::StaleEpoch, reason));
-        }
-        let recorded = self.record.change(|state| (state.epoch, state.primary) = (epoch, Some(peer.clone())));
-        recorded.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))
-    }
-
-    /// Takes a seed.
-    pub async fn seed(&self, peer: &RegionName, open: SeedOpen, mut stream: Stream) {
-        if let Err(refusal) = self.accept(peer, Epoch(open.epoch)) {
-            let _ = stream.send(&SeedAnswer { refusal: Some(refusal) }).await;
-            return stream.finish().await;
-        }
+    /// Takes a seed of the primary.
+    pub async fn seed(&self, open: SeedOpen, mut stream: Stream) {
         let Ok(_turn) = self.seeding.try_lock() else {
             let refusal = Refusal::new(Kind::Busy, "a seed is being received already");
             let _ = stream.send(&SeedAnswer { refusal: Some(refusal) }).await;
@@ -213,7 +185,6 @@ impl Follower {
         self.record.change(|state| {
             state.system_id = Some(system_id);
             state.rejoining = false;
-            state.epoch = state.epoch.max(Epoch(open.epoch));
         })?;
         self.follow(system_id).await?;
         Ok(consistent_lsn)
@@ -298,7 +269,7 @@ impl Follower {
 
     /// The highest epoch seen.
     pub fn epoch(&self) -> Epoch {
-        self.record.get().epoch
+        self.record.get().epoch()
     }
 
     fn system_id(&self) -> Option<SystemId> {

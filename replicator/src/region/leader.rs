@@ -1,11 +1,14 @@
 //! The part of a primary: its writer, and what reads and ships the writer's redo.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::instance::{Instance, InstanceError, Part, READER};
 use primary::{Primary, PrimaryOptions, Target};
 use proto::messages::{HandedOver, RegionStatus};
+use proto::messages::{SupportRequest, control_request};
 use proto::{Epoch, RegionName, SystemId};
+use tokio_util::sync::CancellationToken;
 use volume::Volume;
 
 use super::Region;
@@ -14,6 +17,7 @@ use super::promotion::{Steps, promote};
 use super::secrets;
 use super::state::StateError;
 use crate::units::show_bytes;
+use crate::voter::Voter;
 
 /// How long after the writer was told to stop none of its clients waits for a commit any more.
 const CLIENTS_GONE: Duration = Duration::from_millis(300);
@@ -32,8 +36,10 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 pub struct Leader {
     instance: Instance,
     engine: Option<Engine>,
-    primary: Option<Primary>,
+    primary: Option<Arc<Primary>>,
     epoch: Epoch,
+    handed_over: Option<(tokio::time::Instant, HandedOver)>,
+    witnesses: CancellationToken,
 }
 
 /// Why a region cannot lead.
@@ -94,10 +100,7 @@ impl Leader {
                     made.map_err(|e| LeaderError::Secret(std::io::Error::other(e)))??;
                 }
                 let system_id = instance.system_id()?;
-                record.change(|state| {
-                    state.system_id = Some(system_id);
-                    state.primary = Some(own.name.clone());
-                })?;
+                record.change(|state| state.system_id = Some(system_id))?;
                 system_id
             }
         };
@@ -127,7 +130,7 @@ impl Leader {
         });
         let primary = Primary::start(PrimaryOptions {
             cluster_id: state.cluster_id,
-            epoch: state.epoch,
+            epoch: state.epoch(),
             system_id,
             writer: instance.local_connection(),
             slot: READER.into(),
@@ -136,15 +139,58 @@ impl Leader {
             commit: config.commit,
             lease: config.lease,
             targets: targets.collect(),
+            witnesses: config.witnesses.iter().map(|witness| witness.name.clone()).collect(),
             superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
         });
-        Ok(Leader { instance, engine: Some(engine), primary: Some(primary), epoch: state.epoch })
+        let primary = Arc::new(primary);
+        let witnesses = CancellationToken::new();
+        for witness in &config.witnesses {
+            let (voter, primary, name) = (region.voter.clone(), primary.clone(), witness.name.clone());
+            let asking = ask_witness(voter, primary, name, state.epoch(), config.lease);
+            tokio::spawn(witnesses.clone().run_until_cancelled_owned(asking));
+        }
+        let (engine, primary, epoch) = (Some(engine), Some(primary), state.epoch());
+        Ok(Leader { instance, engine, primary, epoch, handed_over: None, witnesses })
+    }
+
+    /// Whether commits may return at all: not before the promotion that made this the primary is over.
+    pub fn acknowledge(&self, allowed: bool) {
+        if let Some(primary) = &self.primary {
+            primary.acknowledge(allowed);
+        }
+    }
+
+    /// Whether the writer's redo is being read: then commits can return.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        self.primary.as_ref().is_some_and(|primary| primary.reader().streaming)
+    }
+
+    /// Whether the writer was stopped for a switchover.
+    #[must_use]
+    pub fn has_handed_over(&self) -> bool {
+        self.handed_over.is_some()
+    }
+
+    /// How the writer was stopped for a switchover, if it was.
+    #[must_use]
+    pub fn handed_over(&self) -> Option<HandedOver> {
+        let (stopped, handed_over) = self.handed_over.as_ref()?;
+        let stopped_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Some(HandedOver { stopped_us, ..handed_over.clone() })
     }
 
     /// Whether a region has said that this primary's epoch is over.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        self.primary.as_ref().is_some_and(Primary::is_fenced)
+        self.primary.as_ref().is_some_and(|primary| primary.is_fenced())
+    }
+
+    /// That was looked into: it leads on, or stops.
+    pub fn forget_fenced(&self) {
+        if let Some(primary) = &self.primary {
+            primary.forget_fenced();
+        }
     }
 
     /// Stops at once: nothing more is acknowledged, and nobody is waited for.
@@ -154,6 +200,7 @@ impl Leader {
         {
             tracing::error!("{e}");
         }
+        self.witnesses.cancel();
         if let Some(primary) = self.primary.take() {
             primary.stop().await;
         }
@@ -179,22 +226,21 @@ impl Leader {
         }
     }
 
-    /// Stops the writer cleanly and waits until `region` has applied its last record. When that does not come to be in
-    /// time, the writer is started again.
+    /// Stops the writer cleanly and waits until `region` has applied its last record.
     ///
     /// # Errors
-    /// What hindered it; the region leads as before.
-    pub async fn hand_over(&mut self, region: &RegionName, volume: &Volume) -> Result<HandedOver, String> {
+    /// What hindered it, or took too long; the writer may have stopped.
+    pub async fn hand_over(&mut self, region: &RegionName, volume: &Volume) -> Result<(), String> {
         let mut steps = Steps::start();
         let checkpointing = self.instance.clone();
         let done = tokio::task::spawn_blocking(move || checkpointing.checkpoint()).await;
         done.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         steps.done("checkpoint");
-        let stopped_us = volume::now_us();
+        let stopped_at = now();
         let stopped = tokio::time::timeout(HAND_OVER, self.stop_writer()).await;
         steps.done("stop the writer");
         let caught_up = async {
-            let Some(primary) = &mut self.primary else { return false };
+            let Some(primary) = &self.primary else { return false };
             primary.stop_reading().await;
             let end_lsn = volume.bounds().durable_lsn;
             while !primary.has_applied(region, end_lsn) {
@@ -209,12 +255,14 @@ impl Leader {
                 Ok(true) => {
                     steps.done("ship and apply the last record");
                     let bounds = volume.bounds();
-                    return Ok(HandedOver {
+                    let handed_over = HandedOver {
                         end_lsn: bounds.durable_lsn.0,
                         timeline: bounds.timeline.0,
-                        stopped_us,
+                        stopped_us: 0,
                         steps: steps.into_messages(),
-                    });
+                    };
+                    self.handed_over = Some((stopped_at, handed_over));
+                    return Ok(());
                 }
                 _ => format!("{region} did not apply the last record within {} s", HAND_OVER.as_secs()),
             },
@@ -242,7 +290,8 @@ impl Leader {
         if let Err(e) = self.stop_writer().await {
             tracing::error!("{e}");
         }
-        let Some(mut primary) = self.primary.take() else { return };
+        self.witnesses.cancel();
+        let Some(primary) = self.primary.take() else { return };
         primary.stop_reading().await;
         let shipped = tokio::time::timeout(LAST_REDO, async {
             while !primary.all_shipped() {
@@ -264,7 +313,7 @@ impl Leader {
     /// The region's own row, and one for each secondary.
     #[must_use]
     pub fn rows(&self, name: &str, url: String) -> (RegionStatus, Vec<RegionStatus>) {
-        let reader = self.primary.as_ref().map(Primary::reader).unwrap_or_default();
+        let reader = self.primary.as_ref().map(|primary| primary.reader()).unwrap_or_default();
         let trouble = self.engine.as_ref().and_then(Engine::trouble);
         let (state, detail) = match trouble {
             None if reader.streaming => ("streaming", String::new()),
@@ -288,6 +337,29 @@ impl Leader {
             detail,
             ..RegionStatus::default()
         };
-        (own, self.primary.as_ref().map(Primary::secondaries).unwrap_or_default())
+        (own, self.primary.as_ref().map(|primary| primary.secondaries()).unwrap_or_default())
     }
+}
+
+/// Has a witness say again and again that it knows no other primary: that keeps the lease as a secondary's answers do.
+async fn ask_witness(
+    voter: Arc<Voter>,
+    primary: Arc<Primary>,
+    name: RegionName,
+    epoch: Epoch,
+    lease: Duration,
+) {
+    loop {
+        let left_us = Primary::steady_us();
+        let body = control_request::Body::Support(SupportRequest { epoch: epoch.0 });
+        if voter.ask(&name, body, lease / 5).await.is_ok() {
+            primary.witness_answered(&name, left_us);
+        }
+        tokio::time::sleep(lease / 20).await;
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver that times what it does")]
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }

@@ -10,16 +10,20 @@ mod engine;
 mod follower;
 mod leader;
 pub mod lost;
-mod promotion;
+pub mod promotion;
 pub(crate) mod secrets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coordination::Acceptor;
+use coordination::record::Change;
 use postgres::account::{Account, AccountError};
 use postgres::installation::{Installation, InstallationError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, socket_dir_for};
-use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, open, refusal::Kind};
+use proto::messages::{
+    MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, ReplicateOpen, SeedOpen, open, refusal::Kind,
+};
 use proto::{ClusterId, Epoch, Lsn, RegionName};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,8 +31,9 @@ use transport::{Connection, Endpoint, Identity, IdentityError, Peer, Stream, Tra
 use volume::{Volume, VolumeError, VolumeOptions};
 
 use crate::config::{Config, RegionConfig, Role};
-use crate::layout::{Layout, make_passable};
+use crate::layout::{Layout, RegionLayout, make_passable};
 use crate::local::lock::{DaemonLock, LockError};
+use crate::voter::{Seat, Voter};
 use crate::zone;
 use follower::{FollowError, Follower};
 use leader::{Leader, LeaderError};
@@ -119,6 +124,9 @@ pub(crate) struct Region {
     pub(crate) volume: Volume,
     pub(crate) instance: Instance,
     pub(crate) record: Arc<Record>,
+    pub(crate) voter: Arc<Voter>,
+    /// What this daemon answered before is not known to it.
+    started: tokio::time::Instant,
     pub(crate) part: tokio::sync::RwLock<Part>,
 }
 
@@ -143,18 +151,8 @@ pub async fn run(
 ) -> Result<(), RegionError> {
     let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
     let places = layout.region(&name);
-    make_passable(places.directory())
-        .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
-    let _lock = DaemonLock::take(&places.lock())?;
-    let identity = Identity::load(&places.identity())?;
-    if identity.peer != Peer::Region(name.clone()) {
-        return Err(RegionError::OtherCertificate {
-            path: places.identity(),
-            found: identity.peer,
-            expected: name,
-        });
-    }
-    let state = load_state(&places, &identity, &own)?;
+    let (_lock, identity) = enter(&places, &places.lock(), &name)?;
+    let state = load_state(&places, &identity, &config, &name)?;
     let installation = Installation::find(config.bin_dir.as_deref())?;
     let account = Account::resolve(config.os_user.as_deref())?;
     tracing::info!(
@@ -177,7 +175,7 @@ pub async fn run(
         copies: own.local_copies(),
         retain: config.retain,
         max_size_bytes: config.max_size_bytes,
-        epoch: state.epoch,
+        epoch: state.epoch(),
         repair_bytes_per_second: config.repair_bytes_per_second,
         scrub_every: config.scrub_every,
         ..VolumeOptions::new(places.volume(), identity.cluster_id)
@@ -185,6 +183,7 @@ pub async fn run(
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     let record = Arc::new(Record::new(places.state(), state));
+    let voter = Voter::new(name.clone(), &config, record.clone(), endpoint.clone(), identity.cluster_id);
     let region = Arc::new(Region {
         config,
         own,
@@ -194,8 +193,12 @@ pub async fn run(
         volume,
         instance,
         record,
+        voter,
+        started: now(),
         part: tokio::sync::RwLock::new(Part::Starting),
     });
+    let seat: Arc<dyn Seat> = region.clone();
+    region.voter.sit(Arc::downgrade(&seat));
     // Zones of their own join while the volume is being opened.
     let ending = CancellationToken::new();
     let serving = tokio::spawn(region.clone().serve(ending.clone()));
@@ -203,6 +206,7 @@ pub async fn run(
         () = stop.cancelled() => Ok(()),
         deposed = region.volume.deposed() => Err(deposed.into()),
         failed = region.take_part() => failed,
+        () = region.voter.clone().watch() => Ok(()),
     };
     ending.cancel();
     let _ = serving.await;
@@ -210,50 +214,90 @@ pub async fn run(
     ended
 }
 
-fn load_state(
-    places: &crate::layout::RegionLayout,
+/// What every daemon and every zone's process begins with: its directory, alone in it, and with the right certificate.
+///
+/// # Errors
+/// When another runs already, or the certificate is another's.
+pub(crate) fn enter(
+    places: &RegionLayout,
+    lock: &std::path::Path,
+    name: &RegionName,
+) -> Result<(DaemonLock, Identity), RegionError> {
+    make_passable(places.directory())
+        .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
+    let lock = DaemonLock::take(lock)?;
+    let identity = Identity::load(&places.identity())?;
+    if identity.peer != Peer::Region(name.clone()) {
+        let (path, found, expected) = (places.identity(), identity.peer, name.clone());
+        return Err(RegionError::OtherCertificate { path, found, expected });
+    }
+    Ok((lock, identity))
+}
+
+/// The record in a daemon's directory, made at its first start.
+///
+/// # Errors
+/// When it cannot be read or written, or is another's.
+pub(crate) fn load_state(
+    places: &RegionLayout,
     identity: &Identity,
-    own: &RegionConfig,
+    config: &Config,
+    name: &RegionName,
 ) -> Result<RegionState, StateError> {
     let path = places.state();
     if let Some(state) = RegionState::load(&path)? {
-        state.verify(&path, identity.cluster_id, &own.name)?;
+        state.verify(&path, identity.cluster_id, name)?;
         return Ok(state);
     }
-    let (region, cluster_id) = (own.name.clone(), identity.cluster_id);
-    let (role, epoch) = (own.role, Epoch(1));
-    let state =
-        RegionState { cluster_id, region, role, epoch, primary: None, rejoining: false, system_id: None };
+    // A checked file has a primary.
+    let primary = config.first_primary().unwrap_or(name).clone();
+    let state = RegionState {
+        cluster_id: identity.cluster_id,
+        region: name.clone(),
+        role: config.region(name).map_or(Role::Secondary, |own| own.role),
+        acceptor: Acceptor::new(coordination::Record::first(Epoch(1), primary)),
+        rejoining: false,
+        system_id: None,
+    };
     state.save(&path)?;
     Ok(state)
 }
 
+#[allow(clippy::disallowed_methods, reason = "a daemon knows how long it runs")]
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
 impl Region {
-    /// Takes up the region's part once the volume is open. Returns only when that fails.
+    /// Takes up the region's part once the volume is open, and changes it as the record says. Returns only when that fails.
     async fn take_part(&self) -> Result<(), RegionError> {
         self.volume.opened().await?;
-        // A primary that was away may have been replaced: it asks before its writer takes anything.
-        if self.state().role == Role::Primary
-            && self.state().system_id.is_some()
-            && let Some(epoch) = self.newer_epoch().await
-        {
-            tracing::error!("epoch {epoch} was seen elsewhere: this region does not lead any more");
-            self.record(|state| {
-                (state.role, state.primary, state.rejoining) = (Role::Secondary, None, true)
-            })?;
-        }
-        let part = match self.state().role {
-            Role::Primary => Part::Leader(Box::new(self.lead(None).await?)),
-            Role::Secondary => Part::Follower(self.follow().await?),
-        };
-        *self.part.write().await = part;
-        // A primary that is told that its epoch is over stops leading.
+        let mut agreed = self.voter.watch_agreed();
+        let mut waited = false;
         loop {
-            tokio::time::sleep(FENCE_LOOK).await;
-            let fenced = matches!(&*self.part.read().await, Part::Leader(leader) if leader.is_fenced());
-            if fenced {
-                let mut part = self.part.write().await;
-                self.step_down(&mut part, |_| {}).await?;
+            if self.voter.standing().is_none() {
+                // A primary that was away may have been replaced: the others are asked before its writer takes anything.
+                match self.voter.change(&Change::Read).await {
+                    Ok(_) => {}
+                    Err(e) if !waited => {
+                        tracing::warn!("waiting to hear who leads: {e}");
+                        waited = true;
+                    }
+                    Err(_) => {}
+                }
+            }
+            self.reconcile().await?;
+            let refused = matches!(&*self.part.read().await, Part::Leader(leader) if leader.is_fenced());
+            if refused {
+                // A region says that this epoch is over.
+                let _ = self.voter.change(&Change::Read).await;
+                if let Part::Leader(leader) = &*self.part.read().await {
+                    leader.forget_fenced();
+                }
+            }
+            tokio::select! {
+                changed = agreed.changed() => if changed.is_err() { return Ok(()) },
+                () = tokio::time::sleep(FENCE_LOOK) => {}
             }
         }
     }
@@ -330,14 +374,14 @@ impl Region {
                 control::answer_refusal(&purpose, refusal, &mut stream).await
             }
             (Some(open::Purpose::Replicate(open)), None) => {
-                if let (Some(follower), Peer::Region(name)) = (self.follower().await, peer) {
-                    follower.replicate(name, open, stream).await;
+                if let Some(follower) = self.follower().await {
+                    follower.replicate(open, stream).await;
                 }
                 Ok(())
             }
             (Some(open::Purpose::Seed(open)), None) => {
-                if let (Some(follower), Peer::Region(name)) = (self.follower().await, peer) {
-                    follower.seed(name, open, stream).await;
+                if let Some(follower) = self.follower().await {
+                    follower.seed(open, stream).await;
                 }
                 Ok(())
             }
@@ -371,24 +415,47 @@ impl Region {
             return Some(Refusal::new(Kind::OtherCluster, "this is a region of another cluster"));
         }
         let allowed = match (&open.purpose, peer) {
-            (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Region(name)) => {
-                // Whether it is the primary, the follower sees.
+            (Some(open::Purpose::Replicate(ReplicateOpen { epoch, .. })), Peer::Region(name))
+            | (Some(open::Purpose::Seed(SeedOpen { epoch, .. })), Peer::Region(name)) => {
+                if let Some(refusal) = self.refuse_primary(name, Epoch(*epoch)).await {
+                    return Some(refusal);
+                }
                 self.config.region(name).is_some() && self.follower().await.is_some()
             }
             (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
-            // Only to the region that this one has promised to follow.
+            // Only to the region that shall lead, when the old primary is shut out.
             (Some(open::Purpose::Gather(open)), Peer::Region(name)) => {
-                let state = self.state();
-                state.primary.as_ref() == Some(name) && state.epoch.0 == open.epoch
+                let promotion = self.voter.accepted().promotion;
+                promotion.is_some_and(|p| p.to == *name && p.epoch.0 == open.epoch)
             }
             (Some(open::Purpose::Gather(_)), Peer::Operator) => false,
             // A zone has its own region's certificate.
             (Some(open::Purpose::Zone(_)), Peer::Region(name)) => *name == self.own.name,
             (Some(open::Purpose::Zone(_) | open::Purpose::Copy(_)), _) => false,
-            (Some(open::Purpose::Control(_)), Peer::Region(name)) => self.config.region(name).is_some(),
+            (Some(open::Purpose::Control(_)), Peer::Region(name)) => self.voter.knows(name),
             (Some(open::Purpose::Control(_)), Peer::Operator) | (None, _) => true,
         };
         let reason = || format!("'{peer}' may not do this with region {}", self.own.name);
         (!allowed).then(|| Refusal::new(Kind::NotAllowed, reason()))
+    }
+
+    /// Why `name` is not taken for the primary of `epoch`, if it is not.
+    async fn refuse_primary(&self, name: &RegionName, epoch: Epoch) -> Option<Refusal> {
+        if epoch > self.voter.accepted().epoch {
+            // It was agreed on without this region.
+            let _ = self.voter.change(&Change::Read).await;
+        }
+        let record = self.voter.accepted();
+        let reason = match (record.supports(name, epoch), epoch > record.epoch) {
+            (true, _) => return None,
+            (false, true) => {
+                let reason = format!("epoch {epoch} is not known here, and too few voters answer");
+                return Some(Refusal::new(Kind::Busy, reason));
+            }
+            (false, false) => {
+                format!("the primary of epoch {} is {}, or being replaced", record.epoch, record.primary)
+            }
+        };
+        Some(Refusal::new(Kind::StaleEpoch, reason))
     }
 }

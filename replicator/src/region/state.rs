@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use coordination::Acceptor;
 use proto::{ClusterId, Epoch, RegionName, SystemId};
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::config::Role;
 use crate::layout::write_durably;
 
 /// The version of the file's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A region's own record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +21,10 @@ pub struct RegionState {
     pub cluster_id: ClusterId,
     /// Its name.
     pub region: RegionName,
-    /// The part it plays now; the file's role is only the one at first start.
+    /// Whether its writer may have taken writes since it last had what the primary had.
     pub role: Role,
-    /// The highest epoch it has seen.
-    pub epoch: Epoch,
-    /// The primary of that epoch, once it is known: an epoch has one.
-    pub primary: Option<RegionName>,
+    /// What it has promised and accepted as a voter: who leads which epoch.
+    pub acceptor: Acceptor,
     /// It led an epoch that is over, and may have redo that nobody else has: it is to be seeded, and keeps that aside.
     pub rejoining: bool,
     /// The PostgreSQL it holds; none before it is created or seeded.
@@ -122,15 +121,25 @@ struct File {
     cluster_id: String,
     region: String,
     role: String,
-    epoch: u64,
-    #[serde(default)]
-    primary: Option<String>,
+    acceptor: Acceptor,
     #[serde(default)]
     rejoining: bool,
     system_id: Option<u64>,
 }
 
 impl RegionState {
+    /// The highest epoch whose beginning it has accepted.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.acceptor.record().epoch
+    }
+
+    /// The primary of that epoch.
+    #[must_use]
+    pub fn primary(&self) -> &RegionName {
+        &self.acceptor.record().primary
+    }
+
     /// Reads the record, or `None` when there is none yet.
     ///
     /// # Errors
@@ -155,8 +164,7 @@ impl RegionState {
             cluster_id: self.cluster_id.to_string(),
             region: self.region.to_string(),
             role: self.role.to_string(),
-            epoch: self.epoch.0,
-            primary: self.primary.as_ref().map(ToString::to_string),
+            acceptor: self.acceptor.clone(),
             rejoining: self.rejoining,
             system_id: self.system_id.map(|s| s.0),
         };
@@ -199,9 +207,8 @@ impl RegionState {
             cluster_id: file.cluster_id.parse().map_err(|e| format!("{e}"))?,
             region: file.region.parse().map_err(|e| format!("{e}"))?,
             role,
-            epoch: Epoch(file.epoch),
+            acceptor: file.acceptor,
             rejoining: file.rejoining,
-            primary: file.primary.map(|name| name.parse()).transpose().map_err(|e| format!("{e}"))?,
             system_id: file.system_id.map(SystemId),
         })
     }
@@ -216,8 +223,7 @@ mod tests {
             cluster_id: ClusterId([7; 16]),
             region: "eu-west".parse().unwrap(),
             role: Role::Secondary,
-            epoch: Epoch(3),
-            primary: Some("us-east".parse().unwrap()),
+            acceptor: Acceptor::new(coordination::Record::first(Epoch(3), "us-east".parse().unwrap())),
             rejoining: false,
             system_id: Some(SystemId(42)),
         }
@@ -250,7 +256,7 @@ mod tests {
             "",
             "{}",
             "[1]",
-            r#"{"format":2,"cluster_id":"","region":"a","role":"primary","epoch":1,"system_id":null}"#,
+            r#"{"format":1,"cluster_id":"","region":"a","role":"primary","epoch":1,"system_id":null}"#,
         ] {
             assert!(RegionState::parse(bad.as_bytes()).is_err(), "{bad}");
         }

@@ -22,16 +22,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::stream::{Receiver, Sender};
-use transport::{Connection, Endpoint, Identity, Stream, TransportError};
+use transport::{Connection, Endpoint, Stream, TransportError};
 use volume::copy::{Event, Link, LocalCopy, LocalLink, directory_of};
 use volume::quorum::CopyId;
 use volume::segment::SEGMENT_BYTES_MAX;
 use volume::{Volume, VolumeError};
 
+use crate::client;
 use crate::config::{Config, RegionConfig};
-use crate::layout::{Layout, make_passable};
-use crate::local::lock::DaemonLock;
-use crate::region::RegionError;
+use crate::layout::Layout;
+use crate::region::{self, RegionError};
 use wire::MAX_ANSWER_BYTES;
 
 /// The wait before going to the region's daemon again.
@@ -66,10 +66,7 @@ pub async fn run(
 ) -> Result<(), RegionError> {
     let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
     let places = layout.region(&name);
-    make_passable(places.directory())
-        .map_err(|source| RegionError::Io { path: places.directory().to_owned(), source })?;
-    let _lock = DaemonLock::take(&places.zone_lock(zone))?;
-    let identity = Identity::load(&places.identity())?;
+    let (_lock, identity) = region::enter(&places, &places.zone_lock(zone), &name)?;
     let zone = Zone {
         own,
         zone,
@@ -125,12 +122,7 @@ impl Zone {
 
     /// Offers the copies to the region's daemon, and serves it until the connection ends.
     async fn offer(&self) -> Result<(), TransportError> {
-        let unreachable =
-            |reason: String| TransportError::Unreachable { address: self.own.advertise.clone(), reason };
-        let mut addresses =
-            tokio::net::lookup_host(&self.own.advertise).await.map_err(|e| unreachable(e.to_string()))?;
-        let address = addresses.next().ok_or_else(|| unreachable("no address".into()))?;
-        let connection = self.endpoint.connect(address, &self.own.name, PATIENCE).await?;
+        let connection = client::connect(&self.endpoint, &self.own.place(), PATIENCE).await?;
         let copies: Vec<ZoneCopy> = {
             let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
             let offered = |(id, copy): &(CopyId, Arc<LocalCopy>)| ZoneCopy {

@@ -1,0 +1,283 @@
+//! Drives the promotion that this voter coordinates, one recorded step after the other, to its end.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use coordination::promotion::{Fence, Grant, Outcome, after};
+use coordination::record::{Change, Done, Next};
+use coordination::{Promotion, Step};
+use proto::messages::{self as m, control_request, control_response};
+use proto::{Lsn, RegionName};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{ChangeError, ROUND, Said, Voter, now, steady_us, wire};
+use crate::client::AskError;
+
+/// How long the primary may take to hand over; it rolls back by itself before.
+const HAND_OVER: Duration = Duration::from_secs(40);
+
+/// How long the new primary may take to gather and apply what survives, before it is asked again.
+const GET_READY: Duration = Duration::from_secs(60);
+
+/// How long the new primary may take to take writes, before it is asked again.
+const LEAD: Duration = Duration::from_secs(30);
+
+/// How long the region that shall lead may be unreachable before another one leads, or the old one again.
+const TARGET_GONE: Duration = Duration::from_secs(10);
+
+/// The wait before a step is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the rest of the voters are waited for, once a majority has accepted that the old primary is shut out: one of them
+/// may have redo that nobody else has.
+const STRAGGLERS: Duration = Duration::from_millis(600);
+
+impl Voter {
+    /// Coordinates promotion `id` in the background, unless this voter does already.
+    pub(crate) fn coordinate(self: &Arc<Self>, id: u64) {
+        let mut coordinating = self.coordinating.lock().unwrap_or_else(PoisonError::into_inner);
+        if *coordinating == id {
+            return;
+        }
+        *coordinating = id;
+        drop(coordinating);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let mut coordinator =
+                Coordinator { voter: this.clone(), id, times: Times::start(), stopped: None };
+            coordinator.run().await;
+            let mut coordinating = this.coordinating.lock().unwrap_or_else(PoisonError::into_inner);
+            if *coordinating == id {
+                *coordinating = 0;
+            }
+        });
+    }
+}
+
+/// What was done since the last change of the record, and how long it took.
+#[derive(Debug)]
+struct Times {
+    since: Instant,
+    done: Vec<Done>,
+}
+
+impl Times {
+    fn start() -> Times {
+        Times { since: now(), done: Vec::new() }
+    }
+
+    fn done(&mut self, name: &str) {
+        let at = now();
+        let us = u64::try_from((at - self.since).as_micros()).unwrap_or(u64::MAX);
+        tracing::info!("promotion: {name}, {} ms", us / 1000);
+        self.done.push(Done { name: name.into(), us });
+        self.since = at;
+    }
+}
+
+struct Coordinator {
+    voter: Arc<Voter>,
+    id: u64,
+    times: Times,
+    /// When the old writer stopped, as far as this coordinator knows.
+    stopped: Option<Instant>,
+}
+
+impl Coordinator {
+    async fn run(&mut self) {
+        let mut unreached: Option<Instant> = None;
+        let mut last = String::new();
+        loop {
+            let record = match self.voter.change(&Change::Read).await {
+                Ok(record) => record,
+                Err(e) => {
+                    self.say(&mut last, e.to_string());
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            let mine = |p: &Promotion| p.id == self.id && p.coordinator == self.voter.me;
+            let Some(promotion) = record.promotion.filter(mine) else { return };
+            let tried = match promotion.step {
+                Step::HandOver => Ok(self.hand_over(&promotion).await),
+                Step::Fence => self.shut_out(&promotion).await,
+                Step::Promote => self.lead(&promotion).await,
+            };
+            let outcome = match tried {
+                Ok(outcome) => {
+                    unreached = None;
+                    outcome
+                }
+                Err(trouble) => {
+                    self.say(&mut last, trouble.to_string());
+                    if trouble.target_unreached() {
+                        unreached.get_or_insert_with(now);
+                    } else {
+                        unreached = None;
+                    }
+                    if unreached.is_none_or(|since| since.elapsed() < TARGET_GONE) {
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
+                    }
+                    unreached = None;
+                    Outcome::TargetGone { others: self.survey().await }
+                }
+            };
+            let Some(next) = after(&promotion, volume::now_us(), outcome) else { continue };
+            if let Next::RollBack { why, .. } = &next {
+                tracing::error!("rolled back: {why}");
+            }
+            let done = std::mem::take(&mut self.times.done);
+            let change = Change::Advance { id: self.id, attempt: promotion.attempt, next, done };
+            match self.voter.change(&change).await {
+                Ok(record) if record.promotion.is_none() => return,
+                Ok(_) => self.times.done("record it"),
+                Err(ChangeError::Conflict(e)) => {
+                    return tracing::warn!("this promotion is not coordinated here any more: {e}");
+                }
+                Err(e) => self.say(&mut last, e.to_string()),
+            }
+        }
+    }
+
+    fn say(&self, last: &mut String, what: String) {
+        if *last != what {
+            tracing::warn!("the promotion waits: {what}");
+            *last = what;
+        }
+    }
+
+    async fn hand_over(&mut self, promotion: &Promotion) -> Outcome {
+        let request =
+            m::HandOverRequest { epoch: promotion.epoch.0, dry_run: false, to: promotion.to.to_string() };
+        let body = control_request::Body::HandOver(request);
+        match self.voter.ask(&promotion.from, body, HAND_OVER).await {
+            Ok(control_response::Body::HandedOver(handed_over)) => {
+                // Up to here the old primary can simply go on.
+                let survey = control_request::Body::Survey(m::SurveyRequest {});
+                if let Err(e) = self.voter.ask(&promotion.to, survey, ROUND).await {
+                    return Outcome::NotHandedOver(format!("{}: {e}", promotion.to));
+                }
+                let held = Duration::from_micros(handed_over.stopped_us);
+                self.stopped = now().checked_sub(held);
+                self.times.since = now();
+                self.times
+                    .done
+                    .extend(handed_over.steps.into_iter().map(|step| Done { name: step.name, us: step.us }));
+                Outcome::HandedOver { end_lsn: Lsn(handed_over.end_lsn) }
+            }
+            Ok(_) => Outcome::NotHandedOver(format!("{} gave another answer", promotion.from)),
+            Err(e) => Outcome::NotHandedOver(format!("{}: {e}", promotion.from)),
+        }
+    }
+
+    async fn shut_out(&mut self, promotion: &Promotion) -> Result<Outcome, Trouble> {
+        let voter = self.voter.clone();
+        let lease_us = u64::try_from(voter.lease.as_micros()).unwrap_or(u64::MAX);
+        let mut fence = Fence::new(voter.majority(), lease_us, promotion.forced);
+        let mut asked = voter.grants(&mut fence).await.map_err(|e| Trouble::Other(e.to_string()))?;
+        let patience = tokio::time::sleep(STRAGGLERS);
+        tokio::pin!(patience);
+        // The old primary is not waited for beyond its lease.
+        let others = || voter.voters.iter().filter(|other| other.name != promotion.from);
+        while !(fence.holds() && others().all(|other| fence.has(&other.name))) {
+            tokio::select! {
+                said = asked.join_next() => match said {
+                    Some(Ok(said)) => self.heard(&mut fence, said),
+                    _ => break,
+                },
+                () = &mut patience => break,
+            }
+        }
+        if !fence.holds() {
+            let (count, voters) = (fence.count(), voter.voters.len());
+            return Err(Trouble::Other(format!("{count} of {voters} voters have shut the old primary out")));
+        }
+        self.times.done("fence the old primary");
+        while let Some(until_us) = fence.waits_until() {
+            let wait = Duration::from_micros(until_us.saturating_sub(steady_us()));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {
+                    self.times.done("wait for its lease to end");
+                    break;
+                }
+                Some(Ok(said)) = asked.join_next() => self.heard(&mut fence, said),
+            }
+        }
+        let ahead = fence.ahead_of(&promotion.to);
+        let gathers = ahead.is_some();
+        let request = m::GetReadyRequest {
+            epoch: promotion.epoch.0,
+            gather_from: ahead.map(|(name, _)| name.to_string()).unwrap_or_default(),
+        };
+        let body = control_request::Body::GetReady(request);
+        match self.voter.ask(&promotion.to, body, GET_READY).await {
+            Ok(control_response::Body::ReadyLsn(end_lsn)) => {
+                self.times.done(if gathers {
+                    "gather what another survivor has, and apply everything"
+                } else {
+                    "apply everything"
+                });
+                let end_lsn = Lsn(end_lsn);
+                Ok(Outcome::Ready { end_lsn, loss: fence.loss(end_lsn) })
+            }
+            Ok(_) => Err(Trouble::Other(format!("{} gave another answer", promotion.to))),
+            Err(e) => Err(Trouble::Target(promotion.to.clone(), e)),
+        }
+    }
+
+    fn heard(&self, fence: &mut Fence, said: Said) {
+        if let (Ok(coordination::register::Answer::Accepted), Some(grant)) = (said.answer, said.grant) {
+            fence.granted(steady_us(), said.voter, grant);
+        }
+    }
+
+    async fn lead(&mut self, promotion: &Promotion) -> Result<Outcome, Trouble> {
+        let body = control_request::Body::Lead(m::LeadRequest { epoch: promotion.epoch.0 });
+        match self.voter.ask(&promotion.to, body, LEAD).await {
+            Ok(_) => {
+                self.times.done("promote PostgreSQL");
+                let us = |since: Instant| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+                Ok(Outcome::Leads { write_gap_us: self.stopped.map_or(0, us) })
+            }
+            Err(e) => Err(Trouble::Target(promotion.to.clone(), e)),
+        }
+    }
+
+    /// What the voters that can be reached have.
+    async fn survey(&self) -> BTreeMap<RegionName, Grant> {
+        let mut asking = JoinSet::new();
+        for place in &self.voter.voters {
+            let (voter, name) = (self.voter.clone(), place.name.clone());
+            asking.spawn(async move {
+                let body = control_request::Body::Survey(m::SurveyRequest {});
+                (voter.ask(&name, body, ROUND).await, name)
+            });
+        }
+        let mut found = BTreeMap::new();
+        while let Some(Ok((answer, name))) = asking.join_next().await {
+            if let Ok(control_response::Body::Granted(granted)) = answer {
+                found.insert(name, wire::to_grant(&granted));
+            }
+        }
+        found
+    }
+}
+
+/// Why a step is to be tried again.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("{0}: {1}")]
+    Target(RegionName, AskError),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Trouble {
+    /// Whether the region that shall lead was not reached at all.
+    fn target_unreached(&self) -> bool {
+        matches!(self, Trouble::Target(_, AskError::Transport(_) | AskError::Slow(_)))
+    }
+}

@@ -1,0 +1,58 @@
+//! Connections to the other voters, kept: a round costs a round trip, and no handshake.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::messages::{control_request, control_response};
+use proto::{ClusterId, RegionName};
+use transport::{Connection, Endpoint};
+
+use crate::client::{self, AskError};
+use crate::config::Place;
+
+/// The other voters, as far as they are connected.
+#[derive(Debug)]
+pub(super) struct Peers {
+    endpoint: Endpoint,
+    cluster_id: ClusterId,
+    connections: Mutex<BTreeMap<RegionName, Connection>>,
+}
+
+impl Peers {
+    pub(super) fn new(endpoint: Endpoint, cluster_id: ClusterId) -> Peers {
+        Peers { endpoint, cluster_id, connections: Mutex::default() }
+    }
+
+    /// Asks a voter over the connection that there is, or a new one.
+    pub(super) async fn ask(
+        &self,
+        place: &Place,
+        body: control_request::Body,
+        patience: Duration,
+    ) -> Result<control_response::Body, AskError> {
+        let asking = async {
+            let kept = self.lock().get(&place.name).cloned();
+            if let Some(connection) = kept {
+                match client::request_on(&connection, self.cluster_id, body.clone()).await {
+                    // It may have been restarted, and then it did not hear this.
+                    Err(AskError::Transport(_)) => drop(self.lock().remove(&place.name)),
+                    answer => return answer,
+                }
+            }
+            let connection = client::connect(&self.endpoint, place, patience).await?;
+            self.lock().insert(place.name.clone(), connection.clone());
+            client::request_on(&connection, self.cluster_id, body).await
+        };
+        let answer = tokio::time::timeout(patience, asking).await;
+        if answer.is_err() {
+            // A dead connection is not waited for again.
+            self.lock().remove(&place.name);
+        }
+        answer.unwrap_or(Err(AskError::Slow(patience.as_millis())))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RegionName, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
