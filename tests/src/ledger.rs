@@ -40,6 +40,12 @@ impl Ledger {
         self.next.load(Ordering::Relaxed)
     }
 
+    /// Waits until `count` more commits were tried: each client has one before its next.
+    pub async fn until_written(&self, count: i64) {
+        let from = self.written();
+        crate::until("commits go on", || async { self.written() > from + count }).await;
+    }
+
     /// Ends the load; returns the rows whose commits were acknowledged.
     pub async fn acknowledged(self) -> Acknowledged {
         self.stop.store(true, Ordering::Relaxed);

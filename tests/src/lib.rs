@@ -222,6 +222,16 @@ impl Cluster {
         let _ = self.run(&["up", "--detach", "--timeout", "1s"]);
     }
 
+    /// Waits until a region streams, as the primary or as a secondary.
+    pub async fn until_streams(&self, region: &str) {
+        until("the region streams", || async {
+            let status = self.status();
+            let rows = status["regions"].as_array().unwrap();
+            rows.iter().any(|row| row["name"] == region && row["state"] == "streaming")
+        })
+        .await;
+    }
+
     /// Waits until every secondary has applied all that the primary has durable.
     pub async fn until_level(&self) {
         until("all regions are level", || async {

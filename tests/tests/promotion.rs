@@ -68,8 +68,7 @@ async fn a_promotion_that_is_killed_ends_by_itself() {
             cluster.kill(victim, true).await;
             cluster.start_region(victim);
         }
-        let written = ledger.written();
-        until("commits go on", || async { ledger.written() > written + 20 }).await;
+        ledger.until_written(20).await;
         until("the promotion is over", || async {
             let status = cluster.status();
             let notes = status["notes"].to_string();
@@ -97,7 +96,7 @@ async fn two_regions_and_a_witness_have_a_majority_when_one_is_lost() {
     cluster.add_witness("w");
     cluster.start();
     let ledger = load(&cluster).await;
-    until("there is load", || async { ledger.written() > 300 }).await;
+    ledger.until_written(300).await;
     // The secondary alone is lost: the witness keeps the lease.
     cluster.kill("eu-west", true).await;
     let (lost, written) = (now(), ledger.written());
@@ -177,7 +176,7 @@ async fn a_primary_region_that_is_killed_is_replaced_and_comes_back_as_a_seconda
     cluster.configure("commit = { regions = 1 }\n");
     cluster.start();
     let ledger = load(&cluster).await;
-    until("there is load", || async { ledger.written() > 300 }).await;
+    ledger.until_written(300).await;
     cluster.kill("us-east", true).await;
     let killed = now();
     let promotion = fail_over(&cluster, "eu-west");
@@ -191,11 +190,9 @@ async fn a_primary_region_that_is_killed_is_replaced_and_comes_back_as_a_seconda
         took < Duration::from_secs(7),
         "the lease of 5 s, a tenth for clocks, and the rest: {took:?}\n{promotion}"
     );
-    let written = ledger.written();
-    until("clients write again", || async { ledger.written() > written + 100 }).await;
+    ledger.until_written(100).await;
     cluster.start();
-    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
-        .await;
+    cluster.until_streams("us-east").await;
     let acknowledged = ledger.acknowledged().await;
     let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
     assert!(log.contains("does not lead any more"), "{log}");
@@ -222,8 +219,7 @@ async fn with_two_regions_a_failover_needs_the_operators_word() {
     println!("failover on the operator's word took {} ms", begin.elapsed().as_millis());
     cluster.connect("eu-west").await.execute("INSERT INTO t VALUES (2)").await.unwrap();
     cluster.start();
-    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
-        .await;
+    cluster.until_streams("us-east").await;
     cluster.assert_identical().await;
 }
 
@@ -234,7 +230,7 @@ async fn a_primary_that_is_cut_off_acknowledges_nothing_after_its_lease() {
     cluster.start();
     let url = cluster.printed(&["url", "--region", "us-east"]);
     let ledger = Ledger::start(&url, 4).await;
-    until("there is load", || async { ledger.written() > 300 }).await;
+    ledger.until_written(300).await;
     // The others are stopped, as a cut network stops them for the primary, and hear nothing.
     for region in ["eu-west", "ap-northeast"] {
         nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGSTOP).unwrap();
@@ -246,8 +242,7 @@ async fn a_primary_that_is_cut_off_acknowledges_nothing_after_its_lease() {
         nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGCONT).unwrap();
     }
     // Connected again, it goes on: nobody has taken over meanwhile.
-    let written = ledger.written();
-    until("commits go on", || async { ledger.written() > written + 100 }).await;
+    ledger.until_written(100).await;
     let acknowledged = ledger.acknowledged().await;
     assert!(acknowledged.between(cut, cut + Duration::from_secs(1)) > 0, "within the lease commits return");
     let late = acknowledged.between(cut + Duration::from_millis(2300), end);
@@ -276,8 +271,7 @@ async fn what_only_the_old_primary_had_is_kept_aside() {
     })
     .await;
     cluster.start();
-    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
-        .await;
+    cluster.until_streams("us-east").await;
     cluster.assert_identical().await;
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM t")
         .fetch_one(&mut cluster.connect("us-east").await)
@@ -322,7 +316,6 @@ async fn a_lagging_region_first_gathers_what_a_survivor_has() {
         .unwrap();
     assert_eq!(rows, 20_000, "nothing that a survivor had is lost");
     cluster.start();
-    until("the old primary follows", || async { cluster.status()["regions"][0]["state"] == "streaming" })
-        .await;
+    cluster.until_streams("us-east").await;
     cluster.assert_identical().await;
 }

@@ -37,7 +37,7 @@ async fn a_zone_killed_does_not_stop_commits_and_a_zone_and_a_copy_make_them_wai
     for zone in ['b', 'c'] {
         let begin = now();
         cluster.kill_zone("us-east", zone).await;
-        tokio::time::sleep(WATCHED).await;
+        ledger.until_written(200).await;
         gaps.push((begin, now()));
         until("it is missed", || async { state(&cluster, &format!("{zone}1")) == "absent" }).await;
         cluster.start();
@@ -61,7 +61,7 @@ async fn a_zone_killed_does_not_stop_commits_and_a_zone_and_a_copy_make_them_wai
     std::fs::rename(&aside, &lost).unwrap();
     let mended = now();
     until("commits go on", || async { cluster.volume("us-east")["writable"] == true }).await;
-    tokio::time::sleep(WATCHED).await;
+    ledger.until_written(50).await;
     let end = now();
     cluster.start();
     let acknowledged = ledger.acknowledged().await;
@@ -142,7 +142,7 @@ async fn commits_are_held_beyond_the_rpo_and_let_through_within_it() {
     cluster.configure("rpo = \"2s\"\n");
     cluster.start();
     let ledger = Ledger::start(&writer(&cluster), 2).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    ledger.until_written(50).await;
     let killed = now();
     cluster.kill("eu-west", true).await;
     until("commits are held", || async { cluster.printed(&["status"]).contains("commits are held") }).await;
@@ -150,7 +150,7 @@ async fn commits_are_held_beyond_the_rpo_and_let_through_within_it() {
     tokio::time::sleep(WATCHED).await;
     let end = now();
     cluster.start();
-    tokio::time::sleep(WATCHED).await;
+    ledger.until_written(50).await;
     let after = now();
     let acknowledged = ledger.acknowledged().await;
     assert!(

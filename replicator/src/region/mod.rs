@@ -273,20 +273,26 @@ impl Region {
     async fn take_part(&self) -> Result<(), RegionError> {
         self.volume.opened().await?;
         let mut agreed = self.voter.watch_agreed();
-        let mut waited = false;
+        let mut trouble = String::new();
         loop {
-            if self.voter.standing().is_none() {
+            let starting = matches!(&*self.part.read().await, Part::Starting);
+            let mut tried: Result<(), String> = Ok(());
+            if starting && self.voter.standing().is_none() {
                 // A primary that was away may have been replaced: the others are asked before its writer takes anything.
-                match self.voter.change(&Change::Read).await {
-                    Ok(_) => {}
-                    Err(e) if !waited => {
-                        tracing::warn!("waiting to hear who leads: {e}");
-                        waited = true;
-                    }
-                    Err(_) => {}
-                }
+                let read = self.voter.change(&Change::Read).await;
+                tried = read.map(drop).map_err(|e| format!("waiting to hear who leads: {e}"));
             }
-            self.reconcile().await?;
+            match self.reconcile().await {
+                Err(e) if starting => return Err(e),
+                Err(e) => tried = Err(e.to_string()),
+                Ok(()) => {}
+            }
+            if let Err(e) = tried
+                && e != trouble
+            {
+                tracing::error!("{e}");
+                trouble = e;
+            }
             let refused = matches!(&*self.part.read().await, Part::Leader(leader) if leader.is_fenced());
             if refused {
                 // A region says that this epoch is over.

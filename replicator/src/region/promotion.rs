@@ -166,7 +166,11 @@ impl Region {
     async fn take_over(&self, follower: &Follower, part: &mut Part) -> Result<(), RegionError> {
         let taking = async {
             self.record(|state| state.role = Role::Primary)?;
-            let Some(engine) = follower.give_engine().await else { return Ok(()) };
+            let Some(engine) = follower.give_engine().await else {
+                // An earlier attempt was not finished, or the standby does not run.
+                follower.stop().await;
+                return self.lead_again(part).await;
+            };
             promote(&self.instance).await?;
             follower.stop().await;
             *part = Part::Leader(Box::new(self.lead(Some(engine)).await?));
