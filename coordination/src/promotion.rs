@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use proto::{Lsn, RegionName, Timeline};
 
-use crate::record::{Loss, Mode, Next, Promotion, Step};
+use crate::record::{Loss, Mode, Next, Promotion, Record, Step};
 
 /// The clocks of daemons run within this many percent of the time: so that a lease, its end as others see it, and their waiting, each
 /// off by so much, are covered by a tenth of the lease.
@@ -18,6 +18,8 @@ pub const CLOCK_DRIFT_MAX_PERCENT: u64 = 4;
 pub struct Grant {
     /// It has data that it could lead with.
     pub has_data: bool,
+    /// Its volume holds redo, whether or not it could lead: an old primary that has stopped can still give what it has.
+    pub has_redo: bool,
     /// The timeline of its newest redo.
     pub timeline: Timeline,
     /// The end of its durable redo.
@@ -30,22 +32,33 @@ pub struct Grant {
     pub stopped: bool,
 }
 
+/// A region that has redo which the one that shall lead has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    /// Its name.
+    pub from: RegionName,
+    /// The timeline of its newest redo.
+    pub timeline: Timeline,
+    /// How far it is wanted.
+    pub to_lsn: Lsn,
+}
+
 /// What is known while the old primary is shut out.
 #[derive(Debug, Clone)]
 pub struct Fence {
     needed: usize,
     lease_us: u64,
-    forced: bool,
+    record: Record,
     grants: BTreeMap<RegionName, Grant>,
     lease_over_us: u64,
 }
 
 impl Fence {
-    /// Nobody has been heard. `needed` voters must accept that the old primary is shut out, whose lease is `lease_us`; none is
-    /// waited for when the operator has given his word.
+    /// Nobody has been heard. `needed` voters must accept that the old primary is shut out, as `record` says, whose lease is
+    /// `lease_us`; none is waited for when the operator has given his word.
     #[must_use]
-    pub fn new(needed: usize, lease_us: u64, forced: bool) -> Fence {
-        Fence { needed, lease_us, forced, grants: BTreeMap::new(), lease_over_us: 0 }
+    pub fn new(needed: usize, lease_us: u64, record: Record) -> Fence {
+        Fence { needed, lease_us, record, grants: BTreeMap::new(), lease_over_us: 0 }
     }
 
     /// `voter` has accepted it, as is known at `now_us` of a clock that never steps.
@@ -59,7 +72,11 @@ impl Fence {
     /// Whether enough have accepted it, or the operator has given his word.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.forced || self.grants.len() >= self.needed
+        self.forced() || self.grants.len() >= self.needed
+    }
+
+    fn forced(&self) -> bool {
+        self.record.promotion.as_ref().is_some_and(|promotion| promotion.forced)
     }
 
     /// How many have accepted it.
@@ -78,31 +95,65 @@ impl Fence {
     #[must_use]
     pub fn waits_until(&self) -> Option<u64> {
         let stopped = self.grants.values().any(|grant| grant.stopped);
-        (!stopped && !self.forced).then_some(self.lease_over_us)
+        (!stopped && !self.forced()).then_some(self.lease_over_us)
     }
 
-    /// The region that has the most redo that `to` can continue with, if it has more than that.
+    /// The region that has the most redo, if it has more than `to`, and up to where; what was cut off is not meant.
     #[must_use]
-    pub fn ahead_of(&self, to: &RegionName) -> Option<(RegionName, Lsn)> {
-        let mine = self.grants.get(to)?;
-        let others = self.grants.iter().filter(|(name, grant)| {
-            *name != to
-                && grant.has_data
-                && grant.timeline == mine.timeline
-                && grant.durable_lsn > mine.durable_lsn
+    pub fn ahead_of(&self, to: &RegionName) -> Option<Ahead> {
+        let own = self.grants.get(to)?;
+        let (mine, at) = (self.reach(own)?, (own.timeline, own.durable_lsn));
+        let others = self.grants.iter().filter(|(name, _)| *name != to);
+        let able = others.filter(|(_, grant)| grant.has_redo);
+        let able = able.filter_map(|(name, grant)| {
+            let along = self.record.along(grant.timeline, grant.durable_lsn)?;
+            // One that has redo which was cut off still has what comes before.
+            let to_lsn = self.reach(grant).map_or(along, |_| grant.durable_lsn);
+            // What `to` cannot go on with, and its owner cannot lead with, was cut off by an epoch that began since, which said so.
+            let useful = grant.has_data || self.record.continues(at, (grant.timeline, to_lsn));
+            useful.then(|| (along, Ahead { from: name.clone(), timeline: grant.timeline, to_lsn }))
         });
-        others
-            .max_by_key(|(_, grant)| grant.durable_lsn)
-            .map(|(name, grant)| (name.clone(), grant.durable_lsn))
+        let (most, ahead) = able.max_by_key(|(along, _)| *along)?;
+        (most > mine).then_some(ahead)
     }
 
-    /// What may be lost when the new timeline begins at `fork_lsn`.
+    /// Whether `to` can lead: its redo was not cut off, and continues with the most that another has.
     #[must_use]
-    pub fn loss(&self, fork_lsn: Lsn) -> Loss {
+    pub fn can_lead(&self, to: &RegionName) -> bool {
+        let Some(mine) = self.grants.get(to) else { return false };
+        let at = (mine.timeline, mine.durable_lsn);
+        mine.has_data
+            && self.reach(mine).is_some()
+            && self.ahead_of(to).is_none_or(|ahead| self.record.continues(at, (ahead.timeline, ahead.to_lsn)))
+    }
+
+    fn reach(&self, grant: &Grant) -> Option<Lsn> {
+        self.record.reach(grant.timeline, grant.durable_lsn)
+    }
+
+    /// The timeline that the new one leaves when `to` leads with the most redo that there is.
+    #[must_use]
+    pub fn parent(&self, to: &RegionName) -> Timeline {
+        let own = self.grants.get(to).map_or(Timeline(1), |grant| grant.timeline);
+        self.ahead_of(to).map_or(own, |ahead| ahead.timeline)
+    }
+
+    /// What may be lost when the new timeline begins at `fork_lsn`. `elsewhere`: every commit that the old primary has acknowledged is also
+    /// durable in one of those who were heard.
+    #[must_use]
+    pub fn loss(&self, fork_lsn: Lsn, elsewhere: bool) -> Loss {
         let to_lsn = self.grants.values().map(|grant| grant.primary_lsn).max().unwrap_or_default();
         let stopped = self.grants.values().any(|grant| grant.stopped);
         let silent_us = self.grants.values().map(|grant| grant.silent_us).min().unwrap_or(0);
-        let us = if stopped { 0 } else { silent_us.min(self.lease_us) };
+        let us = match () {
+            () if stopped => 0,
+            // Before it has acknowledged any, it alone may have those of earlier epochs.
+            () if elsewhere && fork_lsn >= self.record.line().1 => 0,
+            // Without a lease nothing ends what it does but the operator's word, which is about now.
+            () if self.forced() => silent_us,
+            // It may be alone, and have acknowledged to the end of its lease.
+            () => self.lease_us + self.lease_us / 10,
+        };
         Loss { to_lsn: to_lsn.max(fork_lsn), us }
     }
 
@@ -119,6 +170,8 @@ pub enum Outcome {
     HandedOver {
         /// The end of all redo of the old epoch.
         end_lsn: Lsn,
+        /// Its timeline.
+        timeline: Timeline,
     },
     /// The old primary does not hand over, or not in time.
     NotHandedOver(String),
@@ -126,6 +179,8 @@ pub enum Outcome {
     Ready {
         /// The end of it.
         end_lsn: Lsn,
+        /// The timeline of that.
+        timeline: Timeline,
         /// What may be lost.
         loss: Loss,
     },
@@ -134,7 +189,7 @@ pub enum Outcome {
         /// How long no writes were taken, microseconds.
         write_gap_us: u64,
     },
-    /// The region that shall lead cannot be reached for so long that it is given up.
+    /// The region that shall lead cannot be reached for so long that it is given up, or cannot lead with the redo it has.
     TargetGone {
         /// The other voters that can be reached.
         others: BTreeMap<RegionName, Grant>,
@@ -143,19 +198,26 @@ pub enum Outcome {
 
 /// What follows at `at_us`, microseconds since 1970; none when there is nothing but to do the step again.
 #[must_use]
-pub fn after(promotion: &Promotion, at_us: i64, outcome: Outcome) -> Option<Next> {
+pub fn after(record: &Record, at_us: i64, outcome: Outcome) -> Option<Next> {
+    let promotion = record.promotion.as_ref()?;
     match (promotion.step, outcome) {
-        (Step::HandOver, Outcome::HandedOver { end_lsn }) => {
-            Some(Next::Promote { fork_lsn: end_lsn, loss: Loss { to_lsn: end_lsn, us: 0 } })
+        (Step::HandOver, Outcome::HandedOver { end_lsn, timeline }) => {
+            let loss = Loss { to_lsn: end_lsn, us: 0 };
+            Some(Next::Promote { fork_lsn: end_lsn, parent: timeline, loss })
         }
         (Step::HandOver, Outcome::NotHandedOver(why)) => Some(Next::RollBack { at_us, why }),
         (Step::HandOver, Outcome::TargetGone { .. }) => {
             Some(Next::RollBack { at_us, why: format!("{} cannot be reached any more", promotion.to) })
         }
-        (Step::Fence, Outcome::Ready { end_lsn, loss }) => Some(Next::Promote { fork_lsn: end_lsn, loss }),
+        (Step::Fence, Outcome::Ready { end_lsn, timeline, loss }) => {
+            Some(Next::Promote { fork_lsn: end_lsn, parent: timeline, loss })
+        }
         (Step::Promote, Outcome::Leads { write_gap_us }) => Some(Next::Finish { at_us, write_gap_us }),
         (Step::Fence | Step::Promote, Outcome::TargetGone { others }) => {
-            successor(promotion, &others).map(|to| Next::Replace { to })
+            let back = promotion.step == Step::Fence && others.contains_key(&promotion.from);
+            let why = || format!("no other region has redo to lead with: {} leads on", promotion.from);
+            let back = back.then(|| Next::RollBack { at_us, why: why() });
+            successor(record, promotion, &others).map(|to| Next::Replace { to, at_us }).or(back)
         }
         _ => None,
     }
@@ -163,11 +225,18 @@ pub fn after(promotion: &Promotion, at_us: i64, outcome: Outcome) -> Option<Next
 
 /// Who leads instead of a target that is gone: the one with the most redo; the old primary of a switchover before another with as
 /// much, as it needs nothing to be fetched.
-fn successor(promotion: &Promotion, others: &BTreeMap<RegionName, Grant>) -> Option<RegionName> {
-    let able = others.iter().filter(|(name, grant)| **name != promotion.to && grant.has_data);
+fn successor(
+    record: &Record,
+    promotion: &Promotion,
+    others: &BTreeMap<RegionName, Grant>,
+) -> Option<RegionName> {
+    let able = others.iter().filter(|(name, _)| **name != promotion.to);
+    let able = able.filter(|(_, grant)| grant.has_data);
+    let reach = |grant: &Grant| record.reach(grant.timeline, grant.durable_lsn);
+    let able = able.filter_map(|(name, grant)| Some((reach(grant)?, grant, name)));
     let old = |name: &RegionName| promotion.mode == Mode::Switchover && *name == promotion.from;
-    let best = able.max_by_key(|(name, grant)| (grant.timeline, grant.durable_lsn, old(name)));
-    best.map(|(name, _)| name.clone())
+    let best = able.max_by_key(|(reach, grant, name)| (*reach, grant.timeline, grant.durable_lsn, old(name)));
+    best.map(|(.., name)| name.clone())
 }
 
 #[cfg(test)]
@@ -175,7 +244,7 @@ mod tests {
     use proto::Epoch;
 
     use super::*;
-    use crate::record::{Change, Order, Record};
+    use crate::record::{Change, Order, Past};
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -183,29 +252,68 @@ mod tests {
 
     fn grant(durable_lsn: u64, silent_us: u64) -> Grant {
         let (timeline, durable_lsn) = (Timeline(1), Lsn(durable_lsn));
-        Grant { has_data: true, timeline, durable_lsn, silent_us, primary_lsn: durable_lsn, stopped: false }
+        Grant {
+            has_data: true,
+            has_redo: true,
+            timeline,
+            durable_lsn,
+            silent_us,
+            primary_lsn: durable_lsn,
+            stopped: false,
+        }
     }
 
-    fn promotion(mode: Mode) -> Promotion {
-        let order = Order { id: 1, mode, to: name("b"), by: name("b"), forced: false };
-        let record = Record::first(Epoch(1), name("a")).apply(&Change::Begin(order)).unwrap();
-        record.promotion.unwrap()
+    fn begun(mode: Mode) -> Record {
+        let order = Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, at_us: 0 };
+        Record::first(Epoch(1), name("a")).apply(&Change::Begin(order)).unwrap()
     }
 
     #[test]
     fn the_lease_is_waited_for_from_the_last_answer_of_anyone() {
-        let mut fence = Fence::new(2, 1000, false);
+        let mut fence = Fence::new(2, 1000, begun(Mode::Failover));
         fence.granted(10_000, name("b"), grant(50, 900));
         assert!(!fence.holds());
         fence.granted(10_000, name("c"), grant(70, 100));
         assert!(fence.holds());
         assert_eq!(fence.waits_until(), Some(10_000 + 1100 - 100));
-        assert_eq!(fence.ahead_of(&name("b")), Some((name("c"), Lsn(70))));
+        let ahead = |from, timeline, to_lsn| {
+            Some(Ahead { from: name(from), timeline: Timeline(timeline), to_lsn: Lsn(to_lsn) })
+        };
+        assert_eq!(fence.ahead_of(&name("b")), ahead("c", 1, 70));
         assert_eq!(fence.ahead_of(&name("c")), None);
-        assert_eq!(fence.loss(Lsn(70)), Loss { to_lsn: Lsn(70), us: 100 });
+        assert_eq!(fence.loss(Lsn(70), false), Loss { to_lsn: Lsn(70), us: 1100 });
+        assert_eq!(fence.loss(Lsn(70), true).us, 0);
         fence.granted(10_000, name("a"), Grant { stopped: true, ..grant(80, 0) });
-        assert_eq!((fence.waits_until(), fence.loss(Lsn(80)).us), (None, 0));
-        assert_eq!(Fence::new(2, 1000, true).waits_until(), None);
+        assert_eq!((fence.waits_until(), fence.loss(Lsn(80), false).us), (None, 0));
+        let mut forced = begun(Mode::Failover);
+        forced.promotion.as_mut().unwrap().forced = true;
+        assert_eq!(Fence::new(2, 1000, forced).waits_until(), None);
+    }
+
+    #[test]
+    fn redo_that_was_cut_off_neither_leads_nor_is_gathered() {
+        let mut record = begun(Mode::Failover);
+        let mut past = record.promotion.clone().unwrap();
+        (past.step, past.fork_lsn, past.parent) = (Step::Promote, Lsn(50), 1);
+        record.history.push(Past { promotion: past, at_us: 0, write_gap_us: 0, rolled_back: None });
+        record.promotion.as_mut().unwrap().epoch = Epoch(3);
+        let mut fence = Fence::new(2, 1000, record);
+        fence.granted(0, name("b"), Grant { timeline: Timeline(1), ..grant(70, 0) });
+        fence.granted(0, name("c"), Grant { timeline: Timeline(2), ..grant(60, 0) });
+        fence.granted(0, name("d"), Grant { timeline: Timeline(1), ..grant(40, 0) });
+        assert!(!fence.can_lead(&name("b")), "beyond the fork");
+        assert!(fence.can_lead(&name("c")) && fence.can_lead(&name("d")));
+        assert_eq!(fence.ahead_of(&name("c")), None);
+        let ahead = |from, timeline, to_lsn| {
+            Some(Ahead { from: name(from), timeline: Timeline(timeline), to_lsn: Lsn(to_lsn) })
+        };
+        assert_eq!(fence.ahead_of(&name("d")), ahead("c", 2, 60), "on the next timeline of its line");
+        assert_eq!(fence.parent(&name("d")), Timeline(2));
+        // Without it the one that was cut off has the most that counts, up to where it was.
+        fence.grants.remove(&name("c"));
+        assert_eq!(fence.ahead_of(&name("d")), ahead("b", 1, 50));
+        assert!(fence.can_lead(&name("d")));
+        assert_eq!((fence.loss(Lsn(50), true).us, fence.loss(Lsn(49), true).us), (0, 1100));
     }
 
     #[test]
@@ -217,26 +325,30 @@ mod tests {
 
     #[test]
     fn each_step_leads_to_the_next_or_back() {
-        let (switchover, failover) = (promotion(Mode::Switchover), promotion(Mode::Failover));
-        let promote = |loss| Some(Next::Promote { fork_lsn: Lsn(9), loss });
-        let handed_over = Outcome::HandedOver { end_lsn: Lsn(9) };
+        let (switchover, failover) = (begun(Mode::Switchover), begun(Mode::Failover));
+        let promote = |loss| Some(Next::Promote { fork_lsn: Lsn(9), parent: Timeline(1), loss });
+        let handed_over = Outcome::HandedOver { end_lsn: Lsn(9), timeline: Timeline(1) };
         assert_eq!(after(&switchover, 0, handed_over), promote(Loss { to_lsn: Lsn(9), us: 0 }));
         let late = Outcome::NotHandedOver("late".into());
         assert_eq!(after(&switchover, 5, late), Some(Next::RollBack { at_us: 5, why: "late".into() }));
         let loss = Loss { to_lsn: Lsn(20), us: 3 };
-        assert_eq!(after(&failover, 0, Outcome::Ready { end_lsn: Lsn(9), loss }), promote(loss));
+        let ready = Outcome::Ready { end_lsn: Lsn(9), timeline: Timeline(1), loss };
+        assert_eq!(after(&failover, 0, ready), promote(loss));
         let others = BTreeMap::from([(name("c"), grant(70, 0)), (name("d"), grant(60, 0))]);
         let gone = Outcome::TargetGone { others };
-        assert_eq!(after(&failover, 0, gone), Some(Next::Replace { to: name("c") }));
+        assert_eq!(after(&failover, 0, gone), Some(Next::Replace { to: name("c"), at_us: 0 }));
         let nobody = Outcome::TargetGone { others: BTreeMap::new() };
         assert_eq!(after(&failover, 0, nobody), None);
+        let alive = Outcome::TargetGone { others: BTreeMap::from([(name("a"), Grant::default())]) };
+        assert!(matches!(after(&failover, 0, alive), Some(Next::RollBack { .. })), "the old one leads on");
     }
 
     #[test]
     fn a_switchover_whose_target_dies_goes_back_to_the_old_primary() {
-        let promoting = Promotion { step: Step::Promote, ..promotion(Mode::Switchover) };
+        let mut promoting = begun(Mode::Switchover);
+        promoting.promotion.as_mut().unwrap().step = Step::Promote;
         let others = BTreeMap::from([(name("a"), grant(70, 0)), (name("c"), grant(70, 0))]);
         let gone = Outcome::TargetGone { others };
-        assert_eq!(after(&promoting, 0, gone), Some(Next::Replace { to: name("a") }));
+        assert_eq!(after(&promoting, 0, gone), Some(Next::Replace { to: name("a"), at_us: 0 }));
     }
 }

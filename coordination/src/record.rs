@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use proto::{Epoch, Lsn, RegionName};
+use proto::{Epoch, Lsn, RegionName, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// The promotions that the history keeps.
@@ -83,8 +83,10 @@ pub struct Promotion {
     pub attempt: u32,
     /// The operator's word that the old primary does not run: nobody is waited for.
     pub forced: bool,
-    /// Where the new timeline begins, once that is known.
+    /// Where the new timeline begins, once that is known. Its number is the epoch's.
     pub fork_lsn: Lsn,
+    /// The number of the timeline that it leaves there.
+    pub parent: u32,
     /// What may be lost.
     pub loss: Loss,
     /// What was done so far.
@@ -121,8 +123,16 @@ pub struct Past {
     pub at_us: i64,
     /// How long no writes were taken, microseconds, as far as that is known.
     pub write_gap_us: u64,
-    /// Why it was rolled back, if it was.
+    /// Why it did not end as it should: a switchover was rolled back, or another region was to lead instead.
     pub rolled_back: Option<String>,
+}
+
+impl Past {
+    /// Whether its epoch began: then redo beyond its fork was cut off, whatever came after it.
+    #[must_use]
+    pub fn began(&self) -> bool {
+        self.promotion.step == Step::Promote
+    }
 }
 
 /// What a region may do by the record that it knows.
@@ -180,6 +190,8 @@ pub struct Order {
     pub by: RegionName,
     /// The operator's word that the old primary does not run.
     pub forced: bool,
+    /// When, microseconds since 1970, by the clock of the voter that coordinates.
+    pub at_us: i64,
 }
 
 /// What follows a step.
@@ -189,6 +201,8 @@ pub enum Next {
     Promote {
         /// Where the new timeline begins.
         fork_lsn: Lsn,
+        /// The timeline that it leaves.
+        parent: Timeline,
         /// What may be lost.
         loss: Loss,
     },
@@ -199,7 +213,7 @@ pub enum Next {
         /// How long no writes were taken, microseconds.
         write_gap_us: u64,
     },
-    /// A switchover is given up before the new epoch began; the old primary goes on.
+    /// It is given up before the new epoch began; the old primary goes on.
     RollBack {
         /// When, microseconds since 1970.
         at_us: i64,
@@ -211,6 +225,8 @@ pub enum Next {
     Replace {
         /// The other one.
         to: RegionName,
+        /// When, microseconds since 1970.
+        at_us: i64,
     },
 }
 
@@ -273,6 +289,13 @@ impl Record {
         self.promotion.as_ref().is_some_and(asked)
     }
 
+    /// Whether `region`, which shall lead `epoch`, is at the step at which it gathers what survivors have.
+    #[must_use]
+    pub fn gathers(&self, region: &RegionName, epoch: Epoch) -> bool {
+        let asked = |p: &Promotion| p.step == Step::Fence && p.to == *region && p.epoch == epoch;
+        self.promotion.as_ref().is_some_and(asked)
+    }
+
     /// The record after `change`. A change that was made already changes nothing, as its answer may have been lost.
     ///
     /// # Errors
@@ -312,6 +335,7 @@ impl Record {
         if order.to == self.primary {
             return Err(Conflict::LeadsAlready(self.primary.clone()));
         }
+        self.end(order.at_us, 0, Some(format!("a failover to {} was ordered instead", order.to)));
         self.promotion = Some(Promotion {
             id: order.id,
             mode: order.mode,
@@ -326,6 +350,7 @@ impl Record {
             attempt: 0,
             forced: order.forced,
             fork_lsn: Lsn::ZERO,
+            parent: 0,
             loss: Loss::default(),
             steps: Vec::new(),
         });
@@ -345,9 +370,10 @@ impl Record {
             promotion.steps.truncate(STEPS_MAX);
         };
         match (next, promotion.step) {
-            (Next::Promote { fork_lsn, loss }, Step::HandOver | Step::Fence) => {
+            (Next::Promote { fork_lsn, parent, loss }, Step::HandOver | Step::Fence) => {
                 steps(promotion);
                 (promotion.step, promotion.fork_lsn, promotion.loss) = (Step::Promote, *fork_lsn, *loss);
+                promotion.parent = parent.0;
                 (self.epoch, self.primary) = (promotion.epoch, promotion.to.clone());
             }
             (Next::Promote { fork_lsn, .. }, Step::Promote) if promotion.fork_lsn == *fork_lsn => {}
@@ -355,24 +381,103 @@ impl Record {
                 steps(promotion);
                 self.end(*at_us, *write_gap_us, None);
             }
-            (Next::RollBack { at_us, why }, Step::HandOver) => {
+            (Next::RollBack { at_us, why }, Step::HandOver | Step::Fence) => {
                 steps(promotion);
                 self.end(*at_us, 0, Some(why.clone()));
+                // One that was given up for this leads after all, and will acknowledge.
+                let leads = |past: &&mut Past| past.began() && past.promotion.epoch == self.epoch;
+                if let Some(past) = self.history.iter_mut().find(leads) {
+                    past.rolled_back = None;
+                }
             }
-            (Next::Replace { to }, Step::Fence) => {
+            (Next::Replace { to, .. }, Step::Fence) => {
                 steps(promotion);
                 promotion.to = to.clone();
             }
-            (Next::Replace { to }, Step::Promote) => {
+            (Next::Replace { to, at_us }, Step::Promote) => {
                 steps(promotion);
-                promotion.from = promotion.to.clone();
-                promotion.to = to.clone();
-                promotion.epoch = Epoch(promotion.epoch.0 + 1);
-                (promotion.mode, promotion.step) = (Mode::Failover, Step::Fence);
+                let goes_on = Promotion {
+                    from: promotion.to.clone(),
+                    to: to.clone(),
+                    epoch: Epoch(promotion.epoch.0 + 1),
+                    mode: Mode::Failover,
+                    step: Step::Fence,
+                    ..promotion.clone()
+                };
+                let why =
+                    format!("{} could not be reached, and took no writes: {to} leads instead", promotion.to);
+                self.end(*at_us, 0, Some(why));
+                self.promotion = Some(goes_on);
             }
             _ => return Err(Conflict::OtherStep),
         }
         Ok(())
+    }
+
+    /// The promotions whose epoch began, newest first.
+    fn begun(&self) -> impl Iterator<Item = &Promotion> {
+        let current = self.promotion.iter().filter(|p| p.step == Step::Promote);
+        current.chain(self.history.iter().rev().filter(|past| past.began()).map(|past| &past.promotion))
+    }
+
+    /// How much of `timeline` is on the way to `on`: all of it when that is the same, none when it is another line, or one so old
+    /// that the history does not tell.
+    fn share(&self, timeline: Timeline, on: Timeline) -> Option<Lsn> {
+        let (mut at, mut end_lsn) = (on, Lsn(u64::MAX));
+        for promotion in self.begun() {
+            if at <= timeline {
+                break;
+            }
+            if promotion.epoch.0 == u64::from(at.0) {
+                (at, end_lsn) = (Timeline(promotion.parent), end_lsn.min(promotion.fork_lsn));
+            }
+        }
+        (at == timeline).then_some(end_lsn)
+    }
+
+    /// The newest epoch in which commits were acknowledged: its timeline, and where that began.
+    #[must_use]
+    pub fn line(&self) -> (Timeline, Lsn) {
+        let finished = self.history.iter().rev().find(|past| past.began() && past.rolled_back.is_none());
+        finished.map_or((Timeline(1), Lsn::ZERO), |Past { promotion, .. }| {
+            let number = u32::try_from(promotion.epoch.0).unwrap_or(u32::MAX);
+            (Timeline(number), promotion.fork_lsn)
+        })
+    }
+
+    /// How far redo up to `lsn` on `timeline` is on the [line](Record::line) of that epoch; what it has beyond was cut off. None when it is on
+    /// another one.
+    #[must_use]
+    pub fn along(&self, timeline: Timeline, lsn: Lsn) -> Option<Lsn> {
+        let (line, _) = self.line();
+        let fork_lsn = match timeline > line {
+            // An epoch that began in vain: it has acknowledged nothing, and has what was there when it began.
+            true => self.share(line, timeline),
+            false => self.share(timeline, line),
+        };
+        fork_lsn.map(|fork_lsn| lsn.min(fork_lsn))
+    }
+
+    /// How far redo up to `lsn` on `timeline` follows that line; none when some of it was cut off from that. To lead with such redo would
+    /// lose what was acknowledged since.
+    #[must_use]
+    pub fn reach(&self, timeline: Timeline, lsn: Lsn) -> Option<Lsn> {
+        self.along(timeline, lsn).filter(|along| *along == lsn || timeline > self.line().0)
+    }
+
+    /// Whether redo up to `more` continues the redo up to `less`: each a timeline and an end.
+    #[must_use]
+    pub fn continues(&self, less: (Timeline, Lsn), more: (Timeline, Lsn)) -> bool {
+        less.1 <= more.1 && self.share(less.0, more.0).is_some_and(|fork_lsn| less.1 <= fork_lsn)
+    }
+
+    /// How promotion `id` ended; none when it has not.
+    #[must_use]
+    pub fn ended(&self, id: u64) -> Option<&Past> {
+        if self.promotion.as_ref().is_some_and(|p| p.id == id) {
+            return None;
+        }
+        self.history.iter().rev().find(|past| past.promotion.id == id)
     }
 
     fn end(&mut self, at_us: i64, write_gap_us: u64, rolled_back: Option<String>) {
@@ -396,7 +501,7 @@ mod tests {
     }
 
     fn order(mode: Mode, to: &str) -> Change {
-        Change::Begin(Order { id: 7, mode, to: name(to), by: name(to), forced: false })
+        Change::Begin(Order { id: 7, mode, to: name(to), by: name(to), forced: false, at_us: 0 })
     }
 
     fn advance(attempt: u32, next: Next) -> Change {
@@ -404,7 +509,7 @@ mod tests {
     }
 
     fn promote() -> Next {
-        Next::Promote { fork_lsn: Lsn(9), loss: Loss::default() }
+        Next::Promote { fork_lsn: Lsn(9), parent: Timeline(1), loss: Loss::default() }
     }
 
     const FINISH: Next = Next::Finish { at_us: 1, write_gap_us: 2 };
@@ -440,13 +545,56 @@ mod tests {
         assert_eq!(fenced.standing(&a), Standing::Fenced);
         assert!(!fenced.supports(&a, Epoch(1)), "its lease ends");
         assert_eq!(fenced.apply(&advance(0, FINISH)).unwrap_err(), Conflict::OtherStep);
-        let replaced = fenced.apply(&advance(0, Next::Replace { to: name("c") })).unwrap();
+        let replaced = fenced.apply(&advance(0, Next::Replace { to: name("c"), at_us: 5 })).unwrap();
         assert_eq!(replaced.promotion.as_ref().map(|p| (p.to.as_str(), p.epoch)), Some(("c", Epoch(2))));
         let promoting = fenced.apply(&advance(0, promote())).unwrap();
-        let replaced = promoting.apply(&advance(0, Next::Replace { to: name("c") })).unwrap();
+        let replaced = promoting.apply(&advance(0, Next::Replace { to: name("c"), at_us: 5 })).unwrap();
+        let given_up = &replaced.history[0];
+        assert_eq!((given_up.promotion.epoch, given_up.began(), given_up.at_us), (Epoch(2), true, 5));
+        assert_eq!(replaced.ended(7), None, "it goes on, to another region");
         let p = replaced.promotion.as_ref().unwrap();
         assert_eq!((p.from.as_str(), p.to.as_str(), p.epoch, p.step), ("b", "c", Epoch(3), Step::Fence));
         assert_eq!(replaced.standing(&name("b")), Standing::Fenced);
+    }
+
+    #[test]
+    fn redo_that_was_cut_off_does_not_reach() {
+        let begin = |record: &Record, id, to: &str, fork_lsn, parent| {
+            let order =
+                Order { id, mode: Mode::Failover, to: name(to), by: name(to), forced: false, at_us: 0 };
+            let begun = record.apply(&Change::Begin(order)).unwrap();
+            let next =
+                Next::Promote { fork_lsn: Lsn(fork_lsn), parent: Timeline(parent), loss: Loss::default() };
+            begun.apply(&Change::Advance { id, attempt: 0, next, done: vec![] }).unwrap()
+        };
+        let over = |record: &Record, id| {
+            record.apply(&Change::Advance { id, attempt: 0, next: FINISH, done: vec![] }).unwrap()
+        };
+        let second = over(&begin(&first(), 1, "b", 50, 1), 1);
+        // Epoch 3 begins in vain, 4 instead of it from timeline 2, and 5 from that.
+        let third = begin(&second, 2, "c", 70, 2);
+        assert_eq!(third.reach(Timeline(3), Lsn(75)), Some(Lsn(70)), "what it had when it began");
+        assert_eq!(third.reach(Timeline(2), Lsn(75)), Some(Lsn(75)), "nothing was acknowledged on 3");
+        let fourth = over(&begin(&third, 3, "a", 80, 2), 3);
+        let at = |timeline, lsn| fourth.reach(Timeline(timeline), Lsn(lsn));
+        assert_eq!(
+            (at(4, 99), at(2, 80), at(2, 81), at(1, 50)),
+            (Some(Lsn(99)), Some(Lsn(80)), None, Some(Lsn(50)))
+        );
+        assert_eq!((at(1, 51), at(3, 75)), (None, None), "cut off");
+        // The failover that 3 was given up for is rolled back: it acknowledges on.
+        let order =
+            Order { id: 4, mode: Mode::Failover, to: name("a"), by: name("a"), forced: false, at_us: 0 };
+        let back = Next::RollBack { at_us: 1, why: "nobody".into() };
+        let back = Change::Advance { id: 4, attempt: 0, next: back, done: vec![] };
+        let third_on = third.apply(&Change::Begin(order)).unwrap().apply(&back).unwrap();
+        assert_eq!(third_on.reach(Timeline(3), Lsn(75)), Some(Lsn(75)));
+        assert_eq!(third_on.reach(Timeline(2), Lsn(75)), None);
+        let continues = |less: (u32, u64), more: (u32, u64)| {
+            fourth.continues((Timeline(less.0), Lsn(less.1)), (Timeline(more.0), Lsn(more.1)))
+        };
+        assert!(continues((1, 50), (4, 90)) && continues((2, 80), (4, 90)) && continues((2, 70), (2, 75)));
+        assert!(!continues((1, 51), (4, 90)) && !continues((3, 75), (4, 90)) && !continues((4, 90), (2, 80)));
     }
 
     #[test]
@@ -464,10 +612,13 @@ mod tests {
     #[test]
     fn one_promotion_at_a_time_unless_a_failover_is_ordered() {
         let handing = first().apply(&order(Mode::Switchover, "b")).unwrap();
-        let other = |mode| Change::Begin(Order { id: 8, mode, to: name("c"), by: name("c"), forced: false });
+        let other = |mode| {
+            Change::Begin(Order { id: 8, mode, to: name("c"), by: name("c"), forced: false, at_us: 5 })
+        };
         assert!(matches!(handing.apply(&other(Mode::Switchover)), Err(Conflict::InProgress { .. })));
         let failing = handing.apply(&other(Mode::Failover)).unwrap();
         assert_eq!(failing.promotion.as_ref().map(|p| p.epoch), Some(Epoch(3)), "an epoch is given once");
+        assert!(failing.ended(7).is_some_and(|past| past.rolled_back.is_some() && !past.began()));
         assert!(matches!(first().apply(&order(Mode::Failover, "a")), Err(Conflict::LeadsAlready(_))));
     }
 }

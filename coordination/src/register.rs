@@ -61,6 +61,7 @@ pub struct Acceptor {
 
 /// A voter's answer to either round.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "made and taken apart at once, never stored")]
 pub enum Answer {
     /// It takes nothing below the number any more; this it has accepted.
     Promised(Accepted),
@@ -140,6 +141,7 @@ pub struct Tally {
 
 /// What the answers so far say.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "made and taken apart at once, never stored")]
 pub enum Verdict {
     /// More answers are needed.
     Open,

@@ -21,6 +21,8 @@ pub struct Account {
     pub own_name: String,
     /// Whether this process must become the account to run PostgreSQL.
     switch: bool,
+    /// What it runs gives way to others.
+    gentle: bool,
 }
 
 /// Why there is no account to run PostgreSQL as.
@@ -84,14 +86,28 @@ impl Account {
             user_id: user.uid.as_raw(),
             group_id: user.gid.as_raw(),
             switch: user.uid != own.uid,
+            gentle: false,
             own_name: own.name,
         })
+    }
+
+    /// The same account, whose commands give way to all others on the machine.
+    #[must_use]
+    pub fn gently(mut self) -> Account {
+        self.gentle = true;
+        self
     }
 
     /// A command that runs as the account, in a process group of its own: a terminal's Ctrl-C is for us, not for it.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+        let mut command = if self.gentle {
+            let mut command = Command::new("nice");
+            command.args(["-n", "15"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
         command.env("LC_ALL", "C").current_dir("/").process_group(0);
         if self.switch {
             command.uid(self.user_id).gid(self.group_id);

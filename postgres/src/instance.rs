@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proto::SystemId;
+use proto::{Lsn, SystemId, Timeline, TimelineHistory};
 
 use crate::account::{Account, AccountError};
 use crate::client::ConnectOptions;
 use crate::installation::Installation;
+use crate::walsender::REHEARSAL;
 
 /// The superuser that every instance has.
 pub const SUPERUSER: &str = "postgres";
@@ -223,6 +224,58 @@ impl Instance {
         Ok(())
     }
 
+    /// Makes a copy of a standby's data an instance by itself: it reaches `target_lsn` with redo from the walsender in `feed`, waits
+    /// there, and nobody reaches it but by its own socket. Whatever could reach out of it is off, `preload` is what is left of
+    /// `shared_preload_libraries`, and its memory is small.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn configure_rehearsal(
+        &self,
+        feed: &Path,
+        target_lsn: Lsn,
+        preload: &str,
+    ) -> Result<(), InstanceError> {
+        let InstanceOptions { account, data_dir, socket_dir, listen, .. } = &self.options;
+        let conninfo = format!(
+            "host={} port={WALSENDER_PORT} user={SUPERUSER} application_name={REHEARSAL}",
+            feed.display()
+        );
+        let ours = [
+            ("cluster_name", REHEARSAL),
+            ("listen_addresses", ""),
+            ("port", &listen.port().to_string()),
+            ("unix_socket_directories", &socket_dir.display().to_string()),
+            ("primary_conninfo", &conninfo),
+            ("primary_slot_name", ""),
+            ("synchronous_standby_names", ""),
+            ("recovery_target_lsn", &target_lsn.to_string()),
+            ("recovery_target_inclusive", "off"),
+            ("recovery_target_action", "pause"),
+            ("archive_mode", "off"),
+            ("archive_cleanup_command", ""),
+            ("recovery_end_command", ""),
+            ("restore_command", ""),
+            ("logging_collector", "off"),
+            ("max_logical_replication_workers", "0"),
+            ("shared_preload_libraries", preload),
+            ("shared_buffers", "128MB"),
+            ("huge_pages", "off"),
+            ("autovacuum", "off"),
+            ("jit", "off"),
+            // Made durable again before it is promoted.
+            ("fsync", "off"),
+        ];
+        // Read last, whatever else is set: and the data are ours to throw away.
+        let path = data_dir.join("postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&path).map_err(at(&path))?;
+        text += "\n# For a rehearsal\n";
+        text.extend(ours.iter().map(|(key, value)| setting(key, value)));
+        self.write(&path, &text)?;
+        self.write(&data_dir.join("standby.signal"), "")?;
+        account.make_private(socket_dir).map_err(InstanceError::from)
+    }
+
     /// Starts the instance if it does not run, and waits until it accepts connections.
     ///
     /// # Errors
@@ -231,6 +284,8 @@ impl Instance {
         let InstanceOptions { installation, account, data_dir, log_file, .. } = &self.options;
         if self.process().is_none() {
             account.check_reach(data_dir)?;
+            self.remove_unused_histories()?;
+            self.disown_stale_locks()?;
             let mut log = std::fs::OpenOptions::new();
             let log = log.create(true).append(true).mode(0o600).open(log_file).map_err(at(log_file))?;
             let errors = log.try_clone().map_err(at(log_file))?;
@@ -264,6 +319,22 @@ impl Instance {
         });
         let not_ready = || InstanceError::NotReady(patience.as_secs(), log_file.display().to_string());
         started.await.unwrap_or_else(|_| Err(not_ready()))
+    }
+
+    /// A postmaster that was killed leaves its lock files, and where ids start anew with the container, its id is another process's by now:
+    /// PostgreSQL would take that for itself. No postmaster works here: so they get an id that no process has, and PostgreSQL removes them.
+    /// The rest of them stays, as it looks there for shared memory that is still used.
+    pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
+        let InstanceOptions { data_dir, socket_dir, listen, .. } = &self.options;
+        let socket = socket_dir.join(format!(".s.PGSQL.{}.lock", listen.port()));
+        for path in [data_dir.join("postmaster.pid"), socket] {
+            match std::fs::read_to_string(&path) {
+                Ok(content) => self.write(&path, &disowned(&content))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(at(&path)(e)),
+            }
+        }
+        Ok(())
     }
 
     /// Whether it accepts connections.
@@ -303,17 +374,57 @@ impl Instance {
         run("psql", command.arg(socket_dir).arg("-p").arg(listen.port().to_string())).map(drop)
     }
 
+    fn history_path(&self, timeline: Timeline) -> PathBuf {
+        self.options.data_dir.join("pg_wal").join(TimelineHistory::file_name(timeline))
+    }
+
+    /// Whether this PostgreSQL is on `timeline` by a promotion of its own or another's: it has that one's history.
+    #[must_use]
+    pub fn has_begun(&self, timeline: Timeline) -> bool {
+        let history = std::fs::read(self.history_path(timeline));
+        timeline == Timeline(1) || history.is_ok_and(|content| content != TimelineHistory::UNUSED.as_bytes())
+    }
+
+    /// Removes what [`Instance::promote`] and a walreceiver left when they were killed before the history came for which the unused
+    /// numbers were marked: PostgreSQL would take the highest of them for the timeline to recover to.
+    fn remove_unused_histories(&self) -> Result<(), InstanceError> {
+        let wal = self.options.data_dir.join("pg_wal");
+        let Ok(entries) = std::fs::read_dir(&wal) else { return Ok(()) };
+        let (mut unused, mut newest) = (Vec::new(), 0);
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".history"));
+            let Some(number) = number.and_then(|number| u32::from_str_radix(number, 16).ok()) else {
+                continue;
+            };
+            match std::fs::read(&path).map_err(at(&path))? == TimelineHistory::UNUSED.as_bytes() {
+                true => unused.push((number, path)),
+                false => newest = newest.max(number),
+            }
+        }
+        for (_, path) in unused.into_iter().filter(|(number, _)| *number > newest) {
+            std::fs::remove_file(&path).map_err(at(&path))?;
+        }
+        Ok(())
+    }
+
     /// Whether this is a standby that was not promoted.
     #[must_use]
     pub fn is_standby(&self) -> bool {
         self.options.data_dir.join("standby.signal").exists()
     }
 
-    /// Tells a running standby to end recovery and take writes. It does so a moment later.
+    /// Tells a standby to become a writer, on `timeline`. PostgreSQL takes the number after the highest one that it finds a history
+    /// file of: so the numbers between are given files that say that they are unused.
     ///
     /// # Errors
-    /// When it does not run.
-    pub fn promote(&self) -> Result<(), InstanceError> {
+    /// When it cannot be told.
+    pub fn promote(&self, timeline: Timeline) -> Result<(), InstanceError> {
+        for unused in (2..timeline.0).map(Timeline) {
+            let path = self.history_path(unused);
+            if !path.exists() {
+                self.write(&path, TimelineHistory::UNUSED)?;
+            }
+        }
         let InstanceOptions { installation, account, data_dir, .. } = &self.options;
         let mut command = account.command(&installation.program("pg_ctl"));
         run("pg_ctl", command.args(["promote", "--no-wait", "--silent", "--pgdata"]).arg(data_dir)).map(drop)
@@ -335,12 +446,24 @@ impl Instance {
     /// # Errors
     /// When there is no control file.
     pub fn system_id(&self) -> Result<SystemId, InstanceError> {
+        let id = self.control_data("Database system identifier")?;
+        id.parse().map(SystemId).map_err(|_| InstanceError::ControlData("the system identifier"))
+    }
+
+    /// What pg_controldata says of `name`; empty when it says nothing.
+    pub(crate) fn control_data(&self, name: &str) -> Result<String, InstanceError> {
         let InstanceOptions { installation, account, data_dir, .. } = &self.options;
         let text =
             run("pg_controldata", account.command(&installation.program("pg_controldata")).arg(data_dir))?;
-        let field = text.lines().find_map(|line| line.strip_prefix("Database system identifier:"));
-        let id = field.and_then(|value| value.trim().parse().ok());
-        id.map(SystemId).ok_or(InstanceError::ControlData("the system identifier"))
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(value.unwrap_or_default().trim().to_owned())
+    }
+
+    /// One more of our settings, until the configuration is written anew.
+    pub(crate) fn add_setting(&self, key: &str, value: &str) -> Result<(), InstanceError> {
+        let path = self.options.data_dir.join("replicator.conf");
+        let text = std::fs::read_to_string(&path).map_err(at(&path))?;
+        self.write(&path, &format!("{text}{}", setting(key, value)))
     }
 
     fn settings(&self, part: Part) -> String {
@@ -371,11 +494,10 @@ impl Instance {
             ("wal_retrieve_retry_interval", "100ms"),
             ("wal_receiver_status_interval", "1s"),
         ];
-        let quoted = |key: &str, value: &str| format!("{key} = '{}'\n", value.replace('\'', "''"));
         let mut text =
             format!("# Written at each start for the part of a {part:?}; changes here are lost.\n");
-        text.extend(settings.iter().map(|(key, value)| quoted(key, value)));
-        text.extend(ours.iter().map(|(key, value)| quoted(key, value)));
+        text.extend(settings.iter().map(|(key, value)| setting(key, value)));
+        text.extend(ours.iter().map(|(key, value)| setting(key, value)));
         text
     }
 
@@ -400,6 +522,20 @@ impl Instance {
         self.options.account.own(&temporary)?;
         std::fs::rename(&temporary, path).map_err(at(path))
     }
+}
+
+/// A line of a configuration file.
+fn setting(key: &str, value: &str) -> String {
+    format!("{key} = '{}'\n", value.replace('\'', "''"))
+}
+
+/// Linux gives no process an id as high as this.
+const NO_PROCESS: &str = "4194304";
+
+/// A lock file's content with the id of no process.
+fn disowned(content: &str) -> String {
+    let rest = content.split_once('\n').map_or("", |(_, rest)| rest);
+    format!("{NO_PROCESS}\n{rest}")
 }
 
 /// The line of `postgresql.conf` that brings ours in.
@@ -461,4 +597,15 @@ fn last_lines(path: &Path) -> String {
     let text = String::from_utf8_lossy(&content[content.len().saturating_sub(2000)..]).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(4)..].join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_lock_keeps_all_but_its_owner() {
+        assert_eq!(disowned("18\n/data\n1700000000\n5432\n"), "4194304\n/data\n1700000000\n5432\n");
+        assert_eq!(disowned(""), "4194304\n");
+    }
 }

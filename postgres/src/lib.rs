@@ -8,6 +8,7 @@ pub mod base_backup;
 pub mod client;
 pub mod installation;
 pub mod instance;
+pub mod rewind;
 pub mod seed;
 pub mod walsender;
 pub mod wire;

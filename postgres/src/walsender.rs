@@ -23,6 +23,9 @@ const STARTUP_BYTES_MAX: usize = 10_000;
 /// The most redo in one message to a standby, as in PostgreSQL.
 const REDO_MESSAGE_BYTES_MAX: usize = 128 * 1024;
 
+/// PostgreSQL can be built with pages of redo of up to this many bytes; every smaller size divides it.
+const PAGE_BYTES_MAX: u64 = 64 * 1024;
+
 /// Redo that is ready together leaves in one write of up to about this size.
 const WRITE_BYTES: usize = 512 * 1024;
 
@@ -84,6 +87,9 @@ pub struct RedoPiece {
     pub bytes: Bytes,
 }
 
+/// The `application_name` of a clone that is fed for a rehearsal: how far it is does not count for the region.
+pub const REHEARSAL: &str = "replicator_drill";
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WalsenderError {
@@ -139,6 +145,8 @@ pub struct SourceView {
 pub struct Session {
     server_version: String,
     phase: Phase,
+    /// What it reports says how far the region is.
+    counts: bool,
     sent_lsn: Lsn,
     progress: StandbyProgress,
     heard_us: i64,
@@ -163,6 +171,7 @@ impl Session {
         Session {
             server_version: server_version.to_owned(),
             phase: Phase::Startup,
+            counts: true,
             sent_lsn: Lsn::ZERO,
             progress: StandbyProgress::default(),
             heard_us: now_us,
@@ -181,6 +190,7 @@ impl Session {
             version if version >> 16 == 3 => {
                 let mut replication = false;
                 while let Some((name, value)) = take_text(&mut packet).zip(take_text(&mut packet)) {
+                    self.counts &= name != "application_name" || value != REHEARSAL;
                     replication |=
                         name == "replication" && matches!(value.as_str(), "true" | "on" | "yes" | "1");
                 }
@@ -280,7 +290,10 @@ impl Session {
                 if !self.behind() {
                     self.next_ask_us = now_us + KEEPALIVE_US;
                 }
-                let mut outputs = vec![Output::Progress(progress)];
+                let mut outputs = Vec::new();
+                if self.counts {
+                    outputs.push(Output::Progress(progress));
+                }
                 if reply_requested {
                     outputs.push(Output::Send(keepalive_quietly(self.sent_lsn, now_us)));
                 }
@@ -314,9 +327,13 @@ impl Session {
                 result("IDENTIFY_SYSTEM", &columns, &[Some(&system), Some(&timeline), Some(&end), None])
             }
             ["TIMELINE_HISTORY", number] => match number.parse() {
-                Ok(number) if number == source.history.timeline.0 && number > 1 => {
+                Ok(number) if number > 1 && number <= source.history.timeline.0 => {
                     let name = TimelineHistory::file_name(Timeline(number));
-                    let content = String::from_utf8_lossy(&source.history.content);
+                    // A standby that missed several promotions asks for every number on the way, and reads the newest.
+                    let content = match number == source.history.timeline.0 {
+                        true => String::from_utf8_lossy(&source.history.content),
+                        false => TimelineHistory::UNUSED.into(),
+                    };
                     result(
                         "TIMELINE_HISTORY",
                         &[("filename", TEXT), ("content", TEXT)],
@@ -506,12 +523,20 @@ fn keepalive_message(end_lsn: Lsn, now_us: i64, reply: u8) -> Bytes {
 }
 
 /// Appends `piece`, up to `end_lsn` where the timeline ends; returns the end of what was appended.
+///
+/// A message ends where a page does, or the piece: a standby may read what it has flushed after any message, and takes the rest of a
+/// record's first page for there once the record's header is (`XLogDecodeNextRecord` in PostgreSQL's `xlogreader.c`).
 fn put_redo(out: &mut BytesMut, piece: &RedoPiece, end_lsn: Option<Lsn>, now_us: i64) -> Lsn {
     let room = end_lsn.map_or(u64::MAX, |end_lsn| end_lsn.bytes_since(piece.begin_lsn));
     let length = piece.bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
     let piece_end_lsn = piece.begin_lsn + length as u64;
     let mut at_lsn = piece.begin_lsn;
-    for chunk in piece.bytes[..length].chunks(REDO_MESSAGE_BYTES_MAX) {
+    let mut rest = &piece.bytes[..length];
+    while !rest.is_empty() {
+        let full_lsn = at_lsn + REDO_MESSAGE_BYTES_MAX as u64;
+        let page_lsn = Lsn(full_lsn.0 - full_lsn.0 % PAGE_BYTES_MAX);
+        let fits = usize::try_from(page_lsn.bytes_since(at_lsn)).unwrap_or(usize::MAX);
+        let (chunk, later) = rest.split_at(fits.min(rest.len()));
         put_message(out, b'd', |body| {
             body.put_u8(b'w');
             body.put_u64(at_lsn.0);
@@ -519,7 +544,7 @@ fn put_redo(out: &mut BytesMut, piece: &RedoPiece, end_lsn: Option<Lsn>, now_us:
             body.put_i64(wire::to_postgres_us(now_us));
             body.put_slice(chunk);
         });
-        at_lsn = at_lsn + chunk.len() as u64;
+        (at_lsn, rest) = (at_lsn + chunk.len() as u64, later);
     }
     at_lsn
 }
@@ -760,6 +785,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_message_of_redo_ends_with_a_page_or_with_the_piece(begin in 0..3_000_000_u64, length in 1..1_500_000_usize) {
+            let bytes: Bytes = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let piece = RedoPiece { begin_lsn: Lsn(begin), timeline: Timeline(1), bytes: bytes.clone() };
+            let (mut out, mut at, mut redo) = (BytesMut::new(), begin, Vec::new());
+            prop_assert_eq!(put_redo(&mut out, &piece, None, 0), Lsn(begin) + length as u64);
+            while !out.is_empty() {
+                let message = wire::take_message(&mut out, 1 << 20).unwrap().unwrap();
+                let mut body = message.body.slice(1..);
+                prop_assert_eq!(body.get_u64(), at);
+                body.advance(16);
+                at += body.len() as u64;
+                prop_assert!(body.len() <= REDO_MESSAGE_BYTES_MAX && (at % 8192 == 0 || at == begin + length as u64));
+                redo.extend_from_slice(&body);
+            }
+            prop_assert!(redo == bytes);
+        }
+
         #[test]
         fn any_message_is_answered_or_refused(
             tags in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..60)), 0..20),

@@ -14,6 +14,7 @@ pub mod batcher;
 pub mod gate;
 pub mod lag;
 pub mod reader;
+pub mod records;
 pub mod shipper;
 
 mod clock;
@@ -22,7 +23,7 @@ mod view;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use postgres::client::ConnectOptions;
+use postgres::instance::Instance;
 use proto::messages::RegionStatus;
 use proto::{ClusterId, Epoch, Lsn, RegionName, SystemId};
 use tokio::task::JoinHandle;
@@ -54,8 +55,8 @@ pub struct PrimaryOptions {
     pub epoch: Epoch,
     /// Its PostgreSQL.
     pub system_id: SystemId,
-    /// How the writer is reached: a local socket.
-    pub writer: ConnectOptions,
+    /// The writer, which is reached by a local socket.
+    pub writer: Instance,
     /// The name of the replication slot that keeps the writer's redo until the volume has it.
     pub slot: String,
     /// The region's redo log.

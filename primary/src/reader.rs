@@ -107,7 +107,7 @@ enum Never {}
 impl Reader {
     async fn connect_and_stream(&self) -> Result<Never, ReaderError> {
         let PrimaryOptions { volume, slot, system_id, .. } = &*self.options;
-        let mut client = ReplicationClient::connect(&self.options.writer).await?;
+        let mut client = ReplicationClient::connect(&self.options.writer.local_connection()).await?;
         let identity = client.identify_system().await?;
         if identity.system_id != *system_id {
             return Err(ReaderError::OtherSystem { found: identity.system_id, expected: *system_id });
@@ -184,7 +184,7 @@ impl Reader {
                     None => break true,
                 }
             };
-            while let Some(cut) = storing.batcher.cut(paused) {
+            while let Some(cut) = storing.batcher.cut(paused, storing.ended) {
                 storing.store(cut).await?;
                 if !waits {
                     tokio::time::sleep(GATHER).await;

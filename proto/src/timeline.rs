@@ -102,6 +102,25 @@ impl TimelineHistory {
         self.ancestors.iter().find(|a| lsn < a.fork_lsn).map_or(self.timeline, |a| a.timeline)
     }
 
+    /// The end of the redo that this history and `other` have in common: `u64::MAX` when it is the same timeline. That a timeline
+    /// has its number from the epoch that began it is what makes equal numbers mean equal redo.
+    #[must_use]
+    pub fn common_end(&self, other: &TimelineHistory) -> Lsn {
+        let line = |history: &TimelineHistory| {
+            let own = Ancestor { timeline: history.timeline, fork_lsn: Lsn(u64::MAX) };
+            history.ancestors.iter().copied().chain([own]).collect::<Vec<Ancestor>>()
+        };
+        let (mine, theirs) = (line(self), line(other));
+        let shared = mine.iter().rev().find_map(|a| {
+            let b = theirs.iter().find(|b| b.timeline == a.timeline)?;
+            Some(a.fork_lsn.min(b.fork_lsn))
+        });
+        shared.unwrap_or(Lsn::ZERO)
+    }
+
+    /// What stands in the history file of a number that no timeline of this line has.
+    pub const UNUSED: &str = "# no timeline of this line has this number\n";
+
     /// The name PostgreSQL gives this history's file, such as `00000002.history`.
     #[must_use]
     pub fn file_name(timeline: Timeline) -> String {
@@ -113,6 +132,20 @@ impl TimelineHistory {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_two_histories_have_in_common() {
+        let history = |timeline, content: &[u8]| TimelineHistory::parse(Timeline(timeline), content).unwrap();
+        let (first, third) = (TimelineHistory::first(), history(3, b"1\t0/500\tx\n"));
+        assert_eq!(third.common_end(&third), Lsn(u64::MAX));
+        assert_eq!(first.common_end(&third), Lsn(0x500), "what the first has beyond was cut off");
+        let fifth = history(5, b"1\t0/500\tx\n3\t0/700\tx\n");
+        assert_eq!(third.common_end(&fifth), Lsn(0x700));
+        let other = history(4, b"1\t0/400\tx\n");
+        assert_eq!((fifth.common_end(&other), other.common_end(&fifth)), (Lsn(0x400), Lsn(0x400)));
+        let unused = history(4, TimelineHistory::UNUSED.as_bytes());
+        assert_eq!(unused.ancestors, []);
+    }
 
     #[test]
     fn follows_the_ancestors() {

@@ -19,6 +19,7 @@ use transport::{Endpoint, Identity};
 use volume::quorum::CopyId;
 
 use crate::config::{Config, RegionConfig};
+use crate::drill::{Drill, report::Report};
 use crate::layout::Layout;
 use crate::{client, inspect, local, region, render, units, witness, zone};
 
@@ -168,6 +169,35 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Rehearse a region's promotion: on a clone, while everything goes on; or for real, there and back
+    #[command(
+        after_help = "On the region's own machine. A clone of the standby's data gets redo out of the region's volume up to a moment of the\n\
+                            primary, is promoted where nobody sees it, is checked (it takes writes, pg_amcheck, every row against the primary\n\
+                            at that moment), timed and removed. Replication goes on; writers of the primary wait once, for as long as the\n\
+                            transactions take that just write, at most 0.2 s. Exit status 1 when a check fails or could not be done.\n\n\
+                            --full promotes the region for real, and then the old primary again: writes stop twice for a moment.\n\n\
+                            For the audit file:  replicator drill --region eu-west --markdown > drill.md"
+    )]
+    Drill {
+        /// The region, a secondary
+        #[arg(long)]
+        region: RegionName,
+        /// A real switchover there and back, instead of a clone
+        #[arg(long)]
+        full: bool,
+        /// With --full: do not ask
+        #[arg(long, requires = "full")]
+        yes: bool,
+        /// How much of the clone is copied in a second, where the file system cannot share it
+        #[arg(long, default_value = "64MiB", value_parser = bytes, value_name = "SIZE")]
+        copy_rate: u64,
+        /// The report for programs
+        #[arg(long, conflicts_with = "markdown")]
+        json: bool,
+        /// The report for the audit file
+        #[arg(long)]
+        markdown: bool,
+    },
     /// Print a connection string for a region's PostgreSQL
     #[command(
         after_help = "It holds the superuser's password. For example:\n  psql \"$(replicator url --region us-east)\""
@@ -198,10 +228,15 @@ enum Command {
 enum LostAction {
     /// What is kept, by region, on this machine
     List,
-    /// The transactions in it, as pg_waldump reads them
+    /// The transactions in it: how and when each ended, and the relations it changed
+    #[command(after_help = "Relations are printed as tablespace/database/file. In that database, \
+                            SELECT pg_filenode_relation(tablespace, file) says which one that is (0 for the default tablespace, 1663).")]
     Show {
         /// The directory, as `list` prints it
         directory: PathBuf,
+        /// Every record, as pg_waldump prints it
+        #[arg(long)]
+        records: bool,
     },
     /// Delete it
     Discard {
@@ -251,6 +286,10 @@ enum VolumeAction {
 
 fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "a duration, such as 30s or 10m".into())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    units::parse_bytes(text).filter(|bytes| *bytes > 0).ok_or_else(|| "a size, such as 64MiB".into())
 }
 
 type AnyResult = Result<(), Box<dyn Error>>;
@@ -348,9 +387,39 @@ impl Cli {
                 Asker::new(config, &layout)?.promote(&region, request, json).await
             }
             Command::History { json } => show_history(&Asker::new(config, &layout)?.record().await?, json),
+            Command::Drill { region, full, yes, copy_rate, json, markdown } => {
+                let drill = Drill::new(config, &layout, &region, copy_rate)?;
+                let report = if full {
+                    if !yes {
+                        confirm(&format!(
+                            "{region} will lead, and then the present primary again; writes stop twice."
+                        ))?;
+                    }
+                    drill.full(&|what| eprintln!("{what}")).await?
+                } else {
+                    drill.rehearse(&|what| eprintln!("{what}"), on_signal()?).await?
+                };
+                print_report(&report, json, markdown)
+            }
             Command::Lost { action } => lost(&config, &layout, action),
         }
     }
+}
+
+fn confirm(what: &str) -> AnyResult {
+    eprint!("{what} Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim() == "y" { Ok(()) } else { Err("nothing was done".into()) }
+}
+
+fn print_report(report: &Report, json: bool, markdown: bool) -> AnyResult {
+    match (json, markdown) {
+        (true, _) => println!("{}", report.json()),
+        (_, true) => print!("{}", report.markdown()),
+        _ => print!("{}", report.text()),
+    }
+    if report.passed { Ok(()) } else { Err("the drill has not passed: its checks say why".into()) }
 }
 
 /// The promotions that are over, oldest first.
@@ -363,7 +432,8 @@ fn show_history(record: &coordination::Record, json: bool) -> AnyResult {
         }
         let at = time::OffsetDateTime::from_unix_timestamp(past.at_us / 1_000_000)?;
         let end = match &past.rolled_back {
-            Some(why) => format!("rolled back: {why}"),
+            Some(why) if past.began() => format!("from {}  given up: {why}", past.promotion.fork_lsn),
+            Some(why) => format!("not done: {why}"),
             None => {
                 let lost = told.lost_to_lsn.saturating_sub(told.fork_lsn);
                 format!("from {}  lost {}", past.promotion.fork_lsn, units::show_bytes(lost))
@@ -372,6 +442,15 @@ fn show_history(record: &coordination::Record, json: bool) -> AnyResult {
         println!("{at}  epoch {:<4} {:10}  {} to {}  {end}", told.epoch, told.mode, told.from, told.to);
     }
     Ok(())
+}
+
+fn show_transactions(transactions: &[region::lost::Transaction]) {
+    for region::lost::Transaction { id, end, records, relations } in transactions {
+        let end = end.as_deref().unwrap_or("its end is not in there");
+        let relations: Vec<&str> = relations.iter().map(String::as_str).collect();
+        println!("transaction {id}  {end}  {records} records  relations: {}", relations.join(", "));
+    }
+    println!("{} transactions; --records prints every record", transactions.len());
 }
 
 /// Redo that failovers cut off, in the regions whose directories are on this machine.
@@ -402,11 +481,11 @@ fn lost(config: &Config, layout: &Layout, action: LostAction) -> AnyResult {
                 );
             }
         }
-        LostAction::Show { directory } => {
+        LostAction::Show { directory, records } => {
             let lost = find(&directory)?;
             let program =
                 postgres::installation::Installation::find(config.bin_dir.as_deref())?.program("pg_waldump");
-            let status = std::process::Command::new(program)
+            let dump = std::process::Command::new(program)
                 .arg("--path")
                 .arg(&directory)
                 .args([
@@ -417,8 +496,15 @@ fn lost(config: &Config, layout: &Layout, action: LostAction) -> AnyResult {
                     "--end",
                     &lost.to_lsn,
                 ])
-                .status()?;
-            if !status.success() {
+                .stderr(std::process::Stdio::inherit())
+                .output()?;
+            let printed = String::from_utf8_lossy(&dump.stdout);
+            if records {
+                print!("{printed}");
+            } else {
+                show_transactions(&region::lost::transactions(&printed));
+            }
+            if !dump.status.success() {
                 return Err("pg_waldump could not read all of it: what it printed is what is whole".into());
             }
         }
@@ -480,7 +566,8 @@ fn on_signal() -> std::io::Result<CancellationToken> {
 }
 
 /// An operator who asks daemons.
-pub(crate) struct Asker {
+#[derive(Debug)]
+pub struct Asker {
     config: Config,
     layout: Layout,
     endpoint: Endpoint,
@@ -549,7 +636,7 @@ impl Asker {
     }
 
     /// The connection string of a region, or of whichever takes writes.
-    async fn url(&self, region: Option<&RegionName>) -> Result<String, Box<dyn Error>> {
+    pub(crate) async fn url(&self, region: Option<&RegionName>) -> Result<String, Box<dyn Error>> {
         if let Some(region) = region.filter(|region| self.config.region(region).is_none()) {
             return Err(format!("there is no region '{region}' in the file").into());
         }
@@ -569,6 +656,21 @@ impl Asker {
     }
 
     async fn promote(&self, region: &RegionName, request: PromoteRequest, json: bool) -> AnyResult {
+        let promotion =
+            self.order(region, request).await.map_err(|e| format!("{region} was not promoted: {e}"))?;
+        match json {
+            true => println!("{}", render::promotion_json(&promotion)),
+            false => print!("{}", render::promotion(&promotion)),
+        }
+        Ok(())
+    }
+
+    /// Orders a region to lead, and tells each step.
+    pub(crate) async fn order(
+        &self,
+        region: &RegionName,
+        request: PromoteRequest,
+    ) -> Result<proto::messages::Promotion, Box<dyn Error>> {
         let own =
             self.config.region(region).ok_or_else(|| format!("there is no region '{region}' in the file"))?;
         let place = own.place();
@@ -579,14 +681,10 @@ impl Asker {
             asked = asking => asked,
             never = self.tell_steps(own) => never,
         };
-        match asked.map_err(|e| format!("{region} was not promoted: {e}"))? {
-            control_response::Body::Promotion(promotion) if json => {
-                println!("{}", render::promotion_json(&promotion));
-            }
-            control_response::Body::Promotion(promotion) => print!("{}", render::promotion(&promotion)),
-            _ => return Err("the daemon gave another answer".into()),
+        match asked? {
+            control_response::Body::Promotion(promotion) => Ok(promotion),
+            _ => Err("the daemon gave another answer".into()),
         }
-        Ok(())
     }
 
     /// Says each step of the promotion in progress as it is recorded, for ever.

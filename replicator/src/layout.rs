@@ -10,6 +10,7 @@
 //!     daemon.lock, daemon.log  the running daemon
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
 //!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
+//!     drill/, drill.lock       a rehearsal under way; nothing of it stays
 //!     lost/                    redo that a failover cut off, until an operator discards it
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //! ```
@@ -129,6 +130,24 @@ impl RegionLayout {
     #[must_use]
     pub fn lost(&self) -> PathBuf {
         self.directory.join("lost")
+    }
+
+    /// WAL segments for a rewind under way.
+    #[must_use]
+    pub fn rewind(&self) -> PathBuf {
+        self.directory.join("rewind")
+    }
+
+    /// A rehearsal under way.
+    #[must_use]
+    pub fn drill(&self) -> PathBuf {
+        self.directory.join("drill")
+    }
+
+    /// Held by the command that rehearses.
+    #[must_use]
+    pub fn drill_lock(&self) -> PathBuf {
+        self.directory.join("drill.lock")
     }
 
     /// PostgreSQL's data directory.

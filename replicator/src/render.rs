@@ -15,6 +15,8 @@ struct Json<'a> {
     epoch: u64,
     primary: &'a str,
     regions: Vec<JsonRegion<'a>>,
+    /// What an operator should know, in words.
+    notes: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -36,8 +38,9 @@ struct JsonRegion<'a> {
 /// The status as one line of JSON. What is not known is `null`.
 #[must_use]
 pub fn json(status: &ClusterStatus) -> String {
-    let ClusterStatus { cluster, epoch, primary, regions, .. } = status;
-    let json = Json { cluster, epoch: *epoch, primary, regions: regions.iter().map(json_region).collect() };
+    let ClusterStatus { cluster, epoch, primary, regions, notes } = status;
+    let regions = regions.iter().map(json_region).collect();
+    let json = Json { cluster, epoch: *epoch, primary, regions, notes };
     serde_json::to_string(&json).unwrap_or_default()
 }
 
@@ -124,13 +127,17 @@ pub fn promotion(promotion: &Promotion) -> String {
     let Promotion { from, to, epoch, .. } = promotion;
     let failover = promotion.mode == "failover";
     let known = promotion.lost_to_lsn.saturating_sub(promotion.fork_lsn);
-    let loss = format!(
-        "At risk: redo of {from} beyond {}. It said last that it had {}; commits of up to {} s after that may be lost.\n\
-         What only it had is kept there when it comes back: see `replicator lost`.\n",
-        Lsn(promotion.fork_lsn),
-        if known == 0 { "no more than that".to_owned() } else { format!("{} more", show_bytes(known)) },
-        promotion.lost_us.div_ceil(1_000_000),
-    );
+    let more =
+        if known == 0 { "no more than that".to_owned() } else { format!("{} more", show_bytes(known)) };
+    let loss = match promotion.lost_us {
+        0 => "No commit is lost that was acknowledged.\n".to_owned(),
+        us => format!(
+            "At risk: redo of {from} beyond {}. It said last that it had {more}; it may have acknowledged commits for {} s after that.\n\
+             What only it had is kept there when it comes back: see `replicator lost`.\n",
+            Lsn(promotion.fork_lsn),
+            us.div_ceil(1_000_000),
+        ),
+    };
     if promotion.dry_run && failover {
         return format!(
             "{to} would lead epoch {epoch}: fence {from} at a majority, wait for what is left of its lease, gather what\n\
@@ -375,7 +382,8 @@ mod tests {
             "{\"cluster\":\"demo\",\"epoch\":1,\"primary\":\"us-east\",\"regions\":[{\"name\":\"eu-west\",\
              \"role\":\"secondary\",\"state\":\"streaming\",\"timeline\":1,\"durable_lsn\":\"0/16B3748\",\
              \"applied_lsn\":null,\"behind_bytes\":null,\"durability_lag_ms\":null,\"visibility_lag_ms\":3,\
-             \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\"}]}"
+             \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\"}],\
+             \"notes\":[\"something\"]}"
         );
     }
 

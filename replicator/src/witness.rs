@@ -62,6 +62,7 @@ pub async fn run(
         () = witness.clone().serve() => {}
         () = witness.voter.clone().watch() => {}
     }
+    witness.voter.stop();
     witness.endpoint.close().await;
     tracing::info!("witness {} has stopped", own.name);
     Ok(())

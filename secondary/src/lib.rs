@@ -10,6 +10,7 @@
 pub mod feed;
 pub mod gather;
 pub mod receiver;
+pub mod rewind;
 pub mod seed;
 pub mod session;
 

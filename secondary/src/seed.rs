@@ -14,7 +14,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 
 /// How much is decompressed at once. zstd makes at most 128 KiB of four bytes, so this is at most 16 MiB in memory, however
 /// the chunk was made.
-const COMPRESSED_BYTES: usize = 512;
+pub(crate) const COMPRESSED_BYTES: usize = 512;
 
 /// The largest window a seed's compression may ask for, as a power of two: what the sender's level uses.
 const WINDOW_LOG: u32 = 21;
@@ -31,6 +31,12 @@ pub enum SeedError {
     /// It is not what was sent.
     #[error("the seed is damaged: {0}")]
     Damaged(String),
+    /// The primary does not go on.
+    #[error("{0}")]
+    Refused(String),
+    /// A socket on this machine.
+    #[error("pg_rewind's connection: {0}")]
+    Socket(#[from] std::io::Error),
 }
 
 /// Takes all chunks of a seed into `seed`; says where the backup becomes consistent.
@@ -64,26 +70,26 @@ pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, L
 }
 
 /// Decompresses one zstd stream over many chunks.
-struct Decoder {
+pub(crate) struct Decoder {
     decoder: zstd::stream::write::Decoder<'static, Vec<u8>>,
     bytes: u64,
 }
 
 impl Decoder {
-    fn new() -> Result<Decoder, SeedError> {
+    pub(crate) fn new() -> Result<Decoder, SeedError> {
         let damaged = |e: std::io::Error| SeedError::Damaged(e.to_string());
         let mut decoder = zstd::stream::write::Decoder::new(Vec::new()).map_err(damaged)?;
         decoder.window_log_max(WINDOW_LOG).map_err(damaged)?;
         Ok(Decoder { decoder, bytes: 0 })
     }
 
-    fn feed(&mut self, compressed: &[u8]) -> Result<(), SeedError> {
+    pub(crate) fn feed(&mut self, compressed: &[u8]) -> Result<(), SeedError> {
         let fed = self.decoder.write_all(compressed).and_then(|()| self.decoder.flush());
         fed.map_err(|e| SeedError::Damaged(e.to_string()))
     }
 
     /// What was decompressed since the last call, in pieces.
-    fn take(&mut self) -> Vec<Bytes> {
+    pub(crate) fn take(&mut self) -> Vec<Bytes> {
         let whole = Bytes::from(std::mem::take(self.decoder.get_mut()));
         self.bytes += whole.len() as u64;
         (0..whole.len())

@@ -95,12 +95,18 @@ impl Inbound {
     }
 
     /// Takes what another survivor sends on `stream`, up to its end; an epoch that is over is not looked at, as redo that
-    /// was durable under it is what is gathered.
+    /// was durable under it is what is gathered. It ends as a stream does when another comes, or at [`Inbound::interrupt`]; it does
+    /// not begin unless it is `wanted` then.
     ///
     /// # Errors
     /// Why not all of it was taken.
-    pub async fn gather(&self, stream: Stream) -> Result<(), String> {
+    pub async fn gather(&self, stream: Stream, wanted: impl Fn() -> bool) -> Result<(), String> {
+        let cancel = CancellationToken::new();
+        std::mem::replace(&mut *lock(&self.newest), cancel.clone()).cancel();
         let _turn = self.turn.lock().await;
+        if !wanted() {
+            return Err("the promotion has gone on".into());
+        }
         let bounds = self.volume.bounds();
         let (_sender, receiver) = stream.split();
         let mut session = Session {
@@ -113,7 +119,11 @@ impl Inbound {
             decoder: None,
             received: watch::Sender::new((bounds.durable_lsn, 0)),
         };
-        match session.take_redo(receiver).await {
+        let taken = tokio::select! {
+            () = cancel.cancelled() => SessionEnd::Displaced,
+            end = session.take_redo(receiver) => end,
+        };
+        match taken {
             SessionEnd::Transport(TransportError::Finished) => {
                 self.volume.settle().await.map_err(|e| e.to_string())
             }
@@ -122,13 +132,19 @@ impl Inbound {
     }
 
     /// Serves a stream that a primary opened, until it ends. `system_id` is this region's PostgreSQL; none when the
-    /// region has no data and needs a seed.
-    pub async fn serve(&self, open: ReplicateOpen, mut stream: Stream, system_id: Option<SystemId>) {
+    /// region has none that it can go on with. It `can_rewind` what it has.
+    pub async fn serve(
+        &self,
+        open: ReplicateOpen,
+        mut stream: Stream,
+        system_id: Option<SystemId>,
+        can_rewind: bool,
+    ) {
         let cancel = CancellationToken::new();
         std::mem::replace(&mut *lock(&self.newest), cancel.clone()).cancel();
         let _turn = self.turn.lock().await;
         let ready = match self.ready(&open, system_id).await {
-            Ok(ready) => ready,
+            Ok(ready) => ReplicateReady { can_rewind, ..ready },
             Err(e) => ReplicateReady {
                 refusal: Some(Refusal::new(Kind::Failed, e.to_string())),
                 ..Default::default()
@@ -196,7 +212,7 @@ impl Inbound {
         *lock(&self.epoch) = Epoch(open.epoch);
         let bounds = self.volume.bounds();
         let (timeline, durable_lsn) = (bounds.timeline.0, bounds.durable_lsn.0);
-        Ok(ReplicateReady { needs_seed: false, timeline, durable_lsn, refusal: None })
+        Ok(ReplicateReady { timeline, durable_lsn, ..ReplicateReady::default() })
     }
 
     fn set_state(&self, streaming: bool, detail: String) {

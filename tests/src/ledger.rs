@@ -28,7 +28,13 @@ impl Ledger {
     pub async fn start_at(urls: Vec<String>, writers: usize) -> Ledger {
         let mut connection = PgConnection::connect(&urls[0]).await.unwrap();
         connection.execute("CREATE TABLE IF NOT EXISTS ledger (id bigint)").await.unwrap();
-        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(1)));
+        Ledger::start_from(urls, writers, 1)
+    }
+
+    /// The same where the table is there already; the first row is `first`.
+    #[must_use]
+    pub fn start_from(urls: Vec<String>, writers: usize, first: i64) -> Ledger {
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(first)));
         let writers =
             (0..writers).map(|_| tokio::spawn(write(urls.clone(), next.clone(), stop.clone()))).collect();
         Ledger { stop, next, writers }
@@ -58,16 +64,21 @@ impl Ledger {
     }
 }
 
-/// A connection to the first of `urls` that takes writes.
+/// A connection to one of `urls` that takes writes: the first that says so. One that is gone holds up nobody.
 async fn writer_of(urls: &[String]) -> Option<PgConnection> {
+    let mut looking = tokio::task::JoinSet::new();
     for url in urls {
-        let looking = async {
-            let mut connection = PgConnection::connect(url).await.ok()?;
+        let url = url.clone();
+        let looks = async move {
+            let mut connection = PgConnection::connect(&url).await.ok()?;
             let read_only: String =
                 sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut connection).await.ok()?;
             (read_only == "off").then_some(connection)
         };
-        if let Ok(Some(connection)) = tokio::time::timeout(Duration::from_secs(1), looking).await {
+        looking.spawn(tokio::time::timeout(Duration::from_secs(1), looks));
+    }
+    while let Some(looked) = looking.join_next().await {
+        if let Ok(Ok(Some(connection))) = looked {
             return Some(connection);
         }
     }
@@ -104,6 +115,12 @@ impl Acknowledged {
         self.0.len()
     }
 
+    /// When the first was.
+    #[must_use]
+    pub fn first(&self) -> Option<Instant> {
+        self.0.iter().map(|(_, at)| *at).min()
+    }
+
     /// How many were acknowledged between two moments.
     #[must_use]
     pub fn between(&self, begin: Instant, end: Instant) -> usize {
@@ -120,6 +137,13 @@ impl Acknowledged {
         moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
+    /// When the last of some rows was acknowledged.
+    #[must_use]
+    pub fn last_of(&self, rows: &[i64]) -> Option<Instant> {
+        let rows: std::collections::HashSet<i64> = rows.iter().copied().collect();
+        self.0.iter().filter(|(id, _)| rows.contains(id)).map(|(_, at)| *at).max()
+    }
+
     /// Checks that every one of them is in every region.
     pub async fn assert_in_all(&self, cluster: &Cluster) {
         for region in &cluster.regions {
@@ -131,9 +155,13 @@ impl Acknowledged {
 
     /// Those that a region does not have.
     pub async fn missing(&self, cluster: &Cluster, region: &str) -> Vec<i64> {
+        self.missing_in(&mut cluster.connect(region).await).await
+    }
+
+    /// Those that are not where `connection` leads to.
+    pub async fn missing_in(&self, connection: &mut PgConnection) -> Vec<i64> {
         let ids: Vec<i64> = self.0.iter().map(|(id, _)| *id).collect();
-        let mut connection = cluster.connect(region).await;
         let query = "SELECT id FROM unnest($1::bigint[]) AS id WHERE id NOT IN (SELECT id FROM ledger)";
-        sqlx::query_scalar(query).bind(&ids).fetch_all(&mut connection).await.unwrap()
+        sqlx::query_scalar(query).bind(&ids).fetch_all(connection).await.unwrap()
     }
 }

@@ -107,6 +107,19 @@ impl Cluster {
         until("the zone is gone", || async { is_free(&lock) }).await;
     }
 
+    /// No standby was given redo that it could not read, and no copy of a volume was taken for damaged.
+    pub fn assert_no_trouble(&self) {
+        let trouble = ["incorrect resource manager data checksum", "is damaged at byte"];
+        for (region, log) in
+            self.regions.iter().flat_map(|region| ["daemon.log", "postgresql.log"].map(|log| (region, log)))
+        {
+            let content = text(&std::fs::read(self.region(region).join(log)).unwrap());
+            let found: Vec<&str> =
+                content.lines().filter(|line| trouble.iter().any(|what| line.contains(what))).collect();
+            assert!(found.is_empty(), "{region} {log}: {found:#?}");
+        }
+    }
+
     /// Brings up what does not run.
     pub fn start(&self) {
         let output = self.run(&["up", "--detach", "--timeout", "90s"]);

@@ -48,11 +48,32 @@ async fn a_writer_that_dies_alone_is_started_again_and_read_on() {
     replicator_tests::until("another postmaster runs", || async {
         let pid = std::fs::read_to_string(cluster.region("us-east").join("pgdata/postmaster.pid"))
             .unwrap_or_default();
-        pid.lines().next().is_some_and(|line| line.trim() != died.to_string())
+        let pid = pid.lines().next().unwrap_or_default().trim();
+        pid != died.to_string() && std::path::Path::new("/proc").join(pid).join("cwd").exists()
     })
     .await;
     let mut primary = cluster.connect("us-east").await;
     primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.assert_identical().await;
+}
+
+#[tokio::test]
+async fn a_lock_left_by_a_killed_postgresql_whose_number_another_process_has_now_is_stale() {
+    let cluster = Cluster::up(1);
+    cluster.kill("us-east", true).await;
+    // As in a container that was killed and started again: the number is that of a process of the same account.
+    let other = cluster.postmaster("eu-west").to_string();
+    let home = cluster.region("us-east");
+    let sockets = std::fs::read_dir(home.join("run")).unwrap().map(|entry| entry.unwrap().path());
+    let socket_lock = sockets.into_iter().find(|path| path.extension().is_some_and(|e| e == "lock")).unwrap();
+    for path in [home.join("pgdata/postmaster.pid"), socket_lock] {
+        let content = std::fs::read_to_string(&path).unwrap();
+        let (_, rest) = content.split_once('\n').unwrap();
+        std::fs::write(&path, format!("{other}\n{rest}")).unwrap();
+    }
+    cluster.start();
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
     cluster.assert_identical().await;
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, now, text, until};
-use sqlx::Executor;
+use sqlx::{Executor, PgConnection};
 
 async fn load(cluster: &Cluster) -> Ledger {
     let urls = cluster.regions.iter().map(|region| cluster.printed(&["url", "--region", region])).collect();
@@ -195,7 +195,7 @@ async fn a_primary_region_that_is_killed_is_replaced_and_comes_back_as_a_seconda
     cluster.until_streams("us-east").await;
     let acknowledged = ledger.acknowledged().await;
     let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
-    assert!(log.contains("does not lead any more"), "{log}");
+    assert!(log.contains("does not lead any more") && log.contains("the data are rewound"), "{log}");
     cluster.assert_identical().await;
     // At this level nothing that was acknowledged is lost with the region.
     acknowledged.assert_in_all(&cluster).await;
@@ -287,6 +287,77 @@ async fn what_only_the_old_primary_had_is_kept_aside() {
     assert!(cluster.printed(&["lost", "list"]).contains("no redo was cut off"));
 }
 
+/// Some 60 MB of rows.
+async fn fill(primary: &mut PgConnection, from: i32) {
+    let query = "INSERT INTO t SELECT g, repeat('x', 500) FROM generate_series($1, $1 + 99999) g";
+    sqlx::query(query).bind(from).execute(primary).await.unwrap();
+}
+
+/// A primary that goes on for long after the others parted from it: PostgreSQL has removed by then what pg_rewind reads, and the volume has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_far_beyond_the_fork_is_rewound() {
+    let cluster = Cluster::new(2);
+    cluster.configure("postgresql.settings = { max_wal_size = \"32MB\", min_wal_size = \"32MB\" }\n");
+    cluster.start();
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int, pad text)").await.unwrap();
+    fill(&mut primary, 1).await;
+    cluster.until_level().await;
+    for region in ["eu-west", "ap-northeast"] {
+        cluster.kill(region, true).await;
+    }
+    // Its lease runs out, and what waits for nobody is written all the same.
+    primary.execute("SET synchronous_commit = local").await.unwrap();
+    for round in 1..4 {
+        fill(&mut primary, 100_000 * round).await;
+        primary.execute("CHECKPOINT").await.unwrap();
+    }
+    primary.execute("UPDATE t SET pad = 'lost' WHERE id % 1000 = 0").await.unwrap();
+    cluster.kill("us-east", true).await;
+    for region in ["eu-west", "ap-northeast"] {
+        cluster.start_region(region);
+    }
+    until("a secondary leads", || async {
+        cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]).status.success()
+    })
+    .await;
+    cluster.connect("eu-west").await.execute("UPDATE t SET pad = 'kept' WHERE id % 999 = 0").await.unwrap();
+    cluster.start();
+    cluster.until_streams("us-east").await;
+    cluster.assert_identical().await;
+    let daemon_log =
+        |region: &str| std::fs::read_to_string(cluster.region(region).join("daemon.log")).unwrap();
+    assert!(daemon_log("us-east").contains("the data are rewound"), "{}", cluster.logs());
+    // And it can lead again.
+    cluster.until_level_enough("us-east").await;
+    let _ = cluster.printed(&["promote", "--region", "us-east"]);
+    cluster.connect("us-east").await.execute("INSERT INTO t VALUES (0, 'again')").await.unwrap();
+    cluster.assert_identical().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_rewound_is_seeded() {
+    let cluster = Cluster::up(2);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_level().await;
+    cluster.kill("us-east", true).await;
+    fail_over(&cluster, "eu-west");
+    // PostgreSQL's own redo is lost: it cannot even recover from its crash.
+    let wal = cluster.region("us-east").join("pgdata/pg_wal");
+    for entry in std::fs::read_dir(wal).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    cluster.start();
+    cluster.until_streams("us-east").await;
+    cluster.assert_identical().await;
+    let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
+    assert!(log.contains("cannot be rewound") && log.contains("the seed is in place"), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lagging_region_first_gathers_what_a_survivor_has() {
     let cluster = Cluster::up(2);
@@ -317,5 +388,36 @@ async fn a_lagging_region_first_gathers_what_a_survivor_has() {
     assert_eq!(rows, 20_000, "nothing that a survivor had is lost");
     cluster.start();
     cluster.until_streams("us-east").await;
+    cluster.assert_identical().await;
+}
+
+/// Under a bulk load the writer flushes whole pages, and so half records: what survives must be whole ones, or the standby could not be
+/// said to have applied everything, and survivors would not agree on where the new timeline begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record() {
+    let cluster = Cluster::new(2);
+    cluster.configure("lease = \"1s\"\n");
+    cluster.start();
+    let primary = &mut cluster.connect("us-east").await;
+    primary.execute("create table bulk (id int, filling text)").await.unwrap();
+    for round in 0..3_usize {
+        let (from, to) = [("us-east", "eu-west"), ("eu-west", "us-east")][round % 2];
+        cluster.until_level_enough(to).await;
+        let mut writer = cluster.connect(from).await;
+        let loading = tokio::spawn(async move {
+            let bulk = "insert into bulk select n, repeat(md5(n::text), 60) from generate_series(1, 3000) n";
+            while writer.execute(bulk).await.is_ok() {}
+        });
+        let read = || cluster.status()["regions"][0]["redo_bytes"].as_u64().unwrap_or(0);
+        let begin = read();
+        until("the load flows", || async { read() > begin + (30 << 20) }).await;
+        cluster.kill(from, true).await;
+        loading.await.unwrap();
+        let output = cluster.run(&["promote", "--region", to, "--mode", "failover", "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        cluster.start_region(from);
+        cluster.until_streams(from).await;
+    }
+    cluster.until_level().await;
     cluster.assert_identical().await;
 }

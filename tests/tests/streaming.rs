@@ -69,6 +69,7 @@ async fn five_secondaries_hold_the_same_after_load() {
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
     cluster.assert_identical().await;
+    cluster.assert_no_trouble();
 }
 
 #[tokio::test]

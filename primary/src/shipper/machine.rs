@@ -26,6 +26,8 @@ pub struct Log {
 pub struct Position {
     /// It has no data and asks for a base backup.
     pub needs_seed: bool,
+    /// It has data that can be tried to rewind.
+    pub can_rewind: bool,
     /// The timeline of its newest redo.
     pub timeline: Timeline,
     /// The end of its durable redo.
@@ -45,7 +47,12 @@ pub enum Plan {
         /// Why, in words.
         why: String,
     },
-    /// It has redo that this primary never had: nothing may be overwritten in silence.
+    /// Have it rewind its data first, to before the redo that was cut off.
+    Rewind {
+        /// Why, in words.
+        why: String,
+    },
+    /// It has redo of this very timeline that the primary does not have: an operator decides what is right.
     Diverged {
         /// What differs, in words.
         why: String,
@@ -55,41 +62,39 @@ pub enum Plan {
 /// The plan for a secondary at `position`, given the primary's `log`.
 #[must_use]
 pub fn plan(log: &Log, position: Position) -> Plan {
-    let Position { needs_seed, timeline, durable_lsn } = position;
+    let Position { needs_seed, can_rewind, timeline, durable_lsn } = position;
+    if needs_seed && can_rewind {
+        return Plan::Rewind { why: "it led an epoch that is over: its data are rewound".into() };
+    }
     if needs_seed {
-        return Plan::Seed { why: "it has no data yet".into() };
+        return Plan::Seed { why: "it has no data that it could go on with".into() };
     }
     let newest = log.history.timeline;
-    let diverged = |end_lsn: Lsn| Plan::Diverged {
-        why: format!(
-            "it has redo up to {durable_lsn} on timeline {timeline}, but in this primary's history that timeline \
-             ends at {end_lsn}"
-        ),
+    let horizon_lsn = log.horizon_lsn;
+    // A region keeps aside what it has beyond the common end before it is rewound or takes a seed.
+    let cut_off = |what: String| {
+        let why = format!("it has redo up to {durable_lsn} that was cut off: {what}");
+        if can_rewind { Plan::Rewind { why } } else { Plan::Seed { why } }
     };
-    if timeline == newest {
-        if durable_lsn > log.durable_lsn {
-            return diverged(log.durable_lsn);
+    match log.history.fork_of(timeline) {
+        None if timeline != newest => {
+            cut_off(format!("its timeline {timeline} is no ancestor of this primary's, {newest}"))
         }
-    } else {
-        match log.history.fork_of(timeline) {
-            Some(fork_lsn) if durable_lsn <= fork_lsn => {}
-            Some(fork_lsn) => return diverged(fork_lsn),
-            None => {
-                return Plan::Diverged {
-                    why: format!(
-                        "its timeline {timeline} is not in the history of this primary's timeline {newest}"
-                    ),
-                };
-            }
+        None if durable_lsn > log.durable_lsn => Plan::Diverged {
+            why: format!(
+                "it has redo of this timeline up to {durable_lsn}, and this primary only up to {}: the primary has lost redo. \
+                 Order a failover to that region, or have it seeded by removing its directory",
+                log.durable_lsn
+            ),
+        },
+        Some(fork_lsn) if durable_lsn > fork_lsn => {
+            cut_off(format!("timeline {timeline} ends at {fork_lsn} in this primary's history"))
         }
-    }
-    if durable_lsn < log.horizon_lsn {
-        let horizon_lsn = log.horizon_lsn;
-        return Plan::Seed {
+        _ if durable_lsn < horizon_lsn => Plan::Seed {
             why: format!("it has redo up to {durable_lsn}, and the oldest kept here is {horizon_lsn}"),
-        };
+        },
+        _ => Plan::Stream { from_lsn: durable_lsn },
     }
-    Plan::Stream { from_lsn: durable_lsn }
 }
 
 /// Where a shipper stands.
@@ -104,7 +109,7 @@ pub enum State {
         /// Whether the region's standby has applied it.
         caught_up: bool,
     },
-    /// Sending a base backup.
+    /// Sending a base backup, or having the region rewind its data.
     Seeding,
     /// The last attempt failed; the next begins at `until_us`.
     Waiting {
@@ -128,7 +133,7 @@ pub enum Input {
     Refused(refusal::Kind, String),
     /// The region's standby has applied redo up to here.
     Applied(Lsn),
-    /// The base backup is in place.
+    /// The base backup is in place, or the data are rewound.
     Seeded,
 }
 
@@ -144,6 +149,8 @@ pub enum Command {
     },
     /// Send a base backup.
     Seed,
+    /// Have the region rewind its data.
+    Rewind,
     /// Close the connection.
     Disconnect,
     /// Call again with [`Input::Timer`] at this time.
@@ -198,6 +205,11 @@ impl Shipper {
                     self.detail = why;
                     vec![Command::Seed]
                 }
+                Plan::Rewind { why } => {
+                    self.state = State::Seeding;
+                    self.detail = why;
+                    vec![Command::Rewind]
+                }
                 Plan::Diverged { why } => self.refused(now_us, why),
             },
             (State::Streaming { goal_lsn, caught_up }, Input::Applied(lsn)) => {
@@ -247,7 +259,12 @@ mod tests {
     }
 
     fn at(timeline: u32, durable_lsn: u64) -> Position {
-        Position { needs_seed: false, timeline: Timeline(timeline), durable_lsn: Lsn(durable_lsn) }
+        Position {
+            needs_seed: false,
+            can_rewind: false,
+            timeline: Timeline(timeline),
+            durable_lsn: Lsn(durable_lsn),
+        }
     }
 
     #[test]
@@ -258,10 +275,15 @@ mod tests {
         assert_eq!(plan(&log, at(2, 0x800)), Plan::Stream { from_lsn: Lsn(0x800) });
         assert_eq!(plan(&log, at(2, 0x900)), Plan::Stream { from_lsn: Lsn(0x900) });
         assert_eq!(plan(&log, at(1, 0x500)), Plan::Stream { from_lsn: Lsn(0x500) });
-        assert!(matches!(plan(&log, at(1, 0x501)), Plan::Diverged { .. }), "beyond the fork");
+        assert!(matches!(plan(&log, at(1, 0x501)), Plan::Seed { .. }), "beyond the fork");
         assert!(matches!(plan(&log, at(2, 0x901)), Plan::Diverged { .. }), "ahead of its primary");
-        assert!(matches!(plan(&log, at(3, 0x600)), Plan::Diverged { .. }), "a timeline of its own");
+        assert!(matches!(plan(&log, at(3, 0x600)), Plan::Seed { .. }), "a timeline of its own");
         assert!(matches!(plan(&log, at(1, 0x2FF)), Plan::Seed { .. }), "below the horizon");
+        let intact = |position| Position { can_rewind: true, ..position };
+        assert!(matches!(plan(&log, intact(empty)), Plan::Rewind { .. }), "it led before");
+        assert!(matches!(plan(&log, intact(at(1, 0x501))), Plan::Rewind { .. }), "beyond the fork");
+        assert!(matches!(plan(&log, intact(at(1, 0x2FF))), Plan::Seed { .. }), "nothing to rewind");
+        assert_eq!(plan(&log, intact(at(2, 0x800))), Plan::Stream { from_lsn: Lsn(0x800) });
     }
 
     #[test]
@@ -301,9 +323,10 @@ mod tests {
     fn any_input() -> impl Strategy<Value = Input> {
         prop_oneof![
             Just(Input::Timer),
-            (0u64..0xA00, 0u32..4, 0u64..0xA00, any::<bool>()).prop_map(
-                |(horizon, timeline, durable, needs_seed)| {
-                    Input::Answered(log(horizon, 0x900), Position { needs_seed, ..at(timeline, durable) })
+            (0u64..0xA00, 0u32..4, 0u64..0xA00, any::<bool>(), any::<bool>()).prop_map(
+                |(horizon, timeline, durable, needs_seed, can_rewind)| {
+                    let position = Position { needs_seed, can_rewind, ..at(timeline, durable) };
+                    Input::Answered(log(horizon, 0x900), position)
                 }
             ),
             Just(Input::Lost("x".into())),

@@ -1,15 +1,17 @@
-//! Ships redo to one secondary: probe, stream, catch up, seed. The decisions are in [`machine`]; this file carries them out.
+//! Ships redo to one secondary: probe, stream, catch up, seed, rewind. The decisions are in [`machine`]; this file carries them out.
 //!
 //! A shipper reads the volume at its own pace and holds no redo of its own, so a slow or absent region costs the writer
 //! and the other regions nothing.
 
 pub mod machine;
 
+mod rewinder;
 mod seeder;
 mod stream;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use proto::messages::{Open, PROTOCOL_VERSION, ReplicateOpen, ReplicateReady, open, refusal};
@@ -32,6 +34,8 @@ struct Shipping {
     egress: EgressCap,
     machine: Shipper,
     link: Option<(Connection, Stream)>,
+    /// Bytes of the present seed or rewind.
+    brought_bytes: AtomicU64,
 }
 
 /// Ships until `stop`.
@@ -43,7 +47,8 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let (machine, first) = Shipper::start();
-    let mut shipping = Shipping { options, views, target, egress, machine, link: None };
+    let mut shipping =
+        Shipping { options, views, target, egress, machine, link: None, brought_bytes: AtomicU64::new(0) };
     tokio::select! {
         () = stop.cancelled() => {}
         () = shipping.drive(first) => {}
@@ -62,6 +67,7 @@ impl Shipping {
                 Command::Probe => Some(self.probe().await),
                 Command::Stream { from_lsn } => Some(self.stream(from_lsn).await),
                 Command::Seed => Some(self.seed().await),
+                Command::Rewind => Some(self.rewind().await),
                 Command::Disconnect => {
                     if let Some((connection, _)) = self.link.take() {
                         connection.close("the shipper starts over");
@@ -95,7 +101,9 @@ impl Shipping {
             State::Streaming { .. } if !matches!(was, State::Streaming { .. }) => {
                 tracing::info!(region = %name, "streaming")
             }
-            State::Seeding if was != State::Seeding => tracing::info!(region = %name, "seeding: {detail}"),
+            State::Seeding if was != State::Seeding => {
+                tracing::info!(region = %name, "bringing its data up: {detail}");
+            }
             _ => {}
         }
         self.views.update_region(name, |region, _| {
@@ -158,6 +166,7 @@ impl Shipping {
         let log = Log { horizon_lsn: bounds.horizon_lsn, durable_lsn: bounds.durable_lsn, history };
         let position = Position {
             needs_seed: ready.needs_seed,
+            can_rewind: ready.can_rewind,
             timeline: Timeline(ready.timeline),
             durable_lsn: Lsn(ready.durable_lsn),
         };

@@ -1,14 +1,15 @@
 //! Seeds a secondary: a base backup of the writer, compressed, on a QUIC connection of its own.
 
 use std::io::Write;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use postgres::base_backup::{BackupEvent, BaseBackup};
 use postgres::client::{ClientError, ReplicationClient};
-use proto::Lsn;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedChunk, SeedEnd, SeedOpen, open, seed_chunk,
 };
+use proto::{Lsn, Timeline};
 use transport::{Stream, TransportError};
 use volume::{Start, VolumeError};
 
@@ -16,50 +17,65 @@ use super::machine::Input;
 use super::{Shipping, refused};
 
 /// zstd's level for base backups: the link, not the processor, should be what limits a seed.
-const COMPRESSION_LEVEL: i32 = 3;
+pub(super) const COMPRESSION_LEVEL: i32 = 3;
 
 /// A chunk leaves when it holds this much compressed backup.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Why a seed failed.
 #[derive(Debug, thiserror::Error)]
-enum SeedError {
+pub(super) enum SeedError {
     #[error("base backup of the writer: {0}")]
     Backup(#[from] ClientError),
     #[error("sending the base backup: {0}")]
     Transport(#[from] TransportError),
     #[error("reading redo for the seed: {0}")]
     Volume(#[from] VolumeError),
-    #[error("compressing the base backup: {0}")]
-    Compression(#[from] std::io::Error),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
     #[error("{}", .0.reason)]
     Refused(proto::messages::Refusal),
+    #[error("the writer, for a region to rewind: {0}")]
+    Writer(#[from] postgres::instance::InstanceError),
+    #[error("{0}")]
+    Useless(String),
 }
 
 impl Shipping {
     /// Sends a base backup; says what came of it.
     pub(super) async fn seed(&mut self) -> Input {
-        // Redo is kept from before the backup begins until the region reports that it has it.
-        let need = self.target.name.as_str();
-        self.options.volume.set_need(need, Some(self.options.volume.bounds().horizon_lsn));
-        match self.send_backup().await {
-            Ok(()) => Input::Seeded,
-            Err(e) => {
-                self.options.volume.set_need(need, None);
-                match e {
-                    SeedError::Refused(refusal) => refused(&refusal),
-                    other => Input::Lost(other.to_string()),
-                }
-            }
+        self.keep_redo();
+        let sent = self.send_backup().await;
+        self.in_place(sent)
+    }
+
+    /// Redo is kept from now on, until the region reports that it has it.
+    pub(super) fn keep_redo(&self) {
+        self.brought_bytes.store(0, Ordering::Relaxed);
+        let horizon_lsn = self.options.volume.bounds().horizon_lsn;
+        self.options.volume.set_need(self.target.name.as_str(), Some(horizon_lsn));
+    }
+
+    /// What came of bringing the region's data up.
+    pub(super) fn in_place(&self, brought: Result<(), SeedError>) -> Input {
+        let Err(e) = brought else {
+            let bytes = self.brought_bytes.load(Ordering::Relaxed);
+            tracing::info!(region = %self.target.name, "bytes sent to bring its data up: {bytes}");
+            return Input::Seeded;
+        };
+        self.options.volume.set_need(self.target.name.as_str(), None);
+        match e {
+            SeedError::Refused(refusal) => refused(&refusal),
+            other => Input::Lost(other.to_string()),
         }
     }
 
     async fn send_backup(&self) -> Result<(), SeedError> {
-        let client = ReplicationClient::connect(&self.options.writer).await?;
+        let client = ReplicationClient::connect(&self.options.writer.local_connection()).await?;
         let label = format!("replicator seed of {}", self.target.name);
         let mut backup = client.base_backup(&label).await?;
         let (start_lsn, timeline, total_bytes) = (backup.start_lsn, backup.timeline, backup.total_bytes);
-        let volume_begin_lsn = self.volume_begin(start_lsn).await?;
+        let (volume_begin_lsn, _) = self.volume_begin(start_lsn).await?;
         self.options.volume.set_need(self.target.name.as_str(), Some(volume_begin_lsn));
         let open = SeedOpen {
             system_id: self.options.system_id.0,
@@ -111,7 +127,7 @@ impl Shipping {
 
     async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), SeedError> {
         for piece in Bytes::from(compressed).chunks(CHUNK_BYTES) {
-            self.egress.take(piece.len()).await;
+            self.take_way(piece.len()).await;
             let data = Bytes::copy_from_slice(piece);
             stream.send(&SeedChunk { body: Some(seed_chunk::Body::Data(data)) }).await?;
         }
@@ -119,8 +135,8 @@ impl Shipping {
     }
 
     /// Where the region's volume shall begin: at a batch that starts a context, at or before the WAL segment in which
-    /// the backup's redo begins, because that is where a walreceiver asks to start.
-    async fn volume_begin(&self, start_lsn: Lsn) -> Result<Lsn, SeedError> {
+    /// the backup's redo begins, because that is where a walreceiver asks to start. And the batch's timeline.
+    pub(super) async fn volume_begin(&self, start_lsn: Lsn) -> Result<(Lsn, Timeline), SeedError> {
         let volume = &self.options.volume;
         let segment_lsn = start_lsn.segment_begin(self.views.reader().wal_segment_bytes.max(1));
         // The writer's redo may still be on its way here.
@@ -128,7 +144,14 @@ impl Shipping {
         durable.wait_for(|durable| durable.lsn > segment_lsn).await.map_err(|_| VolumeError::Closed)?;
         let from_lsn = segment_lsn.max(volume.bounds().horizon_lsn);
         let mut cursor = volume.cursor(from_lsn, Start::Context)?;
-        Ok(cursor.next_batch().await?.begin_lsn)
+        let batch = cursor.next_batch().await?;
+        Ok((batch.begin_lsn, batch.timeline))
+    }
+
+    /// Waits until so much may be sent, and counts it.
+    pub(super) async fn take_way(&self, bytes: usize) {
+        self.egress.take(bytes).await;
+        self.brought_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn note_seeding(&self, bytes: u64, total_bytes: u64) {

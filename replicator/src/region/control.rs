@@ -6,8 +6,8 @@ use std::time::Duration;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus,
-    RegionStatusRequest, RegionView, ReplicateReady, SeedAnswer, VolumeView, ZoneReady, control_request,
-    control_response, open,
+    RegionStatusRequest, RegionView, ReplicateReady, Rewind, SeedAnswer, VolumeView, ZoneReady,
+    control_request, control_response, open, rewind,
 };
 use proto::{ClusterId, RegionName};
 use tokio::task::JoinSet;
@@ -305,6 +305,9 @@ pub(super) async fn answer_refusal(
             stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await?;
         }
         open::Purpose::Seed(_) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
+        open::Purpose::Rewind(_) => {
+            stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
+        }
         open::Purpose::Zone(_) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
         // Nobody may ask this of a region's daemon, and nothing would be understood.
         open::Purpose::Copy(_) | open::Purpose::Gather(_) => {}

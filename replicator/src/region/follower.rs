@@ -1,14 +1,12 @@
-//! The part of a secondary: takes seeds and redo, and keeps the region's standby fed.
+//! The part of a secondary: takes redo, and keeps the region's standby fed. How it gets data to begin with is in `rejoin`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT};
-use postgres::seed::Seed;
 use postgres::walsender::StandbyProgress;
-use proto::messages::refusal::Kind;
-use proto::messages::{Refusal, RegionStatus, ReplicateOpen, SeedAnswer, SeedOpen};
-use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
+use proto::messages::{RegionStatus, ReplicateOpen};
+use proto::{Epoch, Lsn, SystemId};
 use secondary::{Inbound, feed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,22 +15,22 @@ use transport::Stream;
 use volume::Volume;
 
 use super::engine::Engine;
+use super::lost;
 use super::state::{Record, StateError};
-use super::{lost, secrets};
 use crate::layout::RegionLayout;
 
 /// A secondary region at work.
 #[derive(Debug)]
 pub struct Follower {
-    layout: RegionLayout,
-    instance: Instance,
-    volume: Volume,
-    inbound: Arc<Inbound>,
+    pub(super) layout: RegionLayout,
+    pub(super) instance: Instance,
+    pub(super) volume: Volume,
+    pub(super) inbound: Arc<Inbound>,
     progress: watch::Sender<StandbyProgress>,
-    record: Arc<Record>,
+    pub(super) record: Arc<Record>,
     following: tokio::sync::Mutex<Option<Following>>,
-    seeding: tokio::sync::Mutex<()>,
-    seed_total_bytes: AtomicU64,
+    pub(super) seeding: tokio::sync::Mutex<()>,
+    pub(super) seed_total_bytes: AtomicU64,
 }
 
 /// A standby and what feeds it.
@@ -71,6 +69,14 @@ pub enum FollowError {
     /// The password cannot be kept.
     #[error("keeping the superuser's password: {0}")]
     Secret(std::io::Error),
+    /// The data cannot be rewound.
+    #[error("the data cannot be rewound, and a seed is needed: {0}")]
+    Rewind(String),
+    /// The primary that sent the seed is shut out.
+    #[error(
+        "the primary of epoch {0} is being replaced: its data are not used, and the next primary brings some"
+    )]
+    Overtaken(Epoch),
     /// The data directory is another PostgreSQL's.
     #[error(
         "the data directory has system identifier {found}, and this region's record says {expected}: it is another PostgreSQL's. Put the right one back, or remove the region's directory to have it seeded anew"
@@ -110,7 +116,7 @@ impl Follower {
         match follower.system_id() {
             _ if follower.record.get().rejoining => {
                 tracing::warn!(
-                    "this region led an epoch that is over: it waits for the primary to seed it anew"
+                    "this region led an epoch that is over: it waits for the primary to have it rewind"
                 );
             }
             Some(expected) if follower.instance.exists() => {
@@ -131,67 +137,16 @@ impl Follower {
     /// Serves a replication stream of the primary.
     pub async fn replicate(&self, open: ReplicateOpen, stream: Stream) {
         let state = self.record.get();
+        // Recorded, the data are whole; without, a seed or a rewind was not finished.
+        let recorded = state.system_id == Some(SystemId(open.system_id));
+        let can_rewind = recorded && self.instance.exists() && !self.instance.has_tablespaces();
         // What a region that led before has may not be what the primary has.
         let system_id = if state.rejoining { None } else { state.system_id };
-        self.inbound.serve(open, stream, system_id).await;
-    }
-
-    /// Takes a seed of the primary.
-    pub async fn seed(&self, open: SeedOpen, mut stream: Stream) {
-        let Ok(_turn) = self.seeding.try_lock() else {
-            let refusal = Refusal::new(Kind::Busy, "a seed is being received already");
-            let _ = stream.send(&SeedAnswer { refusal: Some(refusal) }).await;
-            return stream.finish().await;
-        };
-        self.seed_total_bytes.store(open.total_bytes, Ordering::Relaxed);
-        tracing::info!("receiving a seed of about {}", crate::units::show_bytes(open.total_bytes));
-        let answer = match self.take_seed(open, &mut stream).await {
-            Ok(consistent_lsn) => {
-                tracing::info!("the seed is in place; it is consistent from {consistent_lsn} on");
-                SeedAnswer::default()
-            }
-            Err(e) => {
-                tracing::error!("the seed failed: {e}");
-                SeedAnswer { refusal: Some(Refusal::new(Kind::Failed, e.to_string())) }
-            }
-        };
-        self.seed_total_bytes.store(0, Ordering::Relaxed);
-        let _ = stream.send(&answer).await;
-        stream.finish().await;
-    }
-
-    async fn take_seed(&self, open: SeedOpen, stream: &mut Stream) -> Result<Lsn, FollowError> {
-        let options = self.instance.options();
-        let seed = Seed::begin(&options.data_dir, &options.account)?;
-        stream.send(&SeedAnswer::default()).await.map_err(secondary::seed::SeedError::from)?;
-        let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
-        // From here to the end the region has no data: a crash in between has it seeded anew. Recorded first, so that a
-        // stream that comes now is answered so, and then what still comes from an older one is ended.
-        self.inbound.interrupt().await;
-        if self.record.get().rejoining {
-            let content = &open.history;
-            match TimelineHistory::parse(Timeline(open.timeline), content) {
-                Ok(history) => lost::keep(&self.layout, &self.volume, &history, open.epoch).await?,
-                Err(e) => return Err(FollowError::History(e.to_string())),
-            }
-        }
-        self.record.change(|state| state.system_id = None)?;
-        self.inbound.interrupt().await;
-        self.unfollow().await?;
-        self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
-        unpacked.install()?;
-        secrets::keep(&self.layout, &open.superuser_password, options.listen).map_err(FollowError::Secret)?;
-        let system_id = SystemId(open.system_id);
-        self.record.change(|state| {
-            state.system_id = Some(system_id);
-            state.rejoining = false;
-        })?;
-        self.follow(system_id).await?;
-        Ok(consistent_lsn)
+        self.inbound.serve(open, stream, system_id, can_rewind).await;
     }
 
     /// Feeds and starts the standby.
-    async fn follow(&self, system_id: SystemId) -> Result<(), FollowError> {
+    pub(super) async fn follow(&self, system_id: SystemId) -> Result<(), FollowError> {
         self.instance.configure(Part::Standby)?;
         let options = self.instance.options();
         let listener = feed::bind(&options.socket_dir, WALSENDER_PORT).map_err(FollowError::Socket)?;
@@ -212,7 +167,7 @@ impl Follower {
         Ok(())
     }
 
-    async fn unfollow(&self) -> Result<(), InstanceError> {
+    pub(super) async fn unfollow(&self) -> Result<(), InstanceError> {
         let Some(Following { engine, stop_feed, feed }) = self.following.lock().await.take() else {
             return Ok(());
         };
@@ -291,8 +246,8 @@ impl Follower {
     ///
     /// # Errors
     /// Why not all of it was taken.
-    pub async fn gather(&self, stream: Stream) -> Result<(), String> {
-        self.inbound.gather(stream).await
+    pub async fn gather(&self, stream: Stream, wanted: impl Fn() -> bool) -> Result<(), String> {
+        self.inbound.gather(stream, wanted).await
     }
 
     /// Waits until the standby has applied all redo up to `lsn`.
@@ -300,6 +255,11 @@ impl Follower {
         let mut progress = self.progress.subscribe();
         // The progress lives as long as this.
         let _ = progress.wait_for(|progress| progress.applied_lsn >= lsn).await;
+    }
+
+    /// Whether its standby runs.
+    pub async fn runs(&self) -> bool {
+        self.following.lock().await.as_ref().is_some_and(|following| following.engine.is_some())
     }
 
     /// Gives the running standby to whoever promotes it. It is fed until this is stopped.

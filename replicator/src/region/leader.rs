@@ -13,7 +13,7 @@ use volume::Volume;
 
 use super::Region;
 use super::engine::Engine;
-use super::promotion::{Steps, promote};
+use super::promotion::{Steps, promote, timeline_of};
 use super::secrets;
 use super::state::StateError;
 use crate::units::show_bytes;
@@ -64,6 +64,11 @@ pub enum LeaderError {
         /// The record's.
         expected: SystemId,
     },
+    /// It was being seeded or rewound.
+    #[error(
+        "this region's data were being replaced, and it has none to lead with: order a failover to another region"
+    )]
+    NoData,
     /// The data directory is gone.
     #[error(
         "this region's PostgreSQL data directory is gone, and its record says that it had one (system identifier {0}). A new one would be empty: restore it, or promote a secondary"
@@ -90,6 +95,8 @@ impl Leader {
                 found
             }
             (Some(expected), false) => return Err(LeaderError::DataGone(expected)),
+            // Its data were being replaced when the record came to say that it leads.
+            (None, _) if state.epoch() > Epoch(1) => return Err(LeaderError::NoData),
             (None, exists) => {
                 if !exists {
                     tracing::info!("making the writer's data directory");
@@ -107,12 +114,12 @@ impl Leader {
         let part = Part::Writer { synchronous: config.commit.waits() };
         let engine = match running {
             Some(engine) => engine,
-            None if instance.is_standby() => {
+            None if instance.is_standby() && !instance.has_begun(timeline_of(state.epoch())) => {
                 // A promotion was interrupted here: it goes on.
                 instance.configure(Part::Standby)?;
                 let engine = Engine::start(instance.clone());
                 engine.accepts().await;
-                promote(&instance).await?;
+                promote(&instance, state.epoch()).await?;
                 engine
             }
             None => {
@@ -132,7 +139,7 @@ impl Leader {
             cluster_id: state.cluster_id,
             epoch: state.epoch(),
             system_id,
-            writer: instance.local_connection(),
+            writer: instance.clone(),
             slot: READER.into(),
             volume,
             endpoint,

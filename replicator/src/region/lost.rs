@@ -2,7 +2,7 @@
 //!
 //! It is kept as PostgreSQL's own WAL segments, so that `pg_waldump` reads it.
 
-use std::io::Write;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use proto::{Lsn, TimelineHistory};
@@ -45,7 +45,7 @@ pub enum LostError {
     Volume(#[from] volume::VolumeError),
 }
 
-/// Keeps what the volume has beyond the fork that leads to `history`'s timeline. On disk when this returns.
+/// Keeps what the volume has beyond what it has in common with `history`, if that is anything. On disk when this returns.
 ///
 /// # Errors
 /// When it cannot be read or written; nothing may be overwritten then.
@@ -56,47 +56,14 @@ pub async fn keep(
     epoch: u64,
 ) -> Result<(), LostError> {
     let bounds = volume.bounds();
-    let Some(fork_lsn) = history.fork_of(bounds.timeline).filter(|fork| *fork < bounds.durable_lsn) else {
+    let fork_lsn = fork(volume, history);
+    if volume.is_empty() || fork_lsn >= bounds.durable_lsn {
         return Ok(());
-    };
-    let io = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| LostError::Io { path: path.clone(), source }
-    };
+    }
     let name = format!("epoch-{epoch}-{:X}-{:X}", fork_lsn.0, bounds.durable_lsn.0);
     let directory = layout.lost().join(name);
     std::fs::create_dir_all(&directory).map_err(io(&directory))?;
-    // From the beginning of the WAL segment, so that it has its header; the zeroes behind the end end it.
-    let begin_lsn = fork_lsn.segment_begin(WAL_SEGMENT_BYTES).max(bounds.horizon_lsn);
-    let mut cursor = volume.cursor(begin_lsn, Start::Batch)?;
-    let mut next_lsn = begin_lsn;
-    let mut open: Option<(u64, std::fs::File, PathBuf)> = None;
-    while next_lsn < bounds.durable_lsn {
-        let redo = cursor.next().await?;
-        let skip = usize::try_from(next_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
-        let mut bytes = &redo.bytes[skip.min(redo.bytes.len())..];
-        while !bytes.is_empty() {
-            let number = next_lsn.0 / WAL_SEGMENT_BYTES;
-            if open.as_ref().is_none_or(|(of, ..)| *of != number) {
-                let per_id = (1 << 32) / WAL_SEGMENT_BYTES;
-                let file = format!("{:08X}{:08X}{:08X}", bounds.timeline.0, number / per_id, number % per_id);
-                let path = directory.join(file);
-                let file = std::fs::File::create(&path).map_err(io(&path))?;
-                file.set_len(WAL_SEGMENT_BYTES).map_err(io(&path))?;
-                open = Some((number, file, path));
-            }
-            let Some((_, file, path)) = &mut open else { break };
-            let offset = next_lsn.0 % WAL_SEGMENT_BYTES;
-            let room = usize::try_from(WAL_SEGMENT_BYTES - offset).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            std::os::unix::fs::FileExt::write_all_at(file, now, offset)
-                .and_then(|()| file.flush())
-                .and_then(|()| file.sync_all())
-                .map_err(io(path))?;
-            next_lsn = next_lsn + now.len() as u64;
-            bytes = later;
-        }
-    }
+    write_segments(volume, fork_lsn, &directory).await?;
     let lost = Lost {
         epoch,
         timeline: bounds.timeline.0,
@@ -113,6 +80,60 @@ pub async fn keep(
         directory.display()
     );
     Ok(())
+}
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> LostError + use<> {
+    let path = path.display().to_string();
+    move |source| LostError::Io { path: path.clone(), source }
+}
+
+/// Where the volume's redo parts from `history`; its oldest redo at least.
+pub fn fork(volume: &Volume, history: &TimelineHistory) -> Lsn {
+    let bounds = volume.bounds();
+    let mine = volume.history(bounds.timeline);
+    let mine = mine.unwrap_or(TimelineHistory { timeline: bounds.timeline, ..TimelineHistory::first() });
+    mine.common_end(history).max(bounds.horizon_lsn)
+}
+
+/// Writes the volume's redo from the WAL segment of `from_lsn` on to its end into `directory`, as WAL segments of its newest timeline.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub async fn write_segments(volume: &Volume, from_lsn: Lsn, directory: &Path) -> Result<(), LostError> {
+    let bounds = volume.bounds();
+    // From the beginning of the WAL segment, so that it has its header; the zeroes behind the end end it.
+    let begin_lsn = from_lsn.segment_begin(WAL_SEGMENT_BYTES).max(bounds.horizon_lsn);
+    let mut cursor = volume.cursor(begin_lsn, Start::Batch)?;
+    let mut next_lsn = begin_lsn;
+    let mut open: Option<(u64, std::fs::File, PathBuf)> = None;
+    while next_lsn < bounds.durable_lsn {
+        let redo = cursor.next().await?;
+        let skip = usize::try_from(next_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
+        let mut bytes = &redo.bytes[skip.min(redo.bytes.len())..];
+        while !bytes.is_empty() {
+            let number = next_lsn.0 / WAL_SEGMENT_BYTES;
+            if open.as_ref().is_none_or(|(of, ..)| *of != number) {
+                let per_id = (1 << 32) / WAL_SEGMENT_BYTES;
+                let file = format!("{:08X}{:08X}{:08X}", bounds.timeline.0, number / per_id, number % per_id);
+                let path = directory.join(file);
+                let file = std::fs::File::create(&path).map_err(io(&path))?;
+                file.set_len(WAL_SEGMENT_BYTES).map_err(io(&path))?;
+                sync(open.replace((number, file, path)))?;
+            }
+            let Some((_, file, path)) = &mut open else { break };
+            let offset = next_lsn.0 % WAL_SEGMENT_BYTES;
+            let room = usize::try_from(WAL_SEGMENT_BYTES - offset).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            std::os::unix::fs::FileExt::write_all_at(file, now, offset).map_err(io(path))?;
+            next_lsn = next_lsn + now.len() as u64;
+            bytes = later;
+        }
+    }
+    sync(open)
+}
+
+fn sync(written: Option<(u64, std::fs::File, PathBuf)>) -> Result<(), LostError> {
+    written.map_or(Ok(()), |(_, file, path)| file.sync_all().map_err(io(&path)))
 }
 
 /// Everything that is kept in a region's directory, with where it lies.
@@ -141,4 +162,65 @@ pub fn list(layout: &RegionLayout) -> Result<Vec<(PathBuf, Lost)>, LostError> {
 #[must_use]
 pub fn lsn(text: &str) -> Lsn {
     text.parse().unwrap_or_default()
+}
+
+/// What a transaction did in redo that was cut off, as far as pg_waldump says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transaction {
+    /// Its number.
+    pub id: u64,
+    /// How it ended, and when: `COMMIT 2026-11-23 20:00:00.000000 UTC`; none when its end is not in there.
+    pub end: Option<String>,
+    /// Its records.
+    pub records: u64,
+    /// What they change: tablespace/database/file, as in `pg_filenode_relation`.
+    pub relations: BTreeSet<String>,
+}
+
+/// The transactions in what pg_waldump prints, in the order in which they begin there. Lines without a transaction, and any that are not
+/// understood, are left out.
+#[must_use]
+pub fn transactions(dump: &str) -> Vec<Transaction> {
+    let mut found: Vec<Transaction> = Vec::new();
+    for line in dump.lines() {
+        let id = line.split("tx:").nth(1).and_then(|rest| rest.split(',').next()?.trim().parse().ok());
+        let (Some(id), Some((_, what))) = (id.filter(|id| *id > 0), line.split_once("desc: ")) else {
+            continue;
+        };
+        let at = found.iter().position(|transaction| transaction.id == id).unwrap_or_else(|| {
+            found.push(Transaction { id, ..Transaction::default() });
+            found.len() - 1
+        });
+        let transaction = &mut found[at];
+        transaction.records += 1;
+        if line.starts_with("rmgr: Transaction") && (what.starts_with("COMMIT") || what.starts_with("ABORT"))
+        {
+            transaction.end = Some(what.split(';').next().unwrap_or(what).trim().to_owned());
+        }
+        let relations = what.split("rel ").skip(1).filter_map(|rest| rest.split_whitespace().next());
+        transaction.relations.extend(relations.filter(|name| name.contains('/')).map(str::to_owned));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_of_a_dump() {
+        let dump = "\
+rmgr: Heap        len (rec/tot):     54/   150, tx:        735, lsn: 0/01500028, prev 0/014FFFB0, desc: INSERT off 3 flags 0x00, blkref #0: rel 1663/5/16388 blk 0
+rmgr: Standby     len (rec/tot):     50/    50, tx:          0, lsn: 0/015000C0, prev 0/01500028, desc: RUNNING_XACTS nextXid 736
+rmgr: Heap        len (rec/tot):     54/    54, tx:        736, lsn: 0/015000F8, prev 0/015000C0, desc: DELETE off 1, blkref #0: rel 1663/5/16390 blk 0
+rmgr: Transaction len (rec/tot):     34/    34, tx:        735, lsn: 0/01500130, prev 0/015000F8, desc: COMMIT 2026-11-23 20:00:00.5 UTC; inval msgs: x
+garbage tx: desc";
+        let [first, second] = &transactions(dump)[..] else { panic!("two") };
+        assert_eq!(
+            (first.id, first.records, first.end.as_deref()),
+            (735, 2, Some("COMMIT 2026-11-23 20:00:00.5 UTC"))
+        );
+        assert_eq!(first.relations, BTreeSet::from(["1663/5/16388".to_owned()]));
+        assert_eq!((second.id, second.end.as_deref()), (736, None));
+    }
 }

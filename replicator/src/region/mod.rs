@@ -11,6 +11,7 @@ mod follower;
 mod leader;
 pub mod lost;
 pub mod promotion;
+mod rejoin;
 pub(crate) mod secrets;
 
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ use postgres::account::{Account, AccountError};
 use postgres::installation::{Installation, InstallationError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, socket_dir_for};
 use proto::messages::{
-    MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, ReplicateOpen, SeedOpen, open, refusal::Kind,
+    MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, ReplicateOpen, RewindOpen, SeedOpen, open,
+    refusal::Kind,
 };
 use proto::{ClusterId, Epoch, Lsn, RegionName};
 use tokio_util::sync::CancellationToken;
@@ -208,6 +210,7 @@ pub async fn run(
         failed = region.take_part() => failed,
         () = region.voter.clone().watch() => Ok(()),
     };
+    region.voter.stop();
     ending.cancel();
     let _ = serving.await;
     tracing::info!("region {name} has stopped");
@@ -391,9 +394,15 @@ impl Region {
                 }
                 Ok(())
             }
+            (Some(open::Purpose::Rewind(open)), None) => {
+                if let Some(follower) = self.follower().await {
+                    follower.rewind(open, stream).await;
+                }
+                Ok(())
+            }
             (Some(open::Purpose::Control(request)), None) => self.control(peer, request, stream).await,
             (Some(open::Purpose::Gather(open)), None) => {
-                secondary::gather::serve(&self.volume, Lsn(open.from_lsn), stream).await
+                secondary::gather::serve(&self.volume, Lsn(open.from_lsn)..Lsn(open.to_lsn), stream).await
             }
             (Some(open::Purpose::Zone(open)), None) => {
                 let local = self.own.local_copies();
@@ -422,13 +431,17 @@ impl Region {
         }
         let allowed = match (&open.purpose, peer) {
             (Some(open::Purpose::Replicate(ReplicateOpen { epoch, .. })), Peer::Region(name))
-            | (Some(open::Purpose::Seed(SeedOpen { epoch, .. })), Peer::Region(name)) => {
+            | (Some(open::Purpose::Seed(SeedOpen { epoch, .. })), Peer::Region(name))
+            | (Some(open::Purpose::Rewind(RewindOpen { epoch, .. })), Peer::Region(name)) => {
                 if let Some(refusal) = self.refuse_primary(name, Epoch(*epoch)).await {
                     return Some(refusal);
                 }
                 self.config.region(name).is_some() && self.follower().await.is_some()
             }
-            (Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_)), Peer::Operator) => false,
+            (
+                Some(open::Purpose::Replicate(_) | open::Purpose::Seed(_) | open::Purpose::Rewind(_)),
+                Peer::Operator,
+            ) => false,
             // Only to the region that shall lead, when the old primary is shut out.
             (Some(open::Purpose::Gather(open)), Peer::Region(name)) => {
                 let promotion = self.voter.accepted().promotion;

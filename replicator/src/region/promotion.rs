@@ -15,7 +15,7 @@ use proto::messages::refusal::Kind;
 use proto::messages::{
     self as m, GatherOpen, HandOverRequest, HandedOver, Open, PROTOCOL_VERSION, Refusal, open,
 };
-use proto::{Epoch, Lsn, RegionName};
+use proto::{Epoch, Lsn, RegionName, Timeline};
 use tokio::time::Instant;
 
 use super::follower::Follower;
@@ -75,13 +75,19 @@ fn busy(reason: impl Into<String>) -> Refusal {
     Refusal::new(Kind::Busy, reason)
 }
 
-/// Promotes a running standby, and waits until it is a writer.
+/// The timeline that an epoch begins: so no two regions ever begin one with the same number.
+pub(super) fn timeline_of(epoch: Epoch) -> Timeline {
+    Timeline(u32::try_from(epoch.0).unwrap_or(u32::MAX))
+}
+
+/// Promotes a running standby to the writer of `epoch`, and waits until it is one.
 ///
 /// # Errors
 /// When it cannot be told.
-pub async fn promote(instance: &Instance) -> Result<(), InstanceError> {
+pub async fn promote(instance: &Instance, epoch: Epoch) -> Result<(), InstanceError> {
     let telling = instance.clone();
-    let told = tokio::task::spawn_blocking(move || telling.promote()).await;
+    let timeline = timeline_of(epoch);
+    let told = tokio::task::spawn_blocking(move || telling.promote(timeline)).await;
     told.map_err(|e| InstanceError::Program { program: "pg_ctl", output: e.to_string() })??;
     let connection = instance.local_connection();
     // A promoted PostgreSQL has removed its signal, and is on a timeline of its own.
@@ -110,11 +116,13 @@ impl Region {
             (Standing::Leads | Standing::TakesOver, Part::Leader(leader)) => {
                 leader.acknowledge(standing == Standing::Leads);
             }
+            // A writer that was stopped for a switchover stays so until that is decided.
+            (Standing::Leads, Part::Follower(_)) if self.is_handing_over() => {}
             (Standing::Leads | Standing::TakesOver, Part::Follower(follower)) => {
                 let follower = follower.clone();
                 let crashed_primary = self.state().rejoining && !self.instance.is_standby();
-                if crashed_primary {
-                    // It had stopped for a failover that nobody agreed on.
+                if crashed_primary || self.instance.has_begun(timeline_of(self.state().epoch())) {
+                    // It had stopped, or followed, for a promotion that was not agreed on, or rolled back.
                     follower.stop().await;
                     self.lead_again(&mut part).await?;
                 } else {
@@ -165,13 +173,19 @@ impl Region {
     /// The standby becomes the writer.
     async fn take_over(&self, follower: &Follower, part: &mut Part) -> Result<(), RegionError> {
         let taking = async {
+            // A coordinator that was overtaken may still have it gather.
+            follower.interrupt().await;
             self.record(|state| state.role = Role::Primary)?;
+            if follower.runs().await {
+                // What is in the volume and not in PostgreSQL would be cut off.
+                follower.until_applied(self.volume.bounds().durable_lsn).await;
+            }
             let Some(engine) = follower.give_engine().await else {
                 // An earlier attempt was not finished, or the standby does not run.
                 follower.stop().await;
                 return self.lead_again(part).await;
             };
-            promote(&self.instance).await?;
+            promote(&self.instance, self.state().epoch()).await?;
             follower.stop().await;
             *part = Part::Leader(Box::new(self.lead(Some(engine)).await?));
             Ok::<(), RegionError>(())
@@ -243,6 +257,7 @@ impl Region {
         let silent = heard.and_then(|(_, answered)| answered).unwrap_or(self.started).elapsed();
         Grant {
             has_data: state.system_id.is_some() && !state.rejoining,
+            has_redo: state.system_id.is_some() && !self.volume.is_empty(),
             timeline: bounds.timeline,
             durable_lsn: bounds.durable_lsn,
             silent_us: us(silent),
@@ -302,7 +317,9 @@ impl Region {
             let from =
                 from.ok_or_else(|| busy(format!("no region '{}' in the file", request.gather_from)))?;
             follower.interrupt().await;
-            let gathered = tokio::time::timeout(TAKE_OVER, self.gather(&follower, from, epoch)).await;
+            let gathered =
+                tokio::time::timeout(TAKE_OVER, self.gather(&follower, from, epoch, request.gather_to_lsn))
+                    .await;
             gathered
                 .unwrap_or_else(|_| Err("not in time".into()))
                 .map_err(|e| busy(format!("gathering the redo that {} has: {e}", from.name)))?;
@@ -314,15 +331,22 @@ impl Region {
         }
     }
 
-    async fn gather(&self, follower: &Follower, from: &RegionConfig, epoch: Epoch) -> Result<(), String> {
+    async fn gather(
+        &self,
+        follower: &Follower,
+        from: &RegionConfig,
+        epoch: Epoch,
+        to_lsn: u64,
+    ) -> Result<(), String> {
         let connection =
             client::connect(&self.endpoint, &from.place(), CONNECT).await.map_err(|e| e.to_string())?;
         let from_lsn = self.volume.bounds().durable_lsn.0;
-        let purpose = Some(open::Purpose::Gather(GatherOpen { epoch: epoch.0, from_lsn }));
+        let purpose = Some(open::Purpose::Gather(GatherOpen { epoch: epoch.0, from_lsn, to_lsn }));
         let cluster_id = self.cluster_id.0.to_vec().into();
         let open = Open { protocol: PROTOCOL_VERSION, cluster_id, purpose };
         let stream = connection.open_stream(&open).await.map_err(|e| e.to_string())?;
-        follower.gather(stream).await
+        let wanted = || self.voter.accepted().gathers(&self.own.name, epoch);
+        follower.gather(stream, wanted).await
     }
 
     /// Begins to lead the epoch that the record says; returns once the writer's redo is read, so that commits can return as soon
@@ -389,6 +413,15 @@ impl Region {
             Some(id) => id,
             None => {
                 let follower = follower?;
+                let bounds = self.volume.bounds();
+                if record.reach(bounds.timeline, bounds.durable_lsn).is_none() {
+                    let reason = format!(
+                        "{me}'s redo on timeline {} was cut off by a later epoch: it is to be seeded by the primary first. Nothing \
+                         was changed",
+                        bounds.timeline
+                    );
+                    return Err(busy(reason));
+                }
                 if mode == Mode::Switchover {
                     let request =
                         HandOverRequest { epoch: record.epoch.0 + 1, dry_run: true, to: me.to_string() };
@@ -405,6 +438,7 @@ impl Region {
                     to: me.clone(),
                     by: me.clone(),
                     forced: request.old_primary_is_down,
+                    at_us: volume::now_us(),
                 };
                 let id = order.id;
                 self.voter.change(&Change::Begin(order)).await?;
@@ -413,10 +447,10 @@ impl Region {
         };
         self.voter.coordinate(id);
         let mut agreed = self.voter.watch_agreed();
-        let over = agreed
-            .wait_for(|agreed| agreed.as_ref().is_some_and(|agreed| ended(&agreed.record, id).is_some()));
+        let over =
+            agreed.wait_for(|agreed| agreed.as_ref().is_some_and(|agreed| agreed.record.ended(id).is_some()));
         let past = match tokio::time::timeout(ORDERED, over).await {
-            Ok(Ok(agreed)) => agreed.as_ref().and_then(|agreed| ended(&agreed.record, id).cloned()),
+            Ok(Ok(agreed)) => agreed.as_ref().and_then(|agreed| agreed.record.ended(id).cloned()),
             _ => None,
         };
         match past {
@@ -444,16 +478,13 @@ impl Region {
             dry_run: true,
             fork_lsn: if failover { fork_lsn.0 } else { 0 },
             lost_to_lsn: if failover { primary_lsn.max(fork_lsn).0 } else { 0 },
+            lost_us: if failover { us(self.config.lease) } else { 0 },
             ..m::Promotion::default()
         }
     }
 }
 
 /// The end of promotion `id`; none while it is in progress.
-fn ended(record: &Record, id: u64) -> Option<&Past> {
-    record.history.iter().find(|past| past.promotion.id == id)
-}
-
 #[allow(clippy::disallowed_methods, reason = "promotions are told apart by a number that is drawn")]
 fn draw() -> u64 {
     rand::random_range(1..u64::MAX)

@@ -34,7 +34,8 @@ pub struct RegionState {
 /// The record of a running region: in memory and on disk.
 #[derive(Debug)]
 pub struct Record {
-    path: PathBuf,
+    /// None when it is kept in memory only, as simulations do.
+    path: Option<PathBuf>,
     state: Mutex<RegionState>,
 }
 
@@ -42,7 +43,13 @@ impl Record {
     /// The record `state`, which is in `path`.
     #[must_use]
     pub fn new(path: PathBuf, state: RegionState) -> Record {
-        Record { path, state: Mutex::new(state) }
+        Record { path: Some(path), state: Mutex::new(state) }
+    }
+
+    /// A record that is kept in memory only.
+    #[must_use]
+    pub fn in_memory(state: RegionState) -> Record {
+        Record { path: None, state: Mutex::new(state) }
     }
 
     /// What it says now.
@@ -60,7 +67,9 @@ impl Record {
         let mut changed = state.clone();
         change(&mut changed);
         if changed != *state {
-            changed.save(&self.path)?;
+            if let Some(path) = &self.path {
+                changed.save(path)?;
+            }
             *state = changed;
         }
         Ok(())

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use coordination::promotion::{Fence, Grant, Outcome, after};
 use coordination::record::{Change, Done, Next};
-use coordination::{Promotion, Step};
+use coordination::{Promotion, Record, Step};
 use proto::messages::{self as m, control_request, control_response};
-use proto::{Lsn, RegionName};
+use proto::{Lsn, RegionName, Timeline};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{ChangeError, ROUND, Said, Voter, now, steady_us, wire};
+use super::{Asked, ChangeError, ROUND, Said, Voter, now, steady_us, wire};
 use crate::client::AskError;
 
 /// How long the primary may take to hand over; it rolls back by itself before.
@@ -25,7 +25,7 @@ const GET_READY: Duration = Duration::from_secs(60);
 const LEAD: Duration = Duration::from_secs(30);
 
 /// How long the region that shall lead may be unreachable before another one leads, or the old one again.
-const TARGET_GONE: Duration = Duration::from_secs(10);
+const TARGET_GONE: Duration = Duration::from_secs(5);
 
 /// The wait before a step is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ const STRAGGLERS: Duration = Duration::from_millis(600);
 
 impl Voter {
     /// Coordinates promotion `id` in the background, unless this voter does already.
-    pub(crate) fn coordinate(self: &Arc<Self>, id: u64) {
+    pub fn coordinate(self: &Arc<Self>, id: u64) {
         let mut coordinating = self.coordinating.lock().unwrap_or_else(PoisonError::into_inner);
         if *coordinating == id {
             return;
@@ -44,7 +44,7 @@ impl Voter {
         *coordinating = id;
         drop(coordinating);
         let this = self.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let mut coordinator =
                 Coordinator { voter: this.clone(), id, times: Times::start(), stopped: None };
             coordinator.run().await;
@@ -99,10 +99,10 @@ impl Coordinator {
                 }
             };
             let mine = |p: &Promotion| p.id == self.id && p.coordinator == self.voter.me;
-            let Some(promotion) = record.promotion.filter(mine) else { return };
+            let Some(promotion) = record.promotion.clone().filter(mine) else { return };
             let tried = match promotion.step {
                 Step::HandOver => Ok(self.hand_over(&promotion).await),
-                Step::Fence => self.shut_out(&promotion).await,
+                Step::Fence => self.shut_out(&record, &promotion).await,
                 Step::Promote => self.lead(&promotion).await,
             };
             let outcome = match tried {
@@ -125,7 +125,11 @@ impl Coordinator {
                     Outcome::TargetGone { others: self.survey().await }
                 }
             };
-            let Some(next) = after(&promotion, volume::now_us(), outcome) else { continue };
+            let Some(next) = after(&record, volume::now_us(), outcome) else {
+                self.say(&mut last, "no region that can be reached has redo to lead with".into());
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            };
             if let Next::RollBack { why, .. } = &next {
                 tracing::error!("rolled back: {why}");
             }
@@ -166,30 +170,34 @@ impl Coordinator {
                 self.times
                     .done
                     .extend(handed_over.steps.into_iter().map(|step| Done { name: step.name, us: step.us }));
-                Outcome::HandedOver { end_lsn: Lsn(handed_over.end_lsn) }
+                Outcome::HandedOver {
+                    end_lsn: Lsn(handed_over.end_lsn),
+                    timeline: Timeline(handed_over.timeline),
+                }
             }
             Ok(_) => Outcome::NotHandedOver(format!("{} gave another answer", promotion.from)),
             Err(e) => Outcome::NotHandedOver(format!("{}: {e}", promotion.from)),
         }
     }
 
-    async fn shut_out(&mut self, promotion: &Promotion) -> Result<Outcome, Trouble> {
+    async fn shut_out(&mut self, record: &Record, promotion: &Promotion) -> Result<Outcome, Trouble> {
         let voter = self.voter.clone();
         let lease_us = u64::try_from(voter.lease.as_micros()).unwrap_or(u64::MAX);
-        let mut fence = Fence::new(voter.majority(), lease_us, promotion.forced);
-        let mut asked = voter.grants(&mut fence).await.map_err(|e| Trouble::Other(e.to_string()))?;
-        let patience = tokio::time::sleep(STRAGGLERS);
-        tokio::pin!(patience);
+        let mut fence = Fence::new(voter.majority(), lease_us, record.clone());
         // The old primary is not waited for beyond its lease.
         let others = || voter.voters.iter().filter(|other| other.name != promotion.from);
-        while !(fence.holds() && others().all(|other| fence.has(&other.name))) {
-            tokio::select! {
-                said = asked.join_next() => match said {
-                    Some(Ok(said)) => self.heard(&mut fence, said),
-                    _ => break,
-                },
-                () = &mut patience => break,
+        let all = |fence: &Fence| fence.holds() && others().all(|other| fence.has(&other.name));
+        let mut asked;
+        let mut asked_twice = false;
+        loop {
+            let outbid;
+            (asked, outbid) = voter.grants(&mut fence).await.map_err(|e| Trouble::Other(e.to_string()))?;
+            let late = self.hear_stragglers(&mut fence, &mut asked, all).await;
+            // One that had promised somebody else is there, and may be the one that has most.
+            if all(&fence) || asked_twice || !(outbid || late) {
+                break;
             }
+            asked_twice = true;
         }
         if !fence.holds() {
             let (count, voters) = (fence.count(), voter.voters.len());
@@ -199,18 +207,28 @@ impl Coordinator {
         while let Some(until_us) = fence.waits_until() {
             let wait = Duration::from_micros(until_us.saturating_sub(steady_us()));
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {
                     self.times.done("wait for its lease to end");
                     break;
                 }
-                Some(Ok(said)) = asked.join_next() => self.heard(&mut fence, said),
+                Some(Ok(said)) = asked.join_next() => {
+                    self.heard(&mut fence, said);
+                }
             }
         }
+        if fence.has(&promotion.to) && !fence.can_lead(&promotion.to) {
+            tracing::warn!("{} has redo that was cut off: another region leads", promotion.to);
+            let others = fence.grants().map(|(name, grant)| (name.clone(), grant.clone())).collect();
+            return Ok(Outcome::TargetGone { others });
+        }
+        let elsewhere = voter.commits_elsewhere && others().all(|other| fence.has(&other.name));
         let ahead = fence.ahead_of(&promotion.to);
         let gathers = ahead.is_some();
         let request = m::GetReadyRequest {
             epoch: promotion.epoch.0,
-            gather_from: ahead.map(|(name, _)| name.to_string()).unwrap_or_default(),
+            gather_from: ahead.as_ref().map(|ahead| ahead.from.to_string()).unwrap_or_default(),
+            gather_to_lsn: ahead.map_or(0, |ahead| ahead.to_lsn.0),
         };
         let body = control_request::Body::GetReady(request);
         match self.voter.ask(&promotion.to, body, GET_READY).await {
@@ -221,16 +239,45 @@ impl Coordinator {
                     "apply everything"
                 });
                 let end_lsn = Lsn(end_lsn);
-                Ok(Outcome::Ready { end_lsn, loss: fence.loss(end_lsn) })
+                let timeline = fence.parent(&promotion.to);
+                Ok(Outcome::Ready { end_lsn, timeline, loss: fence.loss(end_lsn, elsewhere) })
             }
             Ok(_) => Err(Trouble::Other(format!("{} gave another answer", promotion.to))),
             Err(e) => Err(Trouble::Target(promotion.to.clone(), e)),
         }
     }
 
-    fn heard(&self, fence: &mut Fence, said: Said) {
-        if let (Ok(coordination::register::Answer::Accepted), Some(grant)) = (said.answer, said.grant) {
-            fence.granted(steady_us(), said.voter, grant);
+    /// Takes what comes for a moment, or until `all` are heard; says whether one of them granted nothing.
+    async fn hear_stragglers(
+        &self,
+        fence: &mut Fence,
+        asked: &mut Asked,
+        all: impl Fn(&Fence) -> bool,
+    ) -> bool {
+        let patience = tokio::time::sleep(STRAGGLERS);
+        tokio::pin!(patience);
+        let mut outbid = false;
+        while !all(fence) {
+            tokio::select! {
+                biased;
+                said = asked.join_next() => match said {
+                    Some(Ok(said)) => outbid |= self.heard(fence, said),
+                    _ => break,
+                },
+                () = &mut patience => break,
+            }
+        }
+        outbid
+    }
+
+    /// Takes what a voter grants; says whether it answered and granted nothing.
+    fn heard(&self, fence: &mut Fence, said: Said) -> bool {
+        match (said.answer, said.grant) {
+            (Ok(coordination::register::Answer::Accepted), Some(grant)) => {
+                fence.granted(steady_us(), said.voter, grant);
+                false
+            }
+            (answer, _) => answer.is_ok(),
         }
     }
 

@@ -18,11 +18,15 @@ use coordination::promotion::{Fence, Grant};
 use coordination::record::{Change, Conflict};
 use coordination::register::{Accepted, Answer, Tally, Verdict, majority};
 use coordination::{Number, Record, Standing};
+use primary::gate::CommitLevel;
 use proto::messages::{self as m, Refusal, control_request, control_response};
 use proto::{ClusterId, RegionName};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::watch as latest;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use transport::Endpoint;
 
 use crate::client::AskError;
@@ -52,17 +56,49 @@ pub trait Seat: fmt::Debug + Send + Sync {
     ) -> Pin<Box<dyn Future<Output = control_response::Body> + Send + '_>>;
 }
 
-/// One voter at work.
+/// Carries requests to the other voters: QUIC, or a simulated network.
+pub trait Network: fmt::Debug + Send + Sync {
+    /// Asks the daemon at `place`.
+    fn ask<'a>(
+        &'a self,
+        place: &'a Place,
+        body: control_request::Body,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<control_response::Body, AskError>> + Send + 'a>>;
+}
+
+/// What a voter is made of.
+#[derive(Debug)]
+pub struct VoterOptions {
+    /// Its name.
+    pub me: RegionName,
+    /// Everybody who votes, itself included, in the order of the file.
+    pub voters: Vec<Place>,
+    /// The primary's lease.
+    pub lease: Duration,
+    /// A commit waits until another region has it.
+    pub commits_elsewhere: bool,
+    /// Where it keeps what it promises.
+    pub kept: Arc<Kept>,
+    /// How it reaches the others.
+    pub network: Box<dyn Network>,
+    /// Drawn at each start, so that no two proposals have one number; also the seed of its waits.
+    pub proposer: u64,
+}
+
+/// One voter at work. What it does in the background ends with [`Voter::stop`].
 #[derive(Debug)]
 pub struct Voter {
     me: RegionName,
     voters: Vec<Place>,
     lease: Duration,
+    commits_elsewhere: bool,
     kept: Arc<Kept>,
-    peers: Peers,
+    network: Box<dyn Network>,
     seat: OnceLock<Weak<dyn Seat>>,
-    /// Drawn at each start, so that no two proposals have one number.
     proposer: u64,
+    dice: Mutex<SmallRng>,
+    stop: CancellationToken,
     agreed: latest::Sender<Option<Accepted>>,
     /// What this voter's next proposal begins with, when the others have promised its number already.
     lead: tokio::sync::Mutex<Option<Accepted>>,
@@ -122,18 +158,40 @@ impl Voter {
         endpoint: Endpoint,
         cluster_id: ClusterId,
     ) -> Arc<Voter> {
+        let network = Box::new(Peers::new(endpoint, cluster_id));
+        let (voters, lease, proposer) = (config.voters(), config.lease, rand::random());
+        let commits_elsewhere = matches!(config.commit.level, CommitLevel::Regions(_));
+        Voter::with(VoterOptions { me, voters, lease, commits_elsewhere, kept, network, proposer })
+    }
+
+    /// A voter of these parts.
+    #[must_use]
+    pub fn with(options: VoterOptions) -> Arc<Voter> {
+        let VoterOptions { me, voters, lease, commits_elsewhere, kept, network, proposer } = options;
         Arc::new(Voter {
             me,
-            voters: config.voters(),
-            lease: config.lease,
+            voters,
+            lease,
+            commits_elsewhere,
             kept,
-            peers: Peers::new(endpoint, cluster_id),
+            network,
             seat: OnceLock::new(),
-            proposer: rand::random(),
+            proposer,
+            dice: Mutex::new(SmallRng::seed_from_u64(proposer)),
+            stop: CancellationToken::new(),
             agreed: latest::Sender::new(None),
             lead: tokio::sync::Mutex::new(None),
             coordinating: Mutex::new(0),
         })
+    }
+
+    /// Ends everything that it does in the background.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(work));
     }
 
     /// Requests to itself are answered by `seat`.
@@ -266,19 +324,24 @@ impl Voter {
         self.propose(change).await.map(|(record, _, _)| record)
     }
 
-    /// Has the record agreed on once more, and returns what the voters grant: those who have answered, and those who will.
-    async fn grants(self: &Arc<Self>, fence: &mut Fence) -> Result<Asked, ChangeError> {
+    /// Has the record agreed on once more, and takes what the voters grant who have answered; returns those who will, and whether one
+    /// granted nothing, as it had promised somebody else meanwhile.
+    async fn grants(self: &Arc<Self>, fence: &mut Fence) -> Result<(Asked, bool), ChangeError> {
         let (_, granted, asked) = self.propose(&Change::Read).await?;
+        let mut outbid = false;
         for (voter, grant) in granted {
-            fence.granted(steady_us(), voter, grant);
+            match grant {
+                Some(grant) => fence.granted(steady_us(), voter, grant),
+                None => outbid = true,
+            }
         }
-        Ok(asked)
+        Ok((asked, outbid))
     }
 
     async fn propose(
         self: &Arc<Self>,
         change: &Change,
-    ) -> Result<(Record, Vec<(RegionName, Grant)>, Asked), ChangeError> {
+    ) -> Result<(Record, Vec<(RegionName, Option<Grant>)>, Asked), ChangeError> {
         let mut lead = self.lead.lock().await;
         let begin = now();
         let mut wait_ms = OUTBID_MS;
@@ -305,7 +368,7 @@ impl Voter {
                     if begin.elapsed() > PATIENCE {
                         return Err(error);
                     }
-                    tokio::time::sleep(Duration::from_millis(draw_below(wait_ms) + 1)).await;
+                    tokio::time::sleep(Duration::from_millis(self.draw_below(wait_ms) + 1)).await;
                     wait_ms = (wait_ms * 2).min(1000);
                 }
             }
@@ -350,7 +413,7 @@ impl Voter {
         self: &Arc<Self>,
         body: control_request::Body,
         needed: usize,
-    ) -> (Verdict, Vec<(RegionName, Grant)>, Asked, String) {
+    ) -> (Verdict, Vec<(RegionName, Option<Grant>)>, Asked, String) {
         // Where one voter decides alone, the others are heard all the same, if they can be.
         let wanted = needed.max(self.majority());
         let patience = if needed < wanted { GLANCE } else { ROUND };
@@ -373,8 +436,10 @@ impl Voter {
             if let Err(e) = &answer {
                 why.push_str(&format!("; {voter}: {e}"));
             }
+            if answer.is_ok() {
+                granted.push((voter.clone(), grant));
+            }
             tally.add(&voter, answer.ok());
-            granted.extend(grant.map(|grant| (voter, grant)));
         }
         let mut verdict = tally.verdict();
         if verdict == Verdict::NoMajority && needed < wanted {
@@ -426,12 +491,20 @@ impl Voter {
         for voter in self.voters.iter().filter(|voter| voter.name != self.me) {
             let (this, name) = (self.clone(), voter.name.clone());
             let body = control_request::Body::Learn(wire::accepted(agreed));
-            tokio::spawn(async move { this.ask(&name, body, ROUND).await });
+            self.spawn(async move { drop(this.ask(&name, body, ROUND).await) });
         }
     }
 
+    /// Proposers that meet must not meet again.
+    fn draw_below(&self, end: u64) -> u64 {
+        self.dice.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..end.max(1))
+    }
+
     /// Asks a voter, which may be this one.
-    pub(crate) async fn ask(
+    ///
+    /// # Errors
+    /// When it cannot be reached, refuses, or is too slow.
+    pub async fn ask(
         &self,
         name: &RegionName,
         body: control_request::Body,
@@ -450,7 +523,7 @@ impl Voter {
         let Some(place) = self.voters.iter().find(|voter| voter.name == *name) else {
             return Err(AskError::Refused(format!("there is no voter '{name}' in the file")));
         };
-        self.peers.ask(place, body, patience).await
+        self.network.ask(place, body, patience).await
     }
 }
 
@@ -459,18 +532,13 @@ fn failed(reason: String) -> Refusal {
 }
 
 /// A round that was agreed on: the record, the number promised for the next change, and the answers.
-type Round = (Accepted, Number, Vec<(RegionName, Grant)>, Asked);
+type Round = (Accepted, Number, Vec<(RegionName, Option<Grant>)>, Asked);
 
 /// Why a proposal did not succeed.
 enum Tried {
     Failed(ChangeError),
     /// Another proposer was faster.
     Again(ChangeError),
-}
-
-#[allow(clippy::disallowed_methods, reason = "proposers that meet must not meet again")]
-fn draw_below(end: u64) -> u64 {
-    rand::random_range(0..end.max(1))
 }
 
 #[allow(clippy::disallowed_methods, reason = "drivers read the clock here and pass it on")]

@@ -1,6 +1,7 @@
 //! Connections to the other voters, kept: a round costs a round trip, and no handshake.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use proto::messages::{control_request, control_response};
 use proto::{ClusterId, RegionName};
 use transport::{Connection, Endpoint};
 
+use super::Network;
 use crate::client::{self, AskError};
 use crate::config::Place;
 
@@ -24,8 +26,7 @@ impl Peers {
         Peers { endpoint, cluster_id, connections: Mutex::default() }
     }
 
-    /// Asks a voter over the connection that there is, or a new one.
-    pub(super) async fn ask(
+    async fn ask(
         &self,
         place: &Place,
         body: control_request::Body,
@@ -54,5 +55,17 @@ impl Peers {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RegionName, Connection>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Network for Peers {
+    /// Asks over the connection that there is, or a new one.
+    fn ask<'a>(
+        &'a self,
+        place: &'a Place,
+        body: control_request::Body,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<control_response::Body, AskError>> + Send + 'a>> {
+        Box::pin(self.ask(place, body, patience))
     }
 }

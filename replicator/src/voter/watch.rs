@@ -8,7 +8,7 @@ use coordination::record::Change;
 use proto::messages::{self as m, control_request, control_response};
 use tokio::time::Instant;
 
-use super::{Voter, draw_below, now, wire};
+use super::{Voter, now, wire};
 
 /// How often a voter looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -28,7 +28,7 @@ impl Voter {
     pub async fn watch(self: Arc<Self>) {
         let (mut unsure, mut silent) = (Since::default(), Since::default());
         loop {
-            let wait = Duration::from_millis(UNSURE_MS + draw_below(UNSURE_MS));
+            let wait = Duration::from_millis(UNSURE_MS + self.draw_below(UNSURE_MS));
             if unsure.holds_for(self.is_unsure(), wait) {
                 // A voter that was just started asks at once, and then again and again.
                 let _ = self.change(&Change::Read).await;

@@ -40,6 +40,7 @@ pub fn to_accepted(accepted: &m::Accepted) -> Result<Accepted, String> {
 pub fn grant(grant: &Grant) -> m::Granted {
     m::Granted {
         has_data: grant.has_data,
+        has_redo: grant.has_redo,
         timeline: grant.timeline.0,
         durable_lsn: grant.durable_lsn.0,
         silent_us: grant.silent_us,
@@ -54,6 +55,7 @@ pub fn grant(grant: &Grant) -> m::Granted {
 pub fn to_grant(granted: &m::Granted) -> Grant {
     Grant {
         has_data: granted.has_data,
+        has_redo: granted.has_redo,
         timeline: Timeline(granted.timeline),
         durable_lsn: Lsn(granted.durable_lsn),
         silent_us: granted.silent_us,

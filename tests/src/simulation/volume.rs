@@ -38,6 +38,22 @@ pub struct Report {
     pub faults: u64,
 }
 
+impl Report {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Report) {
+        self.durable += other.durable;
+        self.openings += other.openings;
+        self.faults += other.faults;
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Report { durable, openings, faults } = self;
+        write!(f, "{durable} batches durable, {openings} openings, {faults} faults; nothing lost")
+    }
+}
+
 /// Errors put in on purpose, to show that they are caught.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bug {

@@ -51,6 +51,9 @@ impl SegmentReader {
 
     /// Reads on to what was written since.
     pub(crate) fn extend(&mut self, info: SegmentInfo) {
+        // What was read beyond the end was not written yet.
+        let known = self.info.stored_bytes.saturating_sub(self.offset);
+        self.buffer.truncate(usize::try_from(known).unwrap_or(usize::MAX));
         self.info = info;
     }
 

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
 mod commit;
+mod drill;
 mod growth;
+mod rejoin;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
 use replicator_tests::{Cluster, now, pause};
@@ -17,7 +19,8 @@ const ROWS: usize = 400;
 const WARM_UP: usize = 50;
 
 /// What to measure, from the command line: `replicator-bench regions [SECONDARIES [PGBENCH-SECONDS]]` or
-/// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]`.
+/// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
+/// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB]`.
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -31,7 +34,9 @@ async fn main() {
         }
         "commit" => commit::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
-        other => panic!("there is no '{other}': regions, commit, growth"),
+        "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
+        "rejoin" => rejoin::run(first.unwrap_or(2)).await,
+        other => panic!("there is no '{other}': regions, commit, growth, drill, rejoin"),
     }
 }
 

@@ -1,0 +1,191 @@
+//! How a secondary gets data to go on with: a seed, or a rewind of what it has. What only it had is kept aside first.
+//!
+//! While its data are being replaced the region has none, as far as its record goes: so when that is interrupted, a seed is taken.
+
+use std::process::{Output, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use postgres::rewind::REWIND_PORT;
+use postgres::seed::Seed;
+use proto::messages::refusal::Kind;
+use proto::messages::{Refusal, RewindOpen, SeedAnswer, SeedOpen};
+use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
+use secondary::feed;
+use secondary::rewind::Tunnel;
+use transport::Stream;
+
+use super::follower::{FollowError, Follower};
+use super::{lost, secrets};
+
+/// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
+const LEFT_RUNNING: Duration = Duration::from_secs(30);
+
+/// How far before the fork a checkpoint is looked for in the region's own redo. PostgreSQL writes one at the latest after `max_wal_size`, 1 GiB.
+const BEFORE_FORK_BYTES: u64 = 1 << 30;
+
+impl Follower {
+    /// Takes a seed of the primary.
+    pub async fn seed(&self, open: SeedOpen, mut stream: Stream) {
+        let Ok(_turn) = self.seeding.try_lock() else {
+            let _ = stream.send(&SeedAnswer { refusal: Some(busy()) }).await;
+            return stream.finish().await;
+        };
+        self.seed_total_bytes.store(open.total_bytes, Ordering::Relaxed);
+        tracing::info!("receiving a seed of about {}", crate::units::show_bytes(open.total_bytes));
+        let answer = match self.take_seed(open, &mut stream).await {
+            Ok(consistent_lsn) => {
+                tracing::info!("the seed is in place; it is consistent from {consistent_lsn} on");
+                SeedAnswer::default()
+            }
+            Err(e) => {
+                tracing::error!("the seed failed: {e}");
+                SeedAnswer { refusal: Some(Refusal::new(Kind::Failed, e.to_string())) }
+            }
+        };
+        self.seed_total_bytes.store(0, Ordering::Relaxed);
+        let _ = stream.send(&answer).await;
+        stream.finish().await;
+    }
+
+    async fn take_seed(&self, open: SeedOpen, stream: &mut Stream) -> Result<Lsn, FollowError> {
+        let options = self.instance.options();
+        let seed = Seed::begin(&options.data_dir, &options.account)?;
+        stream.send(&SeedAnswer::default()).await.map_err(secondary::seed::SeedError::from)?;
+        let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
+        let epoch = Epoch(open.epoch);
+        self.leave_data(epoch, &parse(open.timeline, &open.history)?).await?;
+        self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
+        unpacked.install()?;
+        self.take_data(epoch, SystemId(open.system_id), &open.superuser_password).await?;
+        Ok(consistent_lsn)
+    }
+
+    /// Rewinds the data of this region, with the primary's help, to where they parted from the primary's.
+    pub async fn rewind(&self, open: RewindOpen, stream: Stream) {
+        let mut tunnel = Tunnel::new(stream);
+        let Ok(_turn) = self.seeding.try_lock() else {
+            return tunnel.finish(Some(busy())).await;
+        };
+        tracing::info!("rewinding the data of this region, to follow epoch {}", open.epoch);
+        let refusal = match self.take_rewind(open, &mut tunnel).await {
+            Ok(begin_lsn) => {
+                tracing::info!("the data are rewound; they need redo from {begin_lsn} on");
+                None
+            }
+            Err(e) => {
+                tracing::error!("{e}");
+                // Tried again soon, with a seed.
+                Some(Refusal::new(Kind::Busy, e.to_string()))
+            }
+        };
+        let segments = self.layout.rewind();
+        if segments.exists()
+            && let Err(e) = std::fs::remove_dir_all(&segments)
+        {
+            tracing::warn!("{}: {e}", segments.display());
+        }
+        tunnel.finish(refusal).await;
+    }
+
+    async fn take_rewind(&self, open: RewindOpen, tunnel: &mut Tunnel) -> Result<Lsn, FollowError> {
+        let (epoch, history) = (Epoch(open.epoch), parse(open.timeline, &open.history)?);
+        self.leave_data(epoch, &history).await?;
+        self.instance.stop(true, LEFT_RUNNING).await?;
+        self.write_segments(&history).await?;
+        self.run_pg_rewind(tunnel).await?;
+        let rewound_lsn = self.instance.rewound()?;
+        let (begin_lsn, timeline) = tunnel.rewound(rewound_lsn).await?;
+        self.volume.reset(begin_lsn, timeline).await?;
+        self.take_data(epoch, SystemId(open.system_id), &open.superuser_password).await?;
+        Ok(rewound_lsn)
+    }
+
+    /// Redo for pg_rewind to read what PostgreSQL has removed by now: from before the last checkpoint that both have.
+    async fn write_segments(&self, history: &TimelineHistory) -> Result<(), FollowError> {
+        let directory = self.layout.rewind();
+        let account = &self.instance.options().account;
+        account.make_private(&directory).map_err(postgres::instance::InstanceError::from)?;
+        let fork_lsn = lost::fork(&self.volume, history);
+        let checkpoint_lsn = self.instance.checkpoint_redo_lsn()?;
+        let from_lsn = match checkpoint_lsn <= fork_lsn {
+            true => checkpoint_lsn,
+            false => Lsn(fork_lsn.0.saturating_sub(BEFORE_FORK_BYTES)),
+        };
+        lost::write_segments(&self.volume, from_lsn, &directory).await?;
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            account.own(&entry.path()).map_err(postgres::instance::InstanceError::from)?;
+        }
+        Ok(())
+    }
+
+    async fn run_pg_rewind(&self, tunnel: &mut Tunnel) -> Result<(), FollowError> {
+        let options = self.instance.options();
+        let command = self.instance.rewind(&self.layout.rewind())?;
+        let listener = feed::bind(&options.socket_dir, REWIND_PORT).map_err(FollowError::Socket)?;
+        let socket = options.socket_dir.join(format!(".s.PGSQL.{REWIND_PORT}"));
+        options.account.own(&socket).map_err(postgres::instance::InstanceError::from)?;
+        let mut command = tokio::process::Command::from(command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let cannot = |e: std::io::Error| FollowError::Rewind(format!("pg_rewind: {e}"));
+        let running = command.spawn().map_err(cannot)?.wait_with_output();
+        tokio::pin!(running);
+        let (output, carried) = tokio::select! {
+            carried = tunnel.carry(listener) => ((&mut running).await, carried),
+            // It never connected.
+            output = &mut running => (output, Ok(())),
+        };
+        let _ = std::fs::remove_file(&socket);
+        carried?;
+        succeeded(&output.map_err(cannot)?)
+    }
+
+    /// The region gives up the data it has; what only it has is kept aside. From here to [`Follower::take_data`] it has none.
+    async fn leave_data(&self, epoch: Epoch, history: &TimelineHistory) -> Result<(), FollowError> {
+        self.inbound.interrupt().await;
+        self.still_led(epoch)?;
+        lost::keep(&self.layout, &self.volume, history, epoch.0).await?;
+        // Recorded first, so that a stream that comes now is answered so, and then what still comes from an older one is ended.
+        self.record.change(|state| state.system_id = None)?;
+        self.inbound.interrupt().await;
+        Ok(self.unfollow().await?)
+    }
+
+    /// The region has data of `system_id`, and follows with them.
+    async fn take_data(&self, epoch: Epoch, system_id: SystemId, password: &str) -> Result<(), FollowError> {
+        secrets::keep(&self.layout, password, self.instance.options().listen).map_err(FollowError::Secret)?;
+        // Shut out meanwhile, that primary may not send the redo any more that makes the data consistent.
+        self.still_led(epoch)?;
+        self.record.change(|state| {
+            state.system_id = Some(system_id);
+            state.rejoining = false;
+        })?;
+        self.follow(system_id).await
+    }
+
+    /// Whether the primary of `epoch` leads as far as this region has accepted.
+    fn still_led(&self, epoch: Epoch) -> Result<(), FollowError> {
+        let state = self.record.get();
+        let led = state.acceptor.record().supports(state.primary(), epoch);
+        if led { Ok(()) } else { Err(FollowError::Overtaken(epoch)) }
+    }
+}
+
+fn busy() -> Refusal {
+    Refusal::new(Kind::Busy, "this region's data are being replaced already")
+}
+
+fn parse(timeline: u32, history: &[u8]) -> Result<TimelineHistory, FollowError> {
+    TimelineHistory::parse(Timeline(timeline), history).map_err(|e| FollowError::History(e.to_string()))
+}
+
+fn succeeded(output: &Output) -> Result<(), FollowError> {
+    let said = [&output.stdout, &output.stderr]
+        .map(|said| String::from_utf8_lossy(said).trim().to_owned())
+        .join("\n");
+    if output.status.success() {
+        tracing::info!("{}", said.trim());
+        return Ok(());
+    }
+    Err(FollowError::Rewind(said.trim().to_owned()))
+}

@@ -1,0 +1,208 @@
+//! What must hold, each in a place of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use coordination::record::{HISTORY_MAX, Past};
+use coordination::register::Accepted;
+use coordination::{Mode, Number, Promotion, Record};
+use proto::{Epoch, RegionName};
+use tokio::time::Instant;
+
+use super::node::Row;
+use super::{Report, lock};
+
+/// For how long a commit counts as acknowledged lately, microseconds.
+const LATELY_US: u64 = 1_000_000;
+
+#[derive(Debug)]
+pub(super) struct Checks {
+    begin: Instant,
+    /// Commits wait for one other region.
+    remote: bool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    report: Report,
+    failed: Option<String>,
+    gentle: bool,
+    acknowledged: BTreeMap<u64, Acknowledged>,
+    newest_epoch: Epoch,
+    last_us: u64,
+    primaries: BTreeMap<Epoch, RegionName>,
+    agreed: BTreeMap<Number, Record>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Acknowledged {
+    row: Row,
+    at: usize,
+    lost: bool,
+}
+
+impl Checks {
+    pub(super) fn new(remote: bool) -> Checks {
+        Checks { begin: crate::now(), remote, inner: Mutex::default() }
+    }
+
+    pub(super) fn now_us(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn fault(&self) {
+        lock(&self.inner).report.faults += 1;
+    }
+
+    pub(super) fn set_gentle(&self) {
+        lock(&self.inner).gentle = true;
+    }
+
+    pub(super) fn is_gentle(&self) -> bool {
+        lock(&self.inner).gentle
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        lock(&self.inner).failed.is_some()
+    }
+
+    pub(super) fn fail(&self, what: String) {
+        let at_us = self.now_us();
+        let inner = &mut *lock(&self.inner);
+        inner.failed.get_or_insert_with(|| format!("at {:.3} s: {what}", at_us as f64 / 1e6));
+    }
+
+    pub(super) fn verdict(&self) -> Result<(), String> {
+        lock(&self.inner).failed.clone().map_or(Ok(()), Err)
+    }
+
+    pub(super) fn report(&self) -> Report {
+        lock(&self.inner).report
+    }
+
+    pub(super) fn acknowledged_lately(&self) -> bool {
+        self.now_us() < lock(&self.inner).last_us + LATELY_US
+    }
+
+    /// No two regions acknowledge: none in an epoch once one was acknowledged in a later one.
+    pub(super) fn acknowledged(&self, region: usize, row: Row, at: usize) {
+        let now_us = self.now_us();
+        let inner = &mut *lock(&self.inner);
+        let newest = inner.newest_epoch;
+        if row.epoch < newest {
+            let what =
+                format!("region {region} acknowledges in epoch {}, and epoch {newest} did before", row.epoch);
+            inner.failed.get_or_insert(format!("at {:.3} s: {what}", now_us as f64 / 1e6));
+        }
+        inner.newest_epoch = newest.max(row.epoch);
+        inner.last_us = now_us;
+        inner.report.acknowledged += 1;
+        inner.acknowledged.insert(row.id, Acknowledged { row, at, lost: false });
+    }
+
+    /// An epoch has one primary, a number one record, and what is agreed on later never has a lower epoch.
+    pub(super) fn agreed(&self, agreed: &Accepted) {
+        let Accepted { number, record } = agreed;
+        let mut what = None;
+        {
+            let inner = &mut *lock(&self.inner);
+            let primary = inner.primaries.entry(record.epoch).or_insert_with(|| record.primary.clone());
+            if *primary != record.primary {
+                what = Some(format!(
+                    "epoch {} has the primaries {primary} and {}",
+                    record.epoch, record.primary
+                ));
+            }
+            let known = inner.agreed.entry(*number).or_insert_with(|| record.clone());
+            if known != record {
+                what = Some(format!("two records are agreed on under number {number}"));
+            }
+            let before = inner.agreed.range(..*number).next_back().map(|(_, r)| r);
+            let after = inner.agreed.range(*number..).nth(1).map(|(_, r)| r);
+            let falls = |older: &Record, newer: &Record| {
+                newer.epoch < older.epoch || newer.history.len() < older.history.len()
+            };
+            if before.is_some_and(|before| falls(before, record))
+                || after.is_some_and(|after| falls(record, after))
+            {
+                what = Some(format!(
+                    "what is agreed on under number {number} forgets what was agreed on before"
+                ));
+            }
+        }
+        if let Some(what) = what {
+            self.fail(what);
+        }
+    }
+
+    /// What is lost when an epoch begins to acknowledge was at risk, as the promotion says that cut it off.
+    pub(super) fn promoted(&self, record: &Record, log: &[Row]) {
+        let mut what = None;
+        {
+            let inner = &mut *lock(&self.inner);
+            let earlier = |found: &&mut Acknowledged| found.row.epoch < record.epoch && !found.lost;
+            for found in inner.acknowledged.values_mut().filter(earlier) {
+                if log.get(found.at).is_some_and(|row| row.id == found.row.id) {
+                    continue;
+                }
+                let Row { id, epoch } = found.row;
+                let at = found.at as u64;
+                let cuts = |past: &&Past| past.began() && past.promotion.epoch > epoch;
+                let told = |past: &&Past| {
+                    let Promotion { fork_lsn, loss, mode, .. } = &past.promotion;
+                    *mode == Mode::Failover && at >= fork_lsn.0 && (at < loss.to_lsn.0 || loss.us > 0)
+                };
+                let mut cut_off = record.history.iter().filter(cuts);
+                let (said, count) = (cut_off.clone().find(told), cut_off.clone().count());
+                let lost = format!("commit {id} of epoch {epoch} at {at} is lost in epoch {}", record.epoch);
+                if said.is_none() && count < HISTORY_MAX {
+                    let cut_off: Vec<String> =
+                        cut_off.by_ref().map(|past| format!("{:?}", past.promotion)).collect();
+                    what = Some(format!("{lost}, and no failover says so: {cut_off:#?}"));
+                } else if self.remote && inner.gentle && count == 1 {
+                    // With two epochs two primaries were lost in a row, each of which may have been the only one that was left to have it.
+                    what = Some(format!("{lost}, though another region had it"));
+                }
+                found.lost = true;
+                inner.report.lost += 1;
+            }
+        }
+        if let Some(what) = what {
+            self.fail(what);
+        }
+    }
+
+    /// Counts promotions that are over.
+    pub(super) fn history(&self, record: &Record) {
+        let inner = &mut *lock(&self.inner);
+        let rolled_back = record.history.iter().filter(|past| past.rolled_back.is_some()).count() as u64;
+        inner.report.promotions = inner.report.promotions.max(record.history.len() as u64);
+        inner.report.rolled_back = inner.report.rolled_back.max(rolled_back);
+    }
+
+    /// At the end: every acknowledged commit is in all logs, or kept aside where it was lost.
+    pub(super) fn final_log(&self, disks: &[(Vec<Row>, Vec<Row>)]) -> Result<(), String> {
+        let inner = lock(&self.inner);
+        for (index, (log, _)) in disks.iter().enumerate() {
+            let differ = log.iter().zip(&disks[0].0).position(|(a, b)| a != b);
+            if let Some(at) = differ {
+                let (mine, first) = (log[at], disks[0].0[at]);
+                return Err(format!(
+                    "regions 0 and {index} hold different redo at {at}: {first:?}, {mine:?}"
+                ));
+            }
+        }
+        for Acknowledged { row, at, lost } in inner.acknowledged.values() {
+            let there = disks.iter().any(|(log, _)| log.get(*at).is_some_and(|found| found.id == row.id));
+            let kept = disks.iter().any(|(_, kept)| kept.iter().any(|found| found.id == row.id));
+            if !(there || *lost && kept) {
+                return Err(format!(
+                    "commit {} was acknowledged, and is neither in the log nor kept aside",
+                    row.id
+                ));
+            }
+        }
+        Ok(())
+    }
+}

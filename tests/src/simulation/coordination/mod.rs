@@ -1,0 +1,368 @@
+//! Who leads: the daemon's own voters (`replicator/src/voter/`: the register, the coordinator, the watch) on a simulated network, with
+//! regions around them whose redo is a row of numbers.
+//!
+//! Time is virtual: each seed runs on a runtime of its own whose clock is paused and jumps to the next timer. Voters crash at any
+//! moment, and above all just after the record changed; networks split in every shape, one-way too; messages are lost, late and
+//! doubled; clocks run fast and slow up to the stated bound; operators order switchovers and failovers, also two at once.
+//!
+//! Checked, each in [`checks`]: an epoch has one primary, and the record's changes form one row; no commit is acknowledged in an epoch once
+//! one was in a later epoch; a switchover loses nothing; what a failover loses was at risk as it reported, is kept aside, and is nothing where
+//! commits wait for another region and that survives; and when faults stop, one region leads, takes commits, and all hold the same.
+//!
+//! The regions here do what `replicator/src/region/` does, in a model: their volumes are durable rows (the volume has a simulation
+//! of its own), and the shipper's `plan` and the secondary's `Receiver` are the real ones.
+
+mod checks;
+mod network;
+mod node;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coordination::promotion::CLOCK_DRIFT_MAX_PERCENT;
+use coordination::record::{Change, Order};
+use coordination::{Mode, Promotion, Record, Standing, Step};
+use proto::Epoch;
+use replicator::config::Place;
+
+use super::Dice;
+use checks::Checks;
+use network::Links;
+use node::{Disk, Node};
+
+/// How long faults go on.
+const FAULTS: Duration = Duration::from_micros(FAULTS_US);
+const FAULTS_US: u64 = 40_000_000;
+
+/// How long the cluster may take to have a primary and be whole after them.
+const CALM: Duration = Duration::from_secs(120);
+
+/// The primary's lease.
+const LEASE: Duration = Duration::from_micros(LEASE_US);
+const LEASE_US: u64 = 2_000_000;
+
+/// How a run went.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Commits acknowledged.
+    pub acknowledged: u64,
+    /// Promotions that were over.
+    pub promotions: u64,
+    /// Of these, rolled back.
+    pub rolled_back: u64,
+    /// Acknowledged commits that a failover lost, as it had said.
+    pub lost: u64,
+    /// Faults of all kinds.
+    pub faults: u64,
+}
+
+impl Report {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Report) {
+        self.acknowledged += other.acknowledged;
+        self.promotions += other.promotions;
+        self.rolled_back += other.rolled_back;
+        self.lost += other.lost;
+        self.faults += other.faults;
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Report { acknowledged, promotions, rolled_back, lost, faults } = self;
+        write!(
+            f,
+            "{acknowledged} commits acknowledged, {lost} of them lost in failovers that said so; {promotions} promotions, \
+             {rolled_back} of them rolled back; {faults} faults"
+        )
+    }
+}
+
+/// Errors put in on purpose, to show that they are caught.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bug {
+    /// None.
+    #[default]
+    None,
+    /// A voter says that it has never answered anyone.
+    ForgetsAnswers,
+    /// A primary acknowledges whatever its lease says.
+    NoLease,
+    /// A region acknowledges before the promotion that makes it the primary is over.
+    AcknowledgesEarly,
+    /// A voter forgets at a restart what it has promised and accepted.
+    ForgetsPromises,
+    /// A region that shall lead after a failover does not gather what survivors have.
+    GathersNothing,
+}
+
+/// What all of a run shares.
+#[derive(Debug)]
+struct World {
+    dice: Mutex<Dice>,
+    links: Mutex<Links>,
+    nodes: Mutex<Vec<Slot>>,
+    checks: Checks,
+    places: Vec<Place>,
+    regions: usize,
+    /// Commits wait for one other region.
+    remote: bool,
+    bug: Bug,
+    tells: bool,
+}
+
+/// A daemon's place: its disk stays, its processes come and go.
+#[derive(Debug)]
+struct Slot {
+    disk: Arc<Disk>,
+    life: u64,
+    node: Option<Arc<Node>>,
+}
+
+impl World {
+    fn dice<T>(&self, throw: impl FnOnce(&mut Dice) -> T) -> T {
+        throw(&mut lock(&self.dice))
+    }
+
+    fn node(&self, index: usize) -> Option<Arc<Node>> {
+        lock(&self.nodes)[index].node.clone()
+    }
+
+    /// Whether a majority's disks say that the promotion which began `epoch` is over.
+    fn has_begun(&self, epoch: Epoch) -> bool {
+        let over = |record: &Record| {
+            let begins = |p: &Promotion| p.step == Step::Promote && p.epoch == epoch;
+            record.epoch >= epoch && !record.promotion.as_ref().is_some_and(begins)
+        };
+        let nodes = lock(&self.nodes);
+        nodes.iter().filter(|slot| over(slot.disk.kept.get().acceptor.record())).count() > nodes.len() / 2
+    }
+
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            println!("{:9.3} s  {}", self.checks.now_us() as f64 / 1e6, what());
+        }
+    }
+
+    fn start(self: &Arc<Self>, index: usize) {
+        let percent = CLOCK_DRIFT_MAX_PERCENT;
+        let drift = 100 - percent + self.dice(|dice| dice.below(2 * percent + 1));
+        let proposer = self.dice(|dice| dice.below(u64::MAX));
+        let mut nodes = lock(&self.nodes);
+        let slot = &mut nodes[index];
+        if slot.node.is_some() {
+            return;
+        }
+        slot.life += 1;
+        if self.bug == Bug::ForgetsPromises {
+            slot.disk.forget(self.places[0].name.clone());
+        }
+        let node = Node::start(self, index, slot.life, slot.disk.clone(), drift, proposer);
+        slot.node = Some(node);
+        self.tell(|| format!("{index} starts, its clock at {drift} %"));
+    }
+
+    fn crash(self: &Arc<Self>, index: usize, for_us: u64) {
+        let Some(node) = lock(&self.nodes)[index].node.take() else { return };
+        self.tell(|| format!("{index} crashes"));
+        node.kill();
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(for_us)).await;
+            world.start(index);
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic in a task is a failed check, and ends the run.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one seed; `tells` prints what happens.
+///
+/// # Errors
+/// What was violated, in words.
+pub fn run(seed: u64, bug: Bug, tells: bool) -> Result<Report, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.map_err(|e| e.to_string())?;
+    runtime.block_on(scenario(seed, bug, tells))
+}
+
+async fn scenario(seed: u64, bug: Bug, tells: bool) -> Result<Report, String> {
+    let mut dice = Dice::new(seed);
+    let regions = 2 + usize::try_from(dice.below(4)).unwrap_or(0);
+    let witnesses = if regions == 2 { 1 } else { usize::from(dice.one_in(4)) };
+    let remote = dice.one_in(3);
+    let name = |index: usize| format!("r{index}").parse().map_err(|_| "no name");
+    let places: Result<Vec<Place>, &str> =
+        (0..regions + witnesses).map(|i| Ok(Place { name: name(i)?, advertise: String::new() })).collect();
+    let places = places?;
+    let slots = (0..places.len()).map(|index| Slot {
+        disk: Arc::new(Disk::new(&places, index)),
+        life: 0,
+        node: None,
+    });
+    let world = Arc::new(World {
+        nodes: Mutex::new(slots.collect()),
+        links: Mutex::new(Links::new(places.len(), &mut dice)),
+        dice: Mutex::new(dice),
+        checks: Checks::new(remote),
+        places,
+        regions,
+        remote,
+        bug,
+        tells,
+    });
+    (0..world.places.len()).for_each(|index| world.start(index));
+    let faults = tokio::time::timeout(FAULTS, trouble(&world)).await;
+    debug_assert!(faults.is_err(), "it goes on until it is stopped");
+    // Calm.
+    lock(&world.links).heal();
+    world.tell(|| "faults stop".into());
+    let whole = async {
+        while !world.is_whole() && !world.checks.has_failed() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let calm = tokio::time::timeout(CALM, whole).await;
+    world.checks.verdict()?;
+    if calm.is_err() {
+        return Err(format!("not whole {} s after the faults: {}", CALM.as_secs(), world.describe()));
+    }
+    world.checks.final_log(&world.logs())?;
+    Ok(world.checks.report())
+}
+
+/// Faults, orders and their moments, for ever.
+async fn trouble(world: &Arc<World>) {
+    // In some seeds only the primary is hit, and all other regions are heard: then nothing is lost where commits wait for another
+    // region.
+    let only_primary = world.dice(|dice| dice.one_in(3));
+    if only_primary {
+        world.checks.set_gentle();
+        lock(&world.links).loss = u64::MAX;
+    }
+    loop {
+        let pause_us = 100_000 + world.dice(|dice| dice.below(2_500_000));
+        tokio::time::sleep(Duration::from_micros(pause_us)).await;
+        if world.checks.has_failed() {
+            continue;
+        }
+        let any = usize::try_from(world.dice(|dice| dice.below(world.places.len() as u64))).unwrap_or(0);
+        let what = world.dice(|dice| dice.below(8));
+        let victim = match (only_primary, world.leader()) {
+            (true, Some(leader)) => leader,
+            (true, None) if what < 4 => continue,
+            _ => any,
+        };
+        let for_us = 100_000 + world.dice(|dice| dice.below(8_000_000));
+        match what {
+            0 | 1 => {
+                world.checks.fault();
+                world.crash(victim, for_us);
+            }
+            2 | 3 => {
+                world.checks.fault();
+                let shape = if only_primary {
+                    lock(&world.links).isolate(victim)
+                } else {
+                    let mut dice = lock(&world.dice);
+                    lock(&world.links).split(victim, &mut dice)
+                };
+                world.tell(|| format!("network: {shape}"));
+                let world = world.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_micros(for_us)).await;
+                    lock(&world.links).heal();
+                    world.tell(|| "network: healed".into());
+                });
+            }
+            _ => {
+                let to = usize::try_from(world.dice(|dice| dice.below(world.regions as u64))).unwrap_or(0);
+                let mode = if what < 6 { Mode::Switchover } else { Mode::Failover };
+                order(world, to, mode);
+            }
+        }
+    }
+}
+
+/// An operator orders region `to` to lead; sometimes something dies just after the record has changed.
+fn order(world: &Arc<World>, to: usize, mode: Mode) {
+    let Some(node) = world.node(to) else { return };
+    let world = world.clone();
+    tokio::spawn(async move {
+        if !node.is_able_follower() {
+            return;
+        }
+        let id = 1 + world.dice(|dice| dice.below(u64::MAX - 1));
+        let me = world.places[to].name.clone();
+        let order = Order { id, mode, to: me.clone(), by: me, forced: false, at_us: 0 };
+        world.tell(|| format!("{mode} to {to} is ordered"));
+        if node.voter.change(&Change::Begin(order)).await.is_ok() {
+            node.voter.coordinate(id);
+        }
+    });
+}
+
+impl World {
+    /// Sometimes kills one that takes part in a promotion, just when the record has changed.
+    fn record_changed(self: &Arc<Self>) {
+        if self.dice(|dice| !dice.one_in(24)) || self.checks.is_gentle() {
+            return;
+        }
+        let after_us = self.dice(|dice| dice.below(60_000));
+        let for_us = 100_000 + self.dice(|dice| dice.below(6_000_000));
+        let victim = usize::try_from(self.dice(|dice| dice.below(self.places.len() as u64))).unwrap_or(0);
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(after_us)).await;
+            if world.checks.now_us() < FAULTS_US {
+                world.checks.fault();
+                world.crash(victim, for_us);
+            }
+        });
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let nodes = lock(&self.nodes);
+        nodes.iter().position(|slot| slot.node.as_ref().is_some_and(|node| node.leads()))
+    }
+
+    fn logs(&self) -> Vec<(Vec<node::Row>, Vec<node::Row>)> {
+        let nodes = lock(&self.nodes);
+        nodes.iter().take(self.regions).map(|slot| slot.disk.contents()).collect()
+    }
+
+    /// One region leads and acknowledges, everybody knows, and all hold the same.
+    fn is_whole(&self) -> bool {
+        let nodes = lock(&self.nodes);
+        let Some(nodes): Option<Vec<Arc<Node>>> = nodes.iter().map(|slot| slot.node.clone()).collect() else {
+            return false;
+        };
+        let leading: Vec<_> = nodes.iter().filter(|node| node.acknowledges()).collect();
+        let [leader] = leading[..] else { return false };
+        let record = leader.voter.accepted();
+        let agree = nodes.iter().all(|node| {
+            let own = node.voter.accepted();
+            (own.epoch, &own.primary, own.promotion.is_none()) == (record.epoch, &record.primary, true)
+        });
+        let leads = leader.voter.standing() == Some(Standing::Leads);
+        let (newest, _) = leader.disk.contents();
+        let behind = |node: &Arc<Node>| {
+            let (log, _) = node.disk.contents();
+            !node.has_data() || newest.len() > log.len() + 60 || !newest.starts_with(&log)
+        };
+        let level = !nodes.iter().take(self.regions).any(behind);
+        agree && leads && level && self.checks.acknowledged_lately()
+    }
+
+    fn describe(&self) -> String {
+        let nodes = lock(&self.nodes);
+        let node = |slot: &Slot| match &slot.node {
+            Some(node) => format!("\n  {}", node.describe()),
+            None => "\n  down".into(),
+        };
+        nodes.iter().map(node).collect()
+    }
+}
