@@ -1,7 +1,7 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-stop test check fix soak bench fuzz
+.PHONY: help setup build image demo demo-stop test drills check fix soak bench fuzz
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -11,6 +11,9 @@ setup: ## install what is missing on a Debian machine (PostgreSQL, a C compiler,
 
 build: setup ## build the program: target/release/replicator
 	cargo build --release --workspace --locked
+
+image: build ## the container image `replicator` (BASE=postgres:16-bookworm for another base)
+	@scripts/image.sh
 
 demo: build ## three regions on this machine: a row across, a switchover, a disaster; left running
 	@scripts/demo.sh
@@ -30,13 +33,19 @@ fix: ## format, and mend what clippy can
 	cargo fmt --all
 	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
 
-soak: build ## the simulation of the volume over SEEDS seeds (a million by default)
-	target/release/replicator-sim volume 0 $(or $(SEEDS),1000000)
+drills: build ## disasters of regions in containers, all of them; prints recovery times and points
+	@scripts/drills.sh
+
+soak: build ## both simulations over SEEDS seeds (100,000 by default), from seed FROM on
+	target/release/replicator-sim volume $(or $(FROM),0) $(or $(SEEDS),100000)
+	target/release/replicator-sim coordination $(or $(FROM),0) $(or $(SEEDS),100000)
 
 bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock PostgreSQL in the same run
 	target/release/replicator-bench regions
 	target/release/replicator-bench commit
 	target/release/replicator-bench growth
+	target/release/replicator-bench drill
+	target/release/replicator-bench rejoin
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh
