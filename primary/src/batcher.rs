@@ -37,6 +37,8 @@ pub struct Cut {
     pub begin_lsn: Lsn,
     /// The redo.
     pub redo: Vec<u8>,
+    /// It ends within a record that is larger than a batch.
+    pub ends_in_record: bool,
     /// The writer's clock when it sent the newest of it, microseconds since 1970.
     pub newest_commit_us: i64,
 }
@@ -109,6 +111,7 @@ impl Batcher {
         if !due || self.in_flight.len() >= IN_FLIGHT_MAX {
             return None;
         }
+        let ends_in_record = length > whole && !ended;
         let rest = self.redo.split_off(length);
         let redo = std::mem::replace(&mut self.redo, rest);
         let cut = Cut {
@@ -116,6 +119,7 @@ impl Batcher {
             begin_lsn: self.begin_lsn,
             newest_commit_us: self.newest_commit_us,
             redo,
+            ends_in_record,
         };
         self.begin_lsn = cut.begin_lsn + cut.redo.len() as u64;
         self.in_flight.push(self.begin_lsn);
@@ -194,6 +198,7 @@ mod tests {
                     prop_assert!(!cut.redo.is_empty() && cut.redo.len() <= MAX_REDO_BYTES);
                     next_lsn = next_lsn + cut.redo.len() as u64;
                     let whole = ends.contains(&next_lsn.0);
+                    prop_assert_eq!(cut.ends_in_record, !whole);
                     let full = cut.redo.len() + MESSAGE_BYTES_MAX + usize::try_from(PAGE_BYTES).unwrap() >= MAX_REDO_BYTES;
                     prop_assert!(whole || full && next_lsn.0 % PAGE_BYTES == 0);
                 }

@@ -243,7 +243,7 @@ impl Storing<'_> {
     }
 
     async fn store(&mut self, cut: Cut) -> Result<(), ReaderError> {
-        let Cut { timeline, begin_lsn, redo, newest_commit_us } = cut;
+        let Cut { timeline, begin_lsn, redo, ends_in_record, newest_commit_us } = cut;
         let compressed = self.compressor.compress(begin_lsn, &redo)?;
         let batch = Batch {
             epoch: self.reader.options.epoch,
@@ -254,6 +254,7 @@ impl Storing<'_> {
             newest_commit_us,
             redo_crc32c: compressed.redo_crc32c,
             payload: compressed.payload,
+            ends_in_record,
         };
         self.reader.views.note_redo(newest_commit_us.min(clock::now_us()), batch.end_lsn);
         self.reader.views.update_reader(|state| state.redo_bytes += batch.redo_bytes());

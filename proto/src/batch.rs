@@ -36,6 +36,8 @@ pub struct Batch {
     pub redo_crc32c: u32,
     /// The compressed redo.
     pub payload: Bytes,
+    /// It ends within a record, which is larger than a batch: that goes on in the next one.
+    pub ends_in_record: bool,
 }
 
 /// A batch together with its redo, decompressed.
@@ -102,6 +104,7 @@ impl Batch {
             newest_commit_us: self.newest_commit_us,
             redo_crc32c: self.redo_crc32c,
             payload: self.payload.clone(),
+            ends_in_record: self.ends_in_record,
         }
     }
 
@@ -139,6 +142,7 @@ impl Batch {
             newest_commit_us: message.newest_commit_us,
             redo_crc32c: message.redo_crc32c,
             payload: message.payload,
+            ends_in_record: message.ends_in_record,
         })
     }
 
@@ -173,6 +177,7 @@ mod tests {
             newest_commit_us: 1,
             redo_crc32c: 2,
             payload: Bytes::from_static(b"x"),
+            ends_in_record: true,
         }
     }
 

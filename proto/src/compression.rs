@@ -247,6 +247,7 @@ mod tests {
                 newest_commit_us: 0,
                 redo_crc32c,
                 payload,
+                ends_in_record: false,
             });
             begin_lsn = end_lsn;
         }

@@ -128,6 +128,7 @@ mod tests {
             newest_commit_us: 0,
             redo_crc32c: 0,
             payload: b"x".as_slice().into(),
+            ends_in_record: false,
         }
     }
 

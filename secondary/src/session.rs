@@ -10,7 +10,7 @@ use proto::messages::{
     Downstream, MAX_STREAM_MESSAGE_BYTES, Progress, Refusal, ReplicateOpen, ReplicateReady, Upstream,
     downstream, upstream,
 };
-use proto::{Batch, Epoch, Lsn, SystemId, Timeline, TimelineHistory};
+use proto::{Batch, Epoch, Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +117,7 @@ impl Inbound {
                 bounds.durable_lsn,
             ),
             decoder: None,
+            held: Held::default(),
             received: watch::Sender::new((bounds.durable_lsn, 0)),
         };
         let taken = tokio::select! {
@@ -170,6 +171,7 @@ impl Inbound {
                 Lsn(ready.durable_lsn),
             ),
             decoder: None,
+            held: Held::default(),
             received: watch::Sender::new((Lsn(ready.durable_lsn), 0)),
         };
         let end = tokio::select! {
@@ -232,8 +234,35 @@ struct Session<'a> {
     receiver: Receiver,
     /// Positioned at the end of the redo taken; none until the first batch.
     decoder: Option<Decompressor>,
+    /// What was received of a record that is larger than a batch.
+    held: Held,
     /// The end of the redo received, and the newest heartbeat's time.
     received: watch::Sender<(Lsn, i64)>,
+}
+
+/// Batches of a record that is larger than a batch. They are stored once all of it is here: what a region has durable is whole records, as
+/// nobody could finish one whose writer is lost. They are held in memory, as PostgreSQL holds a record that it reads.
+#[derive(Debug, Default)]
+struct Held {
+    batches: Vec<Redo>,
+    bytes: u64,
+}
+
+impl Held {
+    /// The most that is held, bytes. Of a larger record the pieces are stored as they come.
+    const BYTES_MAX: u64 = 128 << 20;
+
+    /// Takes a batch; returns what is to be stored now.
+    fn take(&mut self, redo: Redo) -> Vec<Redo> {
+        let in_record = redo.batch.ends_in_record;
+        self.bytes += redo.batch.redo_bytes();
+        self.batches.push(redo);
+        if in_record && self.bytes <= Held::BYTES_MAX {
+            return Vec::new();
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.batches)
+    }
 }
 
 impl Session<'_> {
@@ -305,9 +334,11 @@ impl Session<'_> {
         };
         let redo = decoder.open(batch)?;
         lock(&self.inbound.state).redo_bytes += redo.batch.redo_bytes();
-        let end_lsn = redo.batch.end_lsn;
-        self.inbound.volume.append(redo).await?;
-        self.received.send_modify(|(received_lsn, _)| *received_lsn = end_lsn);
+        for redo in self.held.take(redo) {
+            let end_lsn = redo.batch.end_lsn;
+            self.inbound.volume.append(redo).await?;
+            self.received.send_modify(|(received_lsn, _)| *received_lsn = end_lsn);
+        }
         Ok(())
     }
 }
@@ -366,5 +397,36 @@ async fn report_progress(
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(_)) => return VolumeError::Closed.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_record_are_held_until_it_is_whole() {
+        let batch = |begin: u64, bytes: u64, ends_in_record| Redo {
+            batch: Batch {
+                epoch: Epoch(1),
+                timeline: Timeline(1),
+                begin_lsn: Lsn(begin),
+                end_lsn: Lsn(begin + bytes),
+                context_lsn: Lsn(begin),
+                newest_commit_us: 0,
+                redo_crc32c: 0,
+                payload: b"x".as_slice().into(),
+                ends_in_record,
+            },
+            bytes: bytes::Bytes::new(),
+        };
+        let begins = |stored: Vec<Redo>| stored.iter().map(|redo| redo.batch.begin_lsn.0).collect::<Vec<_>>();
+        let mut held = Held::default();
+        assert_eq!(begins(held.take(batch(10, 10, false))), [10]);
+        assert_eq!(begins(held.take(batch(20, 10, true))), [0_u64; 0]);
+        assert_eq!(begins(held.take(batch(30, 10, true))), [0_u64; 0]);
+        assert_eq!(begins(held.take(batch(40, 10, false))), [20, 30, 40]);
+        assert_eq!(begins(held.take(batch(50, Held::BYTES_MAX, true))), [0_u64; 0]);
+        assert_eq!(begins(held.take(batch(1 << 30, 1, true))), [50, 1 << 30], "it is too large to be held");
     }
 }

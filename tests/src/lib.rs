@@ -75,10 +75,15 @@ impl Cluster {
 
     /// Makes these zones of a region processes of their own.
     pub fn zones_apart(&self, region: &str, zones: &str) {
+        self.configure_region(region, &format!("own_process = {zones}"));
+    }
+
+    /// Puts a line into the table of a region in the cluster's `regions.toml`.
+    pub fn configure_region(&self, region: &str, line: &str) {
         let text = std::fs::read_to_string(self.file()).unwrap();
         let head = format!("[region.{region}]\n");
         assert!(text.contains(&head));
-        std::fs::write(self.file(), text.replace(&head, &format!("{head}own_process = {zones}\n"))).unwrap();
+        std::fs::write(self.file(), text.replace(&head, &format!("{head}{line}\n"))).unwrap();
     }
 
     /// `volume status --json` of a region, parsed.

@@ -421,3 +421,31 @@ async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record
     cluster.until_level().await;
     cluster.assert_identical().await;
 }
+
+/// A record that is larger than a batch reaches the others in pieces, over a link on which that takes seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_does_not_wait_for_the_rest_of_a_record_larger_than_a_batch() {
+    let cluster = Cluster::new(2);
+    cluster.configure("lease = \"1s\"\n");
+    for region in ["eu-west", "ap-northeast"] {
+        cluster.configure_region(region, "bandwidth = \"16Mbit/s\"");
+    }
+    cluster.start();
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_level().await;
+    let received = |region: usize| cluster.status()["regions"][region]["redo_bytes"].as_u64().unwrap_or(0);
+    let begin = [1, 2].map(received);
+    let large = "SELECT pg_logical_emit_message(false, '', pg_read_binary_file('/dev/urandom', 0, 30000000))";
+    primary.execute(large).await.unwrap();
+    until("both have pieces of it", || async {
+        [1, 2].iter().all(|i| received(*i) > begin[i - 1] + (3 << 20))
+    })
+    .await;
+    cluster.kill("us-east", true).await;
+    fail_over(&cluster, "eu-west");
+    cluster.connect("eu-west").await.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.start();
+    cluster.until_streams("us-east").await;
+    cluster.assert_identical().await;
+}

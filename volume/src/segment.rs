@@ -206,6 +206,7 @@ mod tests {
             newest_commit_us: 5,
             redo_crc32c: 6,
             payload: Bytes::copy_from_slice(payload),
+            ends_in_record: false,
         }
     }
 

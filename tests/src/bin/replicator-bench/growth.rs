@@ -100,6 +100,7 @@ impl Writer {
             newest_commit_us: i64::MAX,
             redo_crc32c: compressed.redo_crc32c,
             payload: compressed.payload,
+            ends_in_record: false,
         };
         Redo { batch, bytes: bytes.into() }
     }

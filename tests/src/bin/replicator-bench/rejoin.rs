@@ -20,7 +20,7 @@ pub async fn run(gib: u64) {
     primary.execute("CREATE TABLE t (id bigint, pad bytea)").await.unwrap();
     primary.execute("ALTER TABLE t ALTER pad SET STORAGE EXTERNAL").await.unwrap();
     for from in (0..rows).step_by(65_536) {
-        let query = "INSERT INTO t SELECT g, decode((SELECT string_agg(md5(g::text || n), '') FROM generate_series(1, 62) n), 'hex') FROM generate_series($1, $2) g";
+        let query = "INSERT INTO t SELECT g, pg_read_binary_file('/dev/urandom', 0 * g, 992) FROM generate_series($1, $2) g";
         sqlx::query(query).bind(from).bind((from + 65_535).min(rows)).execute(&mut primary).await.unwrap();
     }
     cluster.until_level().await;

@@ -607,6 +607,7 @@ impl Node {
                 newest_commit_us: 0,
                 redo_crc32c: 0,
                 payload: Bytes::new(),
+                ends_in_record: false,
             };
             match taking.receiver.batch(&batch) {
                 Verdict::Take => {
