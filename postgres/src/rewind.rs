@@ -86,6 +86,71 @@ impl Instance {
     }
 }
 
+/// Takes the WAL segments out of the list of files that a server answers pg_rewind with. It would have all of them sent, those
+/// included that were recycled and hold nothing yet: easily more than all that has changed. A region has its redo from its volume.
+#[derive(Debug, Default)]
+pub struct WithoutSegments {
+    /// The beginning of a message, or all of one that may name a segment.
+    held: Vec<u8>,
+    /// So much of the present message is still to be passed on.
+    passing: usize,
+}
+
+impl WithoutSegments {
+    /// A message's tag and length, bytes.
+    const HEADER_BYTES: usize = 5;
+
+    /// No row that names a segment is longer, bytes.
+    const ROW_BYTES_MAX: usize = 256;
+
+    /// Takes what the server sent next; appends what of it is to be passed on.
+    pub fn pass(&mut self, mut sent: &[u8], out: &mut Vec<u8>) {
+        while !sent.is_empty() {
+            if self.passing > 0 {
+                let (now, later) = sent.split_at(self.passing.min(sent.len()));
+                out.extend_from_slice(now);
+                (self.passing, sent) = (self.passing - now.len(), later);
+                continue;
+            }
+            let wanted = match self.length() {
+                None => Self::HEADER_BYTES,
+                Some(length) => length,
+            };
+            let (now, later) = sent.split_at((wanted - self.held.len()).min(sent.len()));
+            self.held.extend_from_slice(now);
+            sent = later;
+            match self.length() {
+                Some(length) if self.held.len() == length && self.names_segment() => self.held.clear(),
+                Some(length) if self.held.len() == length || !self.may_name_segment(length) => {
+                    self.passing = length - self.held.len();
+                    out.append(&mut self.held);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// How long the held message is, its tag included; none when that is not known yet.
+    fn length(&self) -> Option<usize> {
+        let length = u32::from_be_bytes(*self.held.get(1..)?.first_chunk()?);
+        Some(1 + usize::try_from(length).unwrap_or(usize::MAX).max(4))
+    }
+
+    fn may_name_segment(&self, length: usize) -> bool {
+        self.held[0] == b'D' && length <= Self::ROW_BYTES_MAX
+    }
+
+    /// Whether the held message is a row whose first column is the path of a segment.
+    fn names_segment(&self) -> bool {
+        let first = || {
+            let row = self.held.get(Self::HEADER_BYTES + 2..)?;
+            let length = usize::try_from(u32::from_be_bytes(*row.first_chunk()?)).ok()?;
+            std::str::from_utf8(row.get(4..)?.get(..length)?).ok()?.strip_prefix("pg_wal/")
+        };
+        self.held[0] == b'D' && first().is_some_and(is_segment)
+    }
+}
+
 /// Whether a file in `pg_wal` is a WAL segment, whole or not.
 fn is_segment(name: &str) -> bool {
     let name = name.strip_suffix(".partial").unwrap_or(name);
@@ -116,6 +181,45 @@ fn empty(directory: &Path) -> Result<(), InstanceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(columns: &[&[u8]]) -> Vec<u8> {
+        let mut body = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+        for column in columns {
+            body.extend(u32::try_from(column.len()).unwrap().to_be_bytes());
+            body.extend(*column);
+        }
+        message(b'D', &body)
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[tag][..], &length, body].concat()
+    }
+
+    #[test]
+    fn segments_are_not_listed_and_all_else_is_passed_on_however_it_comes() {
+        let page = vec![b'D'; 9000];
+        let messages: [(Vec<u8>, bool); 8] = [
+            (message(b'R', &[0; 4]), true),
+            (row(&[b"base/1/1259", b"8192", b"f", b""]), true),
+            (row(&[b"pg_wal/00000002.history", b"40", b"f"]), true),
+            (row(&[b"pg_wal/000000020000000000000009", b"16777216", b"f"]), false),
+            (row(&[b"pg_wal/000000020000000000000009.partial", b"16777216", b"f"]), false),
+            (row(&[b"base/1/1259", b"\0\0\0\0", &page]), true),
+            (message(b'Z', b"I"), true),
+            (message(b'n', b""), true),
+        ];
+        let all = messages.iter().flat_map(|(message, _)| message.clone()).collect::<Vec<u8>>();
+        let wanted = messages.iter().filter(|(_, passes)| *passes);
+        let wanted = wanted.flat_map(|(message, _)| message.clone()).collect::<Vec<u8>>();
+        for pieces in [1, 3, 7, 100, 4096, all.len()] {
+            let (mut without, mut passed) = (WithoutSegments::default(), Vec::new());
+            for piece in all.chunks(pieces) {
+                without.pass(piece, &mut passed);
+            }
+            assert!(passed == wanted, "in pieces of {pieces} bytes");
+        }
+    }
 
     #[test]
     fn labels_and_segments() {

@@ -6,6 +6,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
+use postgres::rewind::WithoutSegments;
 use proto::Lsn;
 use proto::messages::{MAX_STREAM_MESSAGE_BYTES, Rewind, RewindOpen, RewindVolume, open, rewind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,7 +75,8 @@ impl Shipping {
     async fn relay(&self, sender: &mut Sender, receiver: &mut Receiver) -> Result<Lsn, SeedError> {
         let mut writer: Option<UnixStream> = None;
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
-        let mut answer = vec![0; PIECE_BYTES];
+        let (mut answer, mut without) = (vec![0; PIECE_BYTES], WithoutSegments::default());
+        let mut passed = Vec::with_capacity(PIECE_BYTES);
         loop {
             let answered = async {
                 match &mut writer {
@@ -100,7 +102,9 @@ impl Shipping {
                     // It has ended the connection; what that means over there, the region says.
                     0 => writer = None,
                     length => {
-                        encoder.write_all(&answer[..length])?;
+                        without.pass(&answer[..length], &mut passed);
+                        encoder.write_all(&passed)?;
+                        passed.clear();
                         encoder.flush()?;
                         let data = Bytes::from(std::mem::take(encoder.get_mut()));
                         self.take_way(data.len()).await;
