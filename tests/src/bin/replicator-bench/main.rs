@@ -20,7 +20,7 @@ const WARM_UP: usize = 50;
 
 /// What to measure, from the command line: `replicator-bench regions [SECONDARIES [PGBENCH-SECONDS]]` or
 /// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
-/// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB]`.
+/// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]`.
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -35,7 +35,7 @@ async fn main() {
         "commit" => commit::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
-        "rejoin" => rejoin::run(first.unwrap_or(2)).await,
+        "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         other => panic!("there is no '{other}': regions, commit, growth, drill, rejoin"),
     }
 }

@@ -8,11 +8,11 @@ use sqlx::Executor;
 /// Rows of this many bytes fill the database.
 const ROW_BYTES: u64 = 1024;
 
-/// One primary and two secondaries with `gib` GiB of incompressible rows. The primary is killed, another region led meanwhile, and it comes back:
+/// One primary and two secondaries with `gib` GiB of incompressible rows, of which one in `one_in` is updated at each turn. The primary is killed, another region led meanwhile, and it comes back:
 /// first with its data, which are rewound, and then, after another failover, without, so that it is seeded.
-pub async fn run(gib: u64) {
+pub async fn run(gib: u64, one_in: u64) {
     println!(
-        "{gib} GiB of random rows; three regions on this machine's one disk; the network is loopback, which favours the seed.\n"
+        "{gib} GiB of random rows, one in {one_in} of which is updated in each region alone; three regions on this machine's one disk; the network is loopback, which favours the seed.\n"
     );
     let cluster = Cluster::up(2);
     let rows = i64::try_from((gib << 30) / ROW_BYTES).unwrap();
@@ -29,8 +29,8 @@ pub async fn run(gib: u64) {
     }
     cluster.until_level().await;
     println!("{:34} {:>10} {:>12}", "until it streams again", "seconds", "sent, MB");
-    let rewound = comes_back(&cluster, "us-east", "eu-west", false).await;
-    let seeded = comes_back(&cluster, "eu-west", "us-east", true).await;
+    let rewound = comes_back(&cluster, ["us-east", "eu-west"], one_in, false).await;
+    let seeded = comes_back(&cluster, ["eu-west", "us-east"], one_in, true).await;
     for (what, (seconds, bytes)) in [("rewound", rewound), ("seeded (baseline)", seeded)] {
         println!("{what:34} {seconds:>10.1} {:>12.1}", bytes / 1e6);
     }
@@ -38,17 +38,18 @@ pub async fn run(gib: u64) {
 }
 
 /// Kills `old` while it writes, has `new` lead, and starts the old one, without data if they are `lost`: seconds until it streams, and bytes sent for it.
-async fn comes_back(cluster: &Cluster, old: &str, new: &str, lost: bool) -> (f64, f64) {
+async fn comes_back(cluster: &Cluster, [old, new]: [&str; 2], one_in: u64, lost: bool) -> (f64, f64) {
+    let update = |rest: u64| format!("UPDATE t SET id = id WHERE id % {one_in} = {rest}");
     cluster.until_level_enough(new).await;
     let mut primary = cluster.connect(old).await;
     // Some pages differ: those that only the old one changed.
-    primary.execute("UPDATE t SET id = id WHERE id % 10000 = 0").await.unwrap();
+    primary.execute(sqlx::AssertSqlSafe(update(0))).await.unwrap();
     primary.execute("SET synchronous_commit = local").await.unwrap();
-    primary.execute("UPDATE t SET id = id WHERE id % 10000 = 1").await.unwrap();
+    primary.execute(sqlx::AssertSqlSafe(update(1))).await.unwrap();
     cluster.kill(old, true).await;
     let promoted = cluster.run(&["promote", "--region", new, "--mode", "failover"]);
     assert!(promoted.status.success(), "{}", replicator_tests::text(&promoted.stderr));
-    cluster.connect(new).await.execute("UPDATE t SET id = id WHERE id % 10000 = 2").await.unwrap();
+    cluster.connect(new).await.execute(sqlx::AssertSqlSafe(update(2))).await.unwrap();
     if lost {
         std::fs::remove_dir_all(cluster.region(old).join("pgdata")).unwrap();
     }
