@@ -61,6 +61,14 @@ pub enum AccountError {
     },
 }
 
+/// Programs that run another one so that it gives way, the better one first: the scheduler's idle class yields at once, a low priority mostly.
+const GENTLY: [(&str, [&str; 2]); 2] = [("chrt", ["-i", "0"]), ("nice", ["-n", "19"])];
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
 impl Account {
     /// The account to use: `wanted`, or `postgres` as root and oneself otherwise.
     ///
@@ -102,8 +110,10 @@ impl Account {
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = if self.gentle {
-            let mut command = Command::new("nice");
-            command.args(["-n", "15"]).arg(program);
+            let (gently, arguments) =
+                GENTLY.into_iter().find(|(name, _)| is_installed(name)).unwrap_or(GENTLY[1]);
+            let mut command = Command::new(gently);
+            command.args(arguments).arg(program);
             command
         } else {
             Command::new(program)

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use proto::compression::Decompressor;
 use proto::{Batch, Lsn, Redo};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
+use crate::copy::Stored;
 use crate::head::Head;
 use crate::tail::Entry;
 use crate::{Durable, VolumeError, repair};
@@ -32,7 +34,31 @@ pub struct Cursor {
     to_context: bool,
     /// What was read from a copy and not yielded yet.
     read: VecDeque<Batch>,
+    reading: Work<Vec<Stored>>,
     decoder: Option<Decompressor>,
+    feeding: Work<Decompressor>,
+}
+
+/// Work for an LSN that goes on when whoever waits for it is cancelled: a walsender is, at every word of its standby.
+#[derive(Debug)]
+struct Work<T>(Option<(Lsn, JoinHandle<Result<T, VolumeError>>)>);
+
+impl<T: Send + 'static> Work<T> {
+    /// Waits for the work for `lsn`, which is begun if it is not under way. Cancel safe.
+    async fn done<F>(&mut self, lsn: Lsn, work: impl FnOnce() -> F) -> Result<T, VolumeError>
+    where
+        F: Future<Output = Result<T, VolumeError>> + Send + 'static,
+    {
+        if self.0.as_ref().is_none_or(|(of, _)| *of != lsn) {
+            self.0 = Some((lsn, tokio::spawn(work())));
+        }
+        let done = match &mut self.0 {
+            Some((_, under_way)) => under_way.await.map_err(|_| VolumeError::Closed)?,
+            None => Err(VolumeError::Closed),
+        };
+        self.0 = None;
+        done
+    }
 }
 
 impl Cursor {
@@ -46,7 +72,8 @@ impl Cursor {
         }
         let durable = head.durable.subscribe();
         let (to_context, read) = (start == Start::Context, VecDeque::new());
-        Ok(Cursor { head, durable, next_lsn: from_lsn, to_context, read, decoder: None })
+        let (reading, feeding) = (Work(None), Work(None));
+        Ok(Cursor { head, durable, next_lsn: from_lsn, to_context, read, reading, decoder: None, feeding })
     }
 
     /// Where the next batch begins.
@@ -91,8 +118,8 @@ impl Cursor {
                     // The decoder is to be fed with what is before it in its context.
                     self.read.push_front(batch.clone());
                     (self.next_lsn, self.to_context) = (next_lsn, to_context);
-                    let decoder = self.fed(&batch).await?;
-                    self.decoder = Some(decoder);
+                    let feed = || fed(self.head.clone(), batch.clone());
+                    self.decoder = Some(self.feeding.done(batch.begin_lsn, feed).await?);
                 }
             }
         }
@@ -156,7 +183,9 @@ impl Cursor {
     }
 
     async fn read_more(&mut self) -> Result<(), VolumeError> {
-        let records = repair::read_any(&self.head, self.next_lsn).await?;
+        let (head, lsn) = (self.head.clone(), self.next_lsn);
+        let read = || async move { repair::read_any(&head, lsn).await };
+        let records = self.reading.done(lsn, read).await?;
         let durable_lsn = self.head.durable.borrow().lsn;
         let durable =
             records.into_iter().map(|stored| stored.batch).filter(|batch| batch.end_lsn <= durable_lsn);
@@ -176,17 +205,17 @@ impl Cursor {
             _ => Ok(None),
         }
     }
+}
 
-    /// A decoder that has decompressed what is before `batch` in its context.
-    async fn fed(&self, batch: &Batch) -> Result<Decompressor, VolumeError> {
-        let mut decoder = Decompressor::new().map_err(compression)?;
-        let mut earlier = Cursor::open(self.head.clone(), batch.context_lsn, Start::Batch)?;
-        while earlier.next_lsn < batch.begin_lsn {
-            let before = earlier.next_batch().await?;
-            decoder.decompress(&before).map_err(compression)?;
-        }
-        Ok(decoder)
+/// A decoder that has decompressed what is before `batch` in its context.
+async fn fed(head: Arc<Head>, batch: Batch) -> Result<Decompressor, VolumeError> {
+    let mut decoder = Decompressor::new().map_err(compression)?;
+    let mut earlier = Cursor::open(head, batch.context_lsn, Start::Batch)?;
+    while earlier.next_lsn < batch.begin_lsn {
+        let before = earlier.next_batch().await?;
+        decoder.decompress(&before).map_err(compression)?;
     }
+    Ok(decoder)
 }
 
 fn compression(e: proto::compression::CompressionError) -> VolumeError {

@@ -20,7 +20,7 @@ use postgres::instance::{Instance, InstanceError, InstanceOptions, SUPERUSER, so
 use proto::messages::{ClusterStatus, PromoteRequest, RegionStatus};
 use proto::{Lsn, RegionName};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -324,9 +324,7 @@ impl Drill {
         report.step("replay", "from the standby's last restart point to that moment");
         tell("promoting the clone");
         // Its commits shall cost what commits cost.
-        for durable in ["ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()"] {
-            sqlx::query(durable).execute(&mut own).await?;
-        }
+        set_fsync(&mut own, "on").await?;
         let order = clone.options().data_dir.join("promote");
         sqlx::query("SELECT pg_promote(false)").execute(&mut own).await?;
         // In a pause it is looked for once a second, and taken away then: that is when a promotion begins.
@@ -352,6 +350,8 @@ impl Drill {
             }
         }
         report.rto.promotion_ms = report.step("promote", "to the first commit on disk");
+        // What comes now is thrown away, and its flushes would be in the way of others on the disk.
+        set_fsync(&mut own, "off").await?;
         let databases: Vec<String> =
             sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datallowconn")
                 .fetch_all(&mut own)
@@ -462,6 +462,13 @@ impl Drill {
             settings: self.config.settings.clone(),
         }))
     }
+}
+
+/// Has the clone flush what it writes, or not.
+async fn set_fsync(own: &mut PgConnection, to: &'static str) -> Result<(), sqlx::Error> {
+    sqlx::query(AssertSqlSafe(format!("ALTER SYSTEM SET fsync = {to}"))).execute(&mut *own).await?;
+    sqlx::query("SELECT pg_reload_conf()").execute(own).await?;
+    Ok(())
 }
 
 /// The check that compares rows.
