@@ -178,6 +178,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether it was started here and has ended as it was told to, such as by `down`.
+    fn was_stopped(&mut self) -> bool {
+        let status = self.child.as_mut().and_then(|child| child.try_wait().ok()?);
+        status.is_some_and(|status| status.success())
+    }
+
     /// The end of its log, if this daemon was started here and has ended.
     fn ended(&mut self, layout: &Layout) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
@@ -221,7 +227,7 @@ async fn until_all_stream(
     }
 }
 
-/// Shows the table until `stop`, and starts again what died.
+/// Shows the table until `stop`, or until all were stopped, and starts again what died.
 async fn watch(
     asker: &Asker,
     file: &Path,
@@ -232,7 +238,11 @@ async fn watch(
     let terminal = std::io::stdout().is_terminal();
     let mut shown = String::new();
     while !stop.is_cancelled() {
-        for daemon in daemons.iter_mut() {
+        if daemons.iter_mut().all(Daemon::was_stopped) {
+            eprintln!("every region was stopped");
+            break;
+        }
+        for daemon in daemons.iter_mut().filter_map(|daemon| (!daemon.was_stopped()).then_some(daemon)) {
             if let Some(ended) = daemon.ended(layout) {
                 eprintln!("{ended}\nstarting it again");
                 daemon.start(file, layout)?;
