@@ -431,6 +431,7 @@ fn show_history(record: &coordination::Record, json: bool) -> AnyResult {
             continue;
         }
         let at = time::OffsetDateTime::from_unix_timestamp(past.at_us / 1_000_000)?;
+        let at = at.format(&time::format_description::well_known::Rfc3339)?;
         let end = match &past.rolled_back {
             Some(why) if past.began() => format!("from {}  given up: {why}", past.promotion.fork_lsn),
             Some(why) => format!("not done: {why}"),
