@@ -164,7 +164,7 @@ impl ReplicationClient {
     }
 
     async fn connect_slowly(options: &ConnectOptions) -> Result<ReplicationClient, ClientError> {
-        let path = options.socket_dir.join(format!(".s.PGSQL.{}", options.port));
+        let path = crate::instance::socket_path(&options.socket_dir, options.port);
         let socket = UnixStream::connect(&path)
             .await
             .map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?;

@@ -325,9 +325,8 @@ impl Instance {
     /// PostgreSQL would take that for itself. No postmaster works here: so they get an id that no process has, and PostgreSQL removes them.
     /// The rest of them stays, as it looks there for shared memory that is still used.
     pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
-        let InstanceOptions { data_dir, socket_dir, listen, .. } = &self.options;
-        let socket = socket_dir.join(format!(".s.PGSQL.{}.lock", listen.port()));
-        for path in [data_dir.join("postmaster.pid"), socket] {
+        for path in [self.options.data_dir.join("postmaster.pid"), self.socket().with_added_extension("lock")]
+        {
             match std::fs::read_to_string(&path) {
                 Ok(content) => self.write(&path, &disowned(&content))?,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -548,6 +547,12 @@ local replication postgres peer map=replicator
 local all         all      scram-sha-256
 host  all         all      all scram-sha-256
 ";
+
+/// The socket of a server that listens at `port` in `socket_dir`, as clients look for it.
+#[must_use]
+pub fn socket_path(socket_dir: &Path, port: u16) -> PathBuf {
+    socket_dir.join(format!(".s.PGSQL.{port}"))
+}
 
 /// Where the sockets of the instance below `directory` lie: there, or in `/tmp` when that path is too long for a socket.
 #[must_use]

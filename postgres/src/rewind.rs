@@ -6,7 +6,7 @@ use std::process::Command;
 
 use proto::Lsn;
 
-use crate::instance::{Instance, InstanceError, Part, SUPERUSER, at, remove_tree};
+use crate::instance::{Instance, InstanceError, Part, SUPERUSER, at, remove_tree, socket_path};
 
 /// The port in the name of the socket at which pg_rewind finds the other server.
 pub const REWIND_PORT: u16 = 5434;
@@ -16,7 +16,7 @@ impl Instance {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         let options = self.options();
-        options.socket_dir.join(format!(".s.PGSQL.{}", options.listen.port()))
+        socket_path(&options.socket_dir, options.listen.port())
     }
 
     /// Whether it has tablespaces besides the default ones.

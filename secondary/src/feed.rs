@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use postgres::client::SystemIdentity;
+use postgres::instance::socket_path;
 use postgres::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use tokio::net::{UnixListener, UnixStream};
@@ -119,7 +120,7 @@ pub async fn serve_standbys(
 /// # Errors
 /// When the socket cannot be made.
 pub fn bind(directory: &Path, port: u16) -> std::io::Result<UnixListener> {
-    let path = directory.join(format!(".s.PGSQL.{port}"));
+    let path = socket_path(directory, port);
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => UnixListener::bind(path),

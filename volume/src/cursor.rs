@@ -49,15 +49,11 @@ impl<T: Send + 'static> Work<T> {
     where
         F: Future<Output = Result<T, VolumeError>> + Send + 'static,
     {
-        if self.0.as_ref().is_none_or(|(of, _)| *of != lsn) {
-            self.0 = Some((lsn, tokio::spawn(work())));
-        }
-        let done = match &mut self.0 {
-            Some((_, under_way)) => under_way.await.map_err(|_| VolumeError::Closed)?,
-            None => Err(VolumeError::Closed),
-        };
+        self.0.take_if(|(of, _)| *of != lsn);
+        let (_, under_way) = self.0.get_or_insert_with(|| (lsn, tokio::spawn(work())));
+        let done = under_way.await;
         self.0 = None;
-        done
+        done.map_err(|_| VolumeError::Closed)?
     }
 }
 

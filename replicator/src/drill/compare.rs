@@ -67,33 +67,24 @@ pub async fn compare(
                 let query = sum_of(&table.name, begin, end);
                 let (theirs, work) = timed(sum(&mut frozen.snapshot, &query)).await;
                 let theirs = theirs?;
-                match sum(&mut connection, &query).await {
-                    Ok(ours) if ours == theirs => compared.rows += u64::try_from(ours.0).unwrap_or(0),
+                let differs = match sum(&mut connection, &query).await {
+                    Ok(ours) if ours == theirs => {
+                        compared.rows += u64::try_from(ours.0).unwrap_or(0);
+                        None
+                    }
                     Ok((count, _)) if count != theirs.0 => {
-                        let what = format!("{count} rows, and the primary has {}", theirs.0);
-                        compared.differs(&frozen.database, &table.name, begin, end, &what);
+                        Some(format!("{count} rows, and the primary has {}", theirs.0))
                     }
-                    Ok(_) => {
-                        compared.differs(
-                            &frozen.database,
-                            &table.name,
-                            begin,
-                            end,
-                            "rows that differ from the primary's",
-                        );
-                    }
+                    Ok(_) => Some("rows that differ from the primary's".into()),
                     Err(e) => {
-                        compared.differs(
-                            &frozen.database,
-                            &table.name,
-                            begin,
-                            end,
-                            &format!("not readable: {e}"),
-                        );
                         // An error may have ended the connection.
                         connection = PgConnection::connect_with(&clone).await?;
                         same_formats(&mut connection).await?;
+                        Some(format!("not readable: {e}"))
                     }
+                };
+                if let Some(what) = differs {
+                    compared.differs(&frozen.database, &table.name, begin, end, &what);
                 }
                 tokio::time::sleep(work * REST).await;
                 begin += BLOCKS;

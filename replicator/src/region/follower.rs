@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT};
+use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT, socket_path};
 use postgres::walsender::StandbyProgress;
 use proto::messages::{RegionStatus, ReplicateOpen};
 use proto::{Epoch, Lsn, SystemId};
 use secondary::{Inbound, feed};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -149,9 +150,7 @@ impl Follower {
     pub(super) async fn follow(&self, system_id: SystemId) -> Result<(), FollowError> {
         self.instance.configure(Part::Standby)?;
         let options = self.instance.options();
-        let listener = feed::bind(&options.socket_dir, WALSENDER_PORT).map_err(FollowError::Socket)?;
-        let socket = options.socket_dir.join(format!(".s.PGSQL.{WALSENDER_PORT}"));
-        options.account.own(&socket).map_err(InstanceError::from)?;
+        let listener = self.listen(WALSENDER_PORT)?;
         let stop_feed = CancellationToken::new();
         let feed = tokio::spawn(feed::serve_standbys(
             listener,
@@ -165,6 +164,14 @@ impl Follower {
         let engine = Engine::start(self.instance.clone());
         *self.following.lock().await = Some(Following { engine: Some(engine), stop_feed, feed });
         Ok(())
+    }
+
+    /// Makes the socket at which the region's PostgreSQL finds another server by its `port`.
+    pub(super) fn listen(&self, port: u16) -> Result<UnixListener, FollowError> {
+        let options = self.instance.options();
+        let listener = feed::bind(&options.socket_dir, port).map_err(FollowError::Socket)?;
+        options.account.own(&socket_path(&options.socket_dir, port)).map_err(InstanceError::from)?;
+        Ok(listener)
     }
 
     pub(super) async fn unfollow(&self) -> Result<(), InstanceError> {

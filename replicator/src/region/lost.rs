@@ -187,7 +187,7 @@ pub fn transactions(dump: &str) -> Vec<Transaction> {
         let (Some(id), Some((_, what))) = (id.filter(|id| *id > 0), line.split_once("desc: ")) else {
             continue;
         };
-        let at = found.iter().position(|transaction| transaction.id == id).unwrap_or_else(|| {
+        let at = found.iter().rposition(|transaction| transaction.id == id).unwrap_or_else(|| {
             found.push(Transaction { id, ..Transaction::default() });
             found.len() - 1
         });

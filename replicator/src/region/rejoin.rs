@@ -6,12 +6,12 @@ use std::process::{Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use postgres::instance::socket_path;
 use postgres::rewind::REWIND_PORT;
 use postgres::seed::Seed;
 use proto::messages::refusal::Kind;
 use proto::messages::{Refusal, RewindOpen, SeedAnswer, SeedOpen};
 use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
-use secondary::feed;
 use secondary::rewind::Tunnel;
 use transport::Stream;
 
@@ -120,11 +120,8 @@ impl Follower {
     }
 
     async fn run_pg_rewind(&self, tunnel: &mut Tunnel) -> Result<(), FollowError> {
-        let options = self.instance.options();
         let command = self.instance.rewind(&self.layout.rewind())?;
-        let listener = feed::bind(&options.socket_dir, REWIND_PORT).map_err(FollowError::Socket)?;
-        let socket = options.socket_dir.join(format!(".s.PGSQL.{REWIND_PORT}"));
-        options.account.own(&socket).map_err(postgres::instance::InstanceError::from)?;
+        let listener = self.listen(REWIND_PORT)?;
         let mut command = tokio::process::Command::from(command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let cannot = |e: std::io::Error| FollowError::Rewind(format!("pg_rewind: {e}"));
@@ -135,7 +132,7 @@ impl Follower {
             // It never connected.
             output = &mut running => (output, Ok(())),
         };
-        let _ = std::fs::remove_file(&socket);
+        let _ = std::fs::remove_file(socket_path(&self.instance.options().socket_dir, REWIND_PORT));
         carried?;
         succeeded(&output.map_err(cannot)?)
     }
