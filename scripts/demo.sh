@@ -10,7 +10,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 say "1. Bringing up the regions of regions.toml (the first time: initdb, certificates, a base backup over QUIC to each)"
 "$replicator" up --detach
 
-primary_now() { "$replicator" status --json | sed -E 's/.*"primary":"([^"]*)".*/\1/'; }
+primary_now() { { "$replicator" status --json || true; } | sed -E 's/.*"primary":"([^"]*)".*/\1/'; }
 regions=(us-east eu-west ap-northeast)
 
 # A row written wherever writes are taken, and waited for everywhere.
@@ -54,12 +54,12 @@ say "5. $second is started again, and comes back by itself as a secondary"
 row_across
 
 say "6. Where the regions are, and what happened"
-"$replicator" status
+"$replicator" status || true
 "$replicator" history
 
 say "The regions go on running. Next:"
 cat <<'NEXT'
-  target/release/replicator status --watch
+  target/release/replicator status --watch             or the page: http://127.0.0.1:8401/
   target/release/replicator volume status
   psql "$(target/release/replicator url --writer)"
   kill -9 a daemon or a postgres of your choice, then: target/release/replicator up --detach

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the drills: tests of regions in containers. `scripts/drills.sh essential` runs those that `make test` has, and nothing without docker;
-# `scripts/drills.sh` runs all, and more arguments go to nextest. Nothing stays, whatever happens: every container, network and volume has this run's label.
+# `scripts/drills.sh` runs all, REPEAT times each, and more arguments go to nextest. Nothing stays, whatever happens: every container, network and volume has this run's label.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 which=all
@@ -11,12 +11,7 @@ if [ "${1:-}" = essential ]; then
 fi
 
 without() {
-    echo
-    echo "################################################################################"
-    echo "# The drills were NOT run: $1"
-    echo "# They are a part of the tests. With docker: make drills"
-    echo "################################################################################"
-    echo
+    scripts/not-run.sh "the drills were not run: $1 They are a part of the tests. With docker: make drills"
     [ "$which" = essential ] || exit 1
     exit 0
 }
@@ -35,7 +30,10 @@ trap clear_away EXIT
 mkdir -p target/drills
 rm -f target/drills/results.jsonl
 status=0
-cargo nextest run --release --locked -p replicator-tests --test drills --run-ignored all --no-fail-fast "$@" || status=$?
+for round in $(seq "${REPEAT:-1}"); do
+    [ "${REPEAT:-1}" = 1 ] || echo "drills: round $round of $REPEAT"
+    cargo nextest run --release --locked -p replicator-tests --test drills --run-ignored all --no-fail-fast "$@" || status=$?
+done
 if [ -s target/drills/results.jsonl ]; then
     scripts/drills-table.py target/drills/results.jsonl
 fi

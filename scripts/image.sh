@@ -3,6 +3,7 @@
 #
 #   BASE=…    an image that has PostgreSQL 15 or newer and an account `postgres`, such as postgres:16-bookworm.
 #             Without it: made here, from Debian's packages, as no image registry is needed for that.
+#   POSTGRES_MAJOR=16, 17 or 18: with that one in place of Debian's, from scripts/majors.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 base="${BASE:-}"
@@ -16,7 +17,7 @@ if [ -n "$base" ] && ! docker image inspect "$base" >/dev/null 2>&1 && ! docker 
     base=""
 fi
 if [ -z "$base" ]; then
-    base="replicator-base:debian-postgresql-$postgres"
+    base="replicator-base:debian-postgresql-15"
     if docker image inspect "$base" >/dev/null 2>&1; then
         echo "image: the base $base is there already"
     else
@@ -27,13 +28,25 @@ if [ -z "$base" ]; then
         fi
         . /etc/os-release
         # No cluster of PostgreSQL's own: the daemon makes its data directories. No manuals: they are half of the size.
-        mmdebstrap --quiet --variant=minbase --include="postgresql-$postgres" \
+        mmdebstrap --quiet --variant=minbase --include="postgresql-15" \
             --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
             --dpkgopt='path-exclude=/usr/share/locale/*' \
             --essential-hook='mkdir -p "$1/etc/postgresql-common"' \
             --essential-hook='echo create_main_cluster=false >"$1/etc/postgresql-common/createcluster.conf"' \
             --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*' \
             "$VERSION_CODENAME" - | docker import --change 'ENV LANG=C.UTF-8' - "$base" >/dev/null
+    fi
+    if [ "$postgres" != 15 ]; then
+        bin=$(scripts/majors.sh "$postgres")
+        debian="$base" base="replicator-base:wheel-postgresql-$postgres"
+        # The wheel's whole tree, as programs find their libraries in it by their own place.
+        wheel="${bin%/*/*/bin}"
+        docker build --quiet --tag "$base" --file - "$wheel" >/dev/null <<END
+FROM $debian
+RUN rm -rf /usr/lib/postgresql/15
+COPY . /opt/postgresql
+ENV PATH=/opt/postgresql/${bin#"$wheel"/}:\$PATH
+END
     fi
 fi
 # The same program on the same base is the same image.
@@ -42,5 +55,9 @@ if [ "$(docker image inspect --format '{{index .Config.Labels "replicator.of"}}'
     echo "image: replicator:${TAG:-latest} is up to date"
     exit
 fi
-docker build --quiet --label "replicator.of=$of" --build-arg "BASE=$base" --tag "replicator:${TAG:-latest}" --file Dockerfile target/release >/dev/null
+# The program alone is sent: what was built around it is many gigabytes.
+context=$(mktemp -d target/image.XXXXXX)
+trap 'rm -rf "$context"' EXIT
+cp target/release/replicator Dockerfile "$context"
+docker build --quiet --label "replicator.of=$of" --build-arg "BASE=$base" --tag "replicator:${TAG:-latest}" "$context" >/dev/null
 docker image inspect --format 'image: {{index .RepoTags 0}}, {{.Size}} bytes' "replicator:${TAG:-latest}"

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine, and says what it does. Says nothing when nothing is missing.
+# `scripts/setup.sh check` also installs what `make check` uses beyond a build: cargo-deny, three minutes' work on two cores, and Prometheus' promtool,
+# which is taken out of its Debian package into target/tools: no server is installed.
 set -euo pipefail
 
 as_root() {
@@ -42,4 +44,24 @@ fi
 if ! command -v cargo >/dev/null; then
     echo "setup: there is no cargo; install Rust 1.95 or newer with rustup (https://rustup.rs), then come back" >&2
     exit 1
+fi
+
+if [ "${1:-}" = check ] && ! command -v cargo-deny >/dev/null; then
+    echo "setup: installing cargo-deny (once; it takes some minutes)"
+    # Apart from the project's own artefacts, which it shares nothing with. Without it the check goes on, and says so.
+    if ! CARGO_INCREMENTAL=0 cargo install --locked --quiet cargo-deny@0.20.2; then
+        echo "setup: cargo-deny could not be installed; make check will say what it has not checked" >&2
+    fi
+fi
+
+if [ "${1:-}" = check ] && ! command -v promtool >/dev/null && [ ! -x target/tools/promtool ]; then
+    echo "setup: taking promtool out of Debian's package prometheus, into target/tools"
+    package=$(mktemp -d)
+    if (cd "$package" && { apt-get download -qq prometheus || { as_root apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb .) 2>/dev/null; then
+        mkdir -p target/tools
+        mv "$package/usr/bin/promtool" target/tools/
+    else
+        echo "setup: promtool could not be had; make check will say what it has not checked" >&2
+    fi
+    rm -rf "$package"
 fi

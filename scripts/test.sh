@@ -8,6 +8,6 @@ if command -v cargo-nextest >/dev/null; then
     scripts/drills.sh essential || status=$?
     exit "$status"
 fi
-echo "test: cargo-nextest is not installed; using cargo test, which prints less well, and without the drills (make drills)"
+scripts/not-run.sh "the drills were not run: cargo-nextest is not installed (cargo install --locked cargo-nextest). The other tests run with cargo's own runner."
 # The end-to-end tests bring up whole clusters: one at a time is enough for two processors.
 exec cargo test --release --workspace --locked -- --test-threads=2

@@ -1,8 +1,9 @@
-//! Who leads: the cluster's [`record`], how a majority of voters agrees on it ([`register`]), and what comes next in a
-//! promotion ([`promotion`]).
+//! Who leads: the cluster's [`leadership`], who votes on it ([`voters`]), how a majority of them agrees
+//! ([`register`]), what a voter needs to remember for that ([`memory`]), and what comes next in a promotion
+//! ([`promotion`]).
 //!
-//! Everything here is a pure function of its arguments. The daemon's drivers (`replicator/src/voter/`) and the seeded simulation
-//! (`tests/src/simulation/coordination/`) run the same code.
+//! Everything here is a pure function of its arguments. The daemon's drivers (`replicator/src/voter/`) and
+//! the seeded simulation (`tests/src/simulation/coordination/`) run the same code.
 //!
 //! ```text
 //!   operator ─► coordinator ── change ──► register: a majority of voters has it on disk
@@ -10,9 +11,17 @@
 //!                   └── what the step asks ◄── record: epoch, primary, promotion in progress, history
 //! ```
 
+pub mod lawful;
+pub mod leadership;
+pub mod lineage;
+pub mod memory;
+pub mod planted;
 pub mod promotion;
-pub mod record;
+pub mod region;
 pub mod register;
+pub mod voters;
 
-pub use record::{Change, Mode, Promotion, Record, Standing, Step};
+pub use leadership::{Change, Leadership, Mode, Promotion, Standing, Step};
+pub use lineage::{Lineage, Redo};
 pub use register::{Acceptor, Number};
+pub use voters::{Ballot, Electorate, Voters};

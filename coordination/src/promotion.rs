@@ -1,16 +1,20 @@
 //! What comes next in a promotion: pure functions of what a step brought.
 //!
-//! The coordinator, any voter, does one thing at a time: what [`Step`] asks. What that brings is an [`Outcome`], and [`after`] says
-//! how the record is to change. Whoever takes the coordination over begins with the same step again; each can be done twice.
+//! The coordinator, any voter, does one thing at a time: what [`Step`] asks. What that brings is an
+//! [`Outcome`], and [`after`] says how the record is to change. Whoever takes the coordination over begins
+//! with the same step again; each can be done twice.
 
 use std::collections::BTreeMap;
 
 use proto::{Lsn, RegionName, Timeline};
 
-use crate::record::{Loss, Mode, Next, Promotion, Record, Step};
+use crate::leadership::{Leadership, Loss, Mode, Next, Promotion, Step};
+use crate::lineage::{Lineage, Redo};
+use crate::planted::{self, Bug};
+use crate::voters::Electorate;
 
-/// The clocks of daemons run within this many percent of the time: so that a lease, its end as others see it, and their waiting, each
-/// off by so much, are covered by a tenth of the lease.
+/// The clocks of daemons run within this many percent of the time: so that a lease, its end as others see it,
+/// and their waiting, each off by so much, are covered by a tenth of the lease.
 pub const CLOCK_DRIFT_MAX_PERCENT: u64 = 4;
 
 /// What a voter says when it accepts a record, and when it is asked how it is.
@@ -18,18 +22,31 @@ pub const CLOCK_DRIFT_MAX_PERCENT: u64 = 4;
 pub struct Grant {
     /// It has data that it could lead with.
     pub has_data: bool,
-    /// Its volume holds redo, whether or not it could lead: an old primary that has stopped can still give what it has.
+    /// Its volume holds redo, whether or not it could lead: an old primary that has stopped can still give
+    /// what it has.
     pub has_redo: bool,
+    /// Its volume is open, so that what it says of its redo is known. One whose volume is not open votes, and
+    /// is not heard.
+    pub open: bool,
     /// The timeline of its newest redo.
     pub timeline: Timeline,
     /// The end of its durable redo.
     pub durable_lsn: Lsn,
-    /// How long ago it last answered a primary, or was started, microseconds: it may have answered just before.
+    /// How long ago it last answered a primary, or was started, microseconds: it may have answered just
+    /// before.
     pub silent_us: u64,
     /// How far the primary was durable, as that said last.
     pub primary_lsn: Lsn,
     /// It was the primary itself, and has stopped its writer.
     pub stopped: bool,
+}
+
+impl Grant {
+    /// The redo that the region has durable.
+    #[must_use]
+    pub fn redo(&self) -> Redo {
+        Redo::new(self.timeline, self.durable_lsn)
+    }
 }
 
 /// A region that has redo which the one that shall lead has not.
@@ -46,19 +63,19 @@ pub struct Ahead {
 /// What is known while the old primary is shut out.
 #[derive(Debug, Clone)]
 pub struct Fence {
-    needed: usize,
+    voters: Electorate,
     lease_us: u64,
-    record: Record,
+    record: Leadership,
     grants: BTreeMap<RegionName, Grant>,
     lease_over_us: u64,
 }
 
 impl Fence {
-    /// Nobody has been heard. `needed` voters must accept that the old primary is shut out, as `record` says, whose lease is
-    /// `lease_us`; none is waited for when the operator has given his word.
+    /// Nobody has been heard. A majority of `voters` must accept that the old primary is shut out, as
+    /// `record` says, whose lease is `lease_us`; none is waited for when the operator has given his word.
     #[must_use]
-    pub fn new(needed: usize, lease_us: u64, record: Record) -> Fence {
-        Fence { needed, lease_us, record, grants: BTreeMap::new(), lease_over_us: 0 }
+    pub fn new(voters: Electorate, lease_us: u64, record: Leadership) -> Fence {
+        Fence { voters, lease_us, record, grants: BTreeMap::new(), lease_over_us: 0 }
     }
 
     /// `voter` has accepted it, as is known at `now_us` of a clock that never steps.
@@ -72,17 +89,17 @@ impl Fence {
     /// Whether enough have accepted it, or the operator has given his word.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.forced() || self.grants.len() >= self.needed
+        self.forced() || self.voters.decide(|name| self.grants.contains_key(name))
     }
 
     fn forced(&self) -> bool {
         self.record.promotion.as_ref().is_some_and(|promotion| promotion.forced)
     }
 
-    /// How many have accepted it.
+    /// How many voters have accepted it.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.grants.len()
+        self.voters.names().iter().filter(|name| self.grants.contains_key(*name)).count()
     }
 
     /// Whether `voter` has accepted it.
@@ -91,26 +108,45 @@ impl Fence {
         self.grants.contains_key(voter)
     }
 
+    /// Whether one that has accepted it could not say yet what redo it has.
+    #[must_use]
+    pub fn has_unheard(&self) -> bool {
+        self.grants.values().any(|grant| !grant.open)
+    }
+
+    /// Whether `voter` has accepted it, and has said what redo it has.
+    #[must_use]
+    pub fn hears(&self, voter: &RegionName) -> bool {
+        self.grants.get(voter).is_some_and(|grant| grant.open)
+    }
+
     /// Until when the old primary may acknowledge commits; none when it does not any more.
     #[must_use]
     pub fn waits_until(&self) -> Option<u64> {
         let stopped = self.grants.values().any(|grant| grant.stopped);
-        (!stopped && !self.forced()).then_some(self.lease_over_us)
+        let waits = !stopped && !self.forced() && !planted::is(Bug::WaitsForNoLease);
+        waits.then_some(self.lease_over_us)
     }
 
-    /// The region that has the most redo, if it has more than `to`, and up to where; what was cut off is not meant.
+    /// The region that has the most redo, if it has more than `to`, and up to where; what was cut off is not
+    /// meant.
     #[must_use]
     pub fn ahead_of(&self, to: &RegionName) -> Option<Ahead> {
         let own = self.grants.get(to)?;
-        let (mine, at) = (self.reach(own)?, (own.timeline, own.durable_lsn));
+        if planted::is(Bug::GathersNothing) {
+            return None;
+        }
+        let lineage = Lineage::of(&self.record);
+        let (mine, at) = (self.on_line(own)?, own.redo());
         let others = self.grants.iter().filter(|(name, _)| *name != to);
         let able = others.filter(|(_, grant)| grant.has_redo);
         let able = able.filter_map(|(name, grant)| {
-            let along = self.record.along(grant.timeline, grant.durable_lsn)?;
+            let along = lineage.common_with_line(grant.redo())?;
             // One that has redo which was cut off still has what comes before.
-            let to_lsn = self.reach(grant).map_or(along, |_| grant.durable_lsn);
-            // What `to` cannot go on with, and its owner cannot lead with, was cut off by an epoch that began since, which said so.
-            let useful = grant.has_data || self.record.continues(at, (grant.timeline, to_lsn));
+            let to_lsn = self.on_line(grant).map_or(along, |_| grant.durable_lsn);
+            // What `to` cannot go on with, and its owner cannot lead with, was cut off by an epoch that began
+            // since, which said so.
+            let useful = grant.has_data || lineage.extends(at, Redo::new(grant.timeline, to_lsn));
             useful.then(|| (along, Ahead { from: name.clone(), timeline: grant.timeline, to_lsn }))
         });
         let (most, ahead) = able.max_by_key(|(along, _)| *along)?;
@@ -121,14 +157,13 @@ impl Fence {
     #[must_use]
     pub fn can_lead(&self, to: &RegionName) -> bool {
         let Some(mine) = self.grants.get(to) else { return false };
-        let at = (mine.timeline, mine.durable_lsn);
-        mine.has_data
-            && self.reach(mine).is_some()
-            && self.ahead_of(to).is_none_or(|ahead| self.record.continues(at, (ahead.timeline, ahead.to_lsn)))
+        let lineage = Lineage::of(&self.record);
+        let extended = |ahead: Ahead| lineage.extends(mine.redo(), Redo::new(ahead.timeline, ahead.to_lsn));
+        mine.has_data && self.on_line(mine).is_some() && self.ahead_of(to).is_none_or(extended)
     }
 
-    fn reach(&self, grant: &Grant) -> Option<Lsn> {
-        self.record.reach(grant.timeline, grant.durable_lsn)
+    fn on_line(&self, grant: &Grant) -> Option<Lsn> {
+        Lineage::of(&self.record).on_line(grant.redo())
     }
 
     /// The timeline that the new one leaves when `to` leads with the most redo that there is.
@@ -138,8 +173,8 @@ impl Fence {
         self.ahead_of(to).map_or(own, |ahead| ahead.timeline)
     }
 
-    /// What may be lost when the new timeline begins at `fork_lsn`. `elsewhere`: every commit that the old primary has acknowledged is also
-    /// durable in one of those who were heard.
+    /// What may be lost when the new timeline begins at `fork_lsn`. `elsewhere`: every commit that the old
+    /// primary has acknowledged is also durable in one of those who were heard.
     #[must_use]
     pub fn loss(&self, fork_lsn: Lsn, elsewhere: bool) -> Loss {
         let to_lsn = self.grants.values().map(|grant| grant.primary_lsn).max().unwrap_or_default();
@@ -148,7 +183,7 @@ impl Fence {
         let us = match () {
             () if stopped => 0,
             // Before it has acknowledged any, it alone may have those of earlier epochs.
-            () if elsewhere && fork_lsn >= self.record.line().1 => 0,
+            () if elsewhere && fork_lsn >= Lineage::of(&self.record).current_line().1 => 0,
             // Without a lease nothing ends what it does but the operator's word, which is about now.
             () if self.forced() => silent_us,
             // It may be alone, and have acknowledged to the end of its lease.
@@ -189,7 +224,8 @@ pub enum Outcome {
         /// How long no writes were taken, microseconds.
         write_gap_us: u64,
     },
-    /// The region that shall lead cannot be reached for so long that it is given up, or cannot lead with the redo it has.
+    /// The region that shall lead cannot be reached for so long that it is given up, or cannot lead with the
+    /// redo it has.
     TargetGone {
         /// The other voters that can be reached.
         others: BTreeMap<RegionName, Grant>,
@@ -198,7 +234,7 @@ pub enum Outcome {
 
 /// What follows at `at_us`, microseconds since 1970; none when there is nothing but to do the step again.
 #[must_use]
-pub fn after(record: &Record, at_us: i64, outcome: Outcome) -> Option<Next> {
+pub fn after(record: &Leadership, at_us: i64, outcome: Outcome) -> Option<Next> {
     let promotion = record.promotion.as_ref()?;
     match (promotion.step, outcome) {
         (Step::HandOver, Outcome::HandedOver { end_lsn, timeline }) => {
@@ -223,19 +259,21 @@ pub fn after(record: &Record, at_us: i64, outcome: Outcome) -> Option<Next> {
     }
 }
 
-/// Who leads instead of a target that is gone: the one with the most redo; the old primary of a switchover before another with as
-/// much, as it needs nothing to be fetched.
+/// Who leads instead of a target that is gone: the one with the most redo; the old primary of a switchover
+/// before another with as much, as it needs nothing to be fetched.
 fn successor(
-    record: &Record,
+    record: &Leadership,
     promotion: &Promotion,
     others: &BTreeMap<RegionName, Grant>,
 ) -> Option<RegionName> {
     let able = others.iter().filter(|(name, _)| **name != promotion.to);
-    let able = able.filter(|(_, grant)| grant.has_data);
-    let reach = |grant: &Grant| record.reach(grant.timeline, grant.durable_lsn);
-    let able = able.filter_map(|(name, grant)| Some((reach(grant)?, grant, name)));
+    let votes = |name: &RegionName| record.voters.as_ref().is_none_or(|voters| voters.may_lead(name));
+    let able = able.filter(|(name, grant)| grant.has_data && votes(name));
+    let lineage = Lineage::of(record);
+    let able = able.filter_map(|(name, grant)| Some((lineage.on_line(grant.redo())?, grant, name)));
     let old = |name: &RegionName| promotion.mode == Mode::Switchover && *name == promotion.from;
-    let best = able.max_by_key(|(reach, grant, name)| (*reach, grant.timeline, grant.durable_lsn, old(name)));
+    let best =
+        able.max_by_key(|(on_line, grant, name)| (*on_line, grant.timeline, grant.durable_lsn, old(name)));
     best.map(|(.., name)| name.clone())
 }
 
@@ -244,7 +282,13 @@ mod tests {
     use proto::Epoch;
 
     use super::*;
-    use crate::record::{Change, Order, Past};
+    use crate::leadership::{Change, Order, Past};
+    use crate::voters::Voters;
+
+    fn voters(texts: &[&str]) -> Electorate {
+        let regions = texts.iter().map(|text| name(text)).collect();
+        Electorate::of(Voters { regions, ..Voters::default() })
+    }
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -255,6 +299,7 @@ mod tests {
         Grant {
             has_data: true,
             has_redo: true,
+            open: true,
             timeline,
             durable_lsn,
             silent_us,
@@ -263,14 +308,15 @@ mod tests {
         }
     }
 
-    fn begun(mode: Mode) -> Record {
-        let order = Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, at_us: 0 };
-        Record::first(Epoch(1), name("a")).apply(&Change::Begin(order)).unwrap()
+    fn begun(mode: Mode) -> Leadership {
+        let order =
+            Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, lost: [].into(), at_us: 0 };
+        Leadership::first(Epoch(1), name("a")).apply(&Change::Begin(order)).unwrap()
     }
 
     #[test]
     fn the_lease_is_waited_for_from_the_last_answer_of_anyone() {
-        let mut fence = Fence::new(2, 1000, begun(Mode::Failover));
+        let mut fence = Fence::new(voters(&["a", "b", "c"]), 1000, begun(Mode::Failover));
         fence.granted(10_000, name("b"), grant(50, 900));
         assert!(!fence.holds());
         fence.granted(10_000, name("c"), grant(70, 100));
@@ -287,7 +333,7 @@ mod tests {
         assert_eq!((fence.waits_until(), fence.loss(Lsn(80), false).us), (None, 0));
         let mut forced = begun(Mode::Failover);
         forced.promotion.as_mut().unwrap().forced = true;
-        assert_eq!(Fence::new(2, 1000, forced).waits_until(), None);
+        assert_eq!(Fence::new(voters(&["b"]), 1000, forced).waits_until(), None);
     }
 
     #[test]
@@ -297,7 +343,7 @@ mod tests {
         (past.step, past.fork_lsn, past.parent) = (Step::Promote, Lsn(50), 1);
         record.history.push(Past { promotion: past, at_us: 0, write_gap_us: 0, rolled_back: None });
         record.promotion.as_mut().unwrap().epoch = Epoch(3);
-        let mut fence = Fence::new(2, 1000, record);
+        let mut fence = Fence::new(voters(&["a", "b", "c"]), 1000, record);
         fence.granted(0, name("b"), Grant { timeline: Timeline(1), ..grant(70, 0) });
         fence.granted(0, name("c"), Grant { timeline: Timeline(2), ..grant(60, 0) });
         fence.granted(0, name("d"), Grant { timeline: Timeline(1), ..grant(40, 0) });

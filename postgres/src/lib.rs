@@ -1,14 +1,15 @@
-//! PostgreSQL as found: its replication protocol from both sides, its base backups, and its instances.
+//! PostgreSQL as found: its replication protocol from both sides, its write-ahead log, its backups, and its
+//! instances.
 //!
-//! Nothing here knows of regions. The primary region reads a writer through [`client`]; a secondary region answers its
-//! standbys through [`walsender`]; both run PostgreSQL itself through [`instance`].
+//! Nothing here knows of regions. The primary region reads a writer through [`protocol::client`]; a secondary
+//! region answers its standbys through [`protocol::walsender`]; both run PostgreSQL itself through
+//! [`instance`].
 
-pub mod account;
-pub mod base_backup;
-pub mod client;
+pub mod backup;
 pub mod installation;
 pub mod instance;
-pub mod rewind;
-pub mod seed;
-pub mod walsender;
-pub mod wire;
+pub mod major;
+pub mod protocol;
+pub mod sockets;
+pub mod vitals;
+pub mod wal;

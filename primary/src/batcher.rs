@@ -1,20 +1,22 @@
-//! When a run of redo becomes a batch: as soon as the writer pauses and the volume can take one, or at a size limit.
+//! When a run of redo becomes a batch: as soon as the writer pauses and the volume can take one, or at a size
+//! limit.
 //!
-//! A batch ends where a record ends ([`crate::records`]): what a region has durable is whole records.
+//! A batch ends where a record ends ([`postgres::wal::records`]): what a region has durable is whole records.
 //!
-//! There is no timer. While the volume makes the last batches durable, redo gathers here; so batches grow with the
-//! load, as a group commit does, and a lone commit leaves at once.
+//! There is no timer. While the volume makes the last batches durable, redo gathers here; so batches grow
+//! with the load, as a group commit does, and a lone commit leaves at once.
 
 use proto::batch::MAX_REDO_BYTES;
 use proto::{Lsn, Timeline};
 
-use crate::records::{PAGE_BYTES, Records};
+use postgres::wal::records::{PAGE_BYTES, Records};
 
-/// Batches handed to the volume and not yet durable, at most. Redo gathers meanwhile: each batch costs a write and a flush
-/// on every copy, so fewer and larger ones leave more of the machine to the writer.
+/// Batches handed to the volume and not yet durable, at most. Redo gathers meanwhile: each batch costs a
+/// write and a flush on every copy, so fewer and larger ones leave more of the machine to the writer.
 pub const IN_FLIGHT_MAX: usize = 1;
 
-/// The most that the writer sends at once, bytes: sixteen pages, as `MAX_SEND_SIZE` in PostgreSQL's `walsender.c` says.
+/// The most that the writer sends at once, bytes: sixteen pages, as `MAX_SEND_SIZE` in PostgreSQL's
+/// `walsender.c` says.
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
 /// Redo from the writer that is not yet in a batch. Holds at most [`MAX_REDO_BYTES`].
@@ -82,7 +84,8 @@ impl Batcher {
         self.begin_lsn + self.redo.len() as u64
     }
 
-    /// Whether there is room for more redo. The writer is not read while there is none: it then waits in its socket.
+    /// Whether there is room for more redo. The writer is not read while there is none: it then waits in its
+    /// socket.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.redo.len() + MESSAGE_BYTES_MAX <= MAX_REDO_BYTES
@@ -93,8 +96,9 @@ impl Batcher {
         self.in_flight.retain(|end_lsn| *end_lsn > lsn);
     }
 
-    /// The next batch, if it is time: there are whole records, the volume has a place for them, and the writer `paused` or a batch is
-    /// full. A record that is larger than a batch is cut; and all leaves when the timeline has `ended`.
+    /// The next batch, if it is time: there are whole records, the volume has a place for them, and the
+    /// writer `paused` or a batch is full. A record that is larger than a batch is cut; and all leaves when
+    /// the timeline has `ended`.
     pub fn cut(&mut self, paused: bool, ended: bool) -> Option<Cut> {
         let whole = usize::try_from(self.records.complete_lsn().max(self.begin_lsn) - self.begin_lsn)
             .unwrap_or(usize::MAX);
@@ -138,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::records::tests::laid_out;
+    use postgres::wal::records::laid_out;
 
     const BEGIN_LSN: Lsn = Lsn(104);
 

@@ -43,21 +43,41 @@ impl CommitPolicy {
 /// What a primary needs of the others to go on acknowledging commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
-    /// The regions of the cluster, this one included.
-    pub voters: usize,
     /// How long an answer counts.
     pub length: Duration,
 }
 
 impl Lease {
-    /// Whether a majority answered heartbeats that left within the lease; `answered_us` are the times at which these left, on
-    /// a clock that never steps. With fewer than three regions there is no majority without the other one, and no lease.
+    /// Whether a majority of each set of voters, this region included, supported requests that left within
+    /// the lease. Each of `sets` has, for each other voter, when such a request left, on a clock that never
+    /// steps and counts the time that the machine is suspended. With fewer than three voters there is no
+    /// majority without the other one, and no lease.
     #[must_use]
-    pub fn holds(&self, now_us: i64, answered_us: &[Option<i64>]) -> bool {
-        let length_us = i64::try_from(self.length.as_micros()).unwrap_or(i64::MAX);
+    pub fn holds(&self, now_us: u64, sets: &[Vec<Option<u64>>]) -> bool {
+        let length_us = runtime::clock::micros(self.length);
         let fresh =
-            |at_us: &&Option<i64>| at_us.is_some_and(|at_us| now_us.saturating_sub(at_us) < length_us);
-        self.voters < 3 || answered_us.iter().filter(fresh).count() >= self.voters / 2
+            |at_us: &&Option<u64>| at_us.is_some_and(|at_us| now_us.saturating_sub(at_us) < length_us);
+        let holds = |others: &Vec<Option<u64>>| {
+            let voters = others.len() + 1;
+            voters < 3 || others.iter().filter(fresh).count() >= voters / 2
+        };
+        !sets.is_empty() && sets.iter().all(holds)
+    }
+
+    /// How long [`Lease::holds`] goes on to be true if nobody answers any more, microseconds; none where
+    /// there is no lease.
+    #[must_use]
+    pub fn left_us(&self, now_us: u64, sets: &[Vec<Option<u64>>]) -> Option<u64> {
+        let left_us = |others: &Vec<Option<u64>>| {
+            let voters = others.len() + 1;
+            let needed = (voters >= 3).then_some(voters / 2)?;
+            let mut newest: Vec<u64> = others.iter().flatten().copied().collect();
+            newest.sort_unstable_by(|a, b| b.cmp(a));
+            let ends_us =
+                newest.get(needed - 1).map(|at_us| at_us.saturating_add(runtime::clock::micros(self.length)));
+            Some(ends_us.map_or(0, |ends_us| ends_us.saturating_sub(now_us)))
+        };
+        sets.iter().filter_map(left_us).min()
     }
 }
 
@@ -70,8 +90,36 @@ pub struct Secondary {
     pub rpo_lag_us: Option<i64>,
 }
 
+/// What the secondaries say against this primary. A batch tells its epoch, and only the primary of an epoch
+/// cuts batches of it, and ships them once they are durable: so a secondary that has one which this primary
+/// has not shows that redo was lost. By one of several it may be the secondary that was put back as it was
+/// before an operator decided; by most of them it is the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Doubt {
+    /// How many secondaries there are.
+    pub secondaries: usize,
+    /// Those that have redo of this epoch which this primary has not.
+    pub contradict: usize,
+    /// Those of which that is still being found out, by a primary that was started again.
+    pub unasked: usize,
+}
+
+impl Doubt {
+    /// What it holds commits for.
+    #[must_use]
+    pub fn holds(&self) -> Option<Held> {
+        let Doubt { secondaries, contradict, unasked } = *self;
+        let most = |count: usize| count * 2 > secondaries;
+        match (most(contradict), most(contradict + unasked)) {
+            (true, _) => Some(Held::Contradicted { contradict, secondaries }),
+            (false, true) => Some(Held::Unasked),
+            (false, false) => None,
+        }
+    }
+}
+
 /// Why commits do not return.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// Fewer secondaries than asked for have the redo.
     TooFewRegions {
@@ -86,6 +134,32 @@ pub enum Held {
     Lease,
     /// The promotion that makes this region the primary is not over: it may still be another.
     Promotion,
+    /// This region gives the leadership up, or it is taken.
+    GivenUp,
+    /// Most secondaries have redo of this epoch that this primary has not: it has lost it.
+    Contradicted {
+        /// How many have.
+        contradict: usize,
+        /// How many there are.
+        secondaries: usize,
+    },
+    /// It is not known yet whether they have.
+    Unasked,
+}
+
+impl Held {
+    /// Whether it is news. Waiting for regions for a moment is the rule where commits wait for them, and a
+    /// promotion says itself how it goes.
+    #[must_use]
+    pub fn is_news(self) -> bool {
+        matches!(self, Held::Rpo | Held::Lease | Held::Contradicted { .. })
+    }
+
+    /// Whether commits wait so for a moment as a rule: then they are held only if none returns for long.
+    #[must_use]
+    pub fn is_momentary(self) -> bool {
+        matches!(self, Held::TooFewRegions { .. })
+    }
 }
 
 impl fmt::Display for Held {
@@ -95,16 +169,27 @@ impl fmt::Display for Held {
                 write!(f, "commits wait for {need} secondary regions; {have} have the newest redo")
             }
             Held::Lease => f.write_str(
-                "commits are held: a majority of the voters has not answered within the lease, and may have another primary",
+                "commits are held: a majority of the voters has not answered within the lease, and may have another \
+                 primary",
             ),
             Held::Promotion => f.write_str("commits wait: this region is not agreed to be the primary yet"),
+            Held::GivenUp => f.write_str("commits wait: this region is being replaced as the primary"),
+            Held::Contradicted { contradict, secondaries } => write!(
+                f,
+                "commits are held: {contradict} of {secondaries} secondaries have redo of this epoch that this primary has lost, as after a \
+                 restored directory. They hold more: stop this region's daemon and promote one of them (replicator promote --region R \
+                 --mode failover); or, if this primary has what is right, have them seeded anew (replicator reseed --region R)"
+            ),
+            Held::Unasked => {
+                f.write_str("commits wait: the secondaries are asked first whether they have redo that this primary has lost")
+            }
             Held::Rpo => f.write_str("commits are held: every secondary is further behind than `rpo` allows"),
         }
     }
 }
 
-/// Up to where commits may return, given that commits up to `released_lsn` did, and why not further, if something holds
-/// them. `durable_lsn` is the region's own durable LSN.
+/// Up to where commits may return, given that commits up to `released_lsn` did, and why not further, if
+/// something holds them. `durable_lsn` is the region's own durable LSN.
 #[must_use]
 pub fn releasable(
     policy: CommitPolicy,
@@ -145,17 +230,41 @@ mod tests {
     }
 
     #[test]
+    fn what_most_secondaries_have_and_the_primary_has_not_it_has_lost() {
+        let holds = |secondaries, contradict, unasked| Doubt { secondaries, contradict, unasked }.holds();
+        for (of, few, most) in [(1, 0, 1), (2, 1, 2), (3, 1, 2), (4, 2, 3), (5, 2, 3)] {
+            assert_eq!(holds(of, few, 0), None, "{few} of {of}: they may have been put back");
+            let contradicted = Held::Contradicted { contradict: most, secondaries: of };
+            assert_eq!(holds(of, most, of - most), Some(contradicted));
+            assert_eq!(holds(of, 0, most), Some(Held::Unasked));
+            assert_eq!(holds(of, 0, few), None, "the others have what it has");
+        }
+        assert_eq!(holds(2, 1, 1), Some(Held::Unasked), "the other one decides");
+        assert_eq!(holds(0, 0, 0), None);
+    }
+
+    #[test]
     fn a_lease_needs_a_majority() {
-        let lease = |voters| Lease { voters, length: Duration::from_secs(5) };
+        let lease = Lease { length: Duration::from_secs(5) };
         let (now, fresh, old) = (100_000_000, Some(96_000_000), Some(95_000_000));
-        assert!(
-            lease(1).holds(now, &[]) && lease(2).holds(now, &[None]),
-            "two have no majority without the other"
+        let holds = |others: &[Option<u64>]| lease.holds(now, &[others.to_vec()]);
+        assert!(holds(&[]) && holds(&[None]), "two have no majority without the other");
+        assert!(holds(&[None, fresh]) && !holds(&[None, old]));
+        assert!(!holds(&[fresh, old, None]) && holds(&[fresh, fresh, None]));
+        assert!(holds(&[fresh, fresh, fresh, None, None]) && !holds(&[fresh, fresh, old, None, None]));
+        // While the voters change, of each set.
+        assert!(!lease.holds(now, &[vec![fresh, None], vec![fresh, None, None]]));
+        assert!(lease.holds(now, &[vec![fresh, None], vec![None]]) && !lease.holds(now, &[]));
+        let two = [vec![old, fresh]];
+        let left = lease.left_us(now, &two).unwrap();
+        assert!(lease.holds(now + left - 1, &two) && !lease.holds(now + left, &two));
+        assert_eq!(
+            (
+                lease.left_us(now, &[vec![None]]),
+                lease.left_us(now, &[vec![fresh; 1], vec![fresh, None, None]])
+            ),
+            (None, Some(0))
         );
-        assert!(lease(3).holds(now, &[None, fresh]) && !lease(3).holds(now, &[None, old]));
-        assert!(!lease(4).holds(now, &[fresh, old, None]) && lease(4).holds(now, &[fresh, fresh, None]));
-        assert!(lease(6).holds(now, &[fresh, fresh, fresh, None, None]));
-        assert!(!lease(6).holds(now, &[fresh, fresh, old, None, None]));
     }
 
     #[test]

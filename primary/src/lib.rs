@@ -1,5 +1,5 @@
-//! The primary region's part: read the writer's redo once, cut and compress it once, make it durable, and ship it to
-//! every secondary region.
+//! The primary region's part: read the writer's redo once, cut and compress it once, make it durable, and
+//! ship it to every secondary region.
 //!
 //! ```text
 //! writer ─► reader ─► batcher ─► volume ─┬─► shipper ══► secondary
@@ -7,30 +7,34 @@
 //!    └────── acknowledged ◄── durable ───┘
 //! ```
 //!
-//! [`reader`] follows the writer and owns the only way into the volume. [`shipper`] has one task for each secondary, which
-//! reads the volume at its own pace. Neither waits for the other, and no secondary waits for another.
+//! [`reader`] follows the writer and owns the only way into the volume. [`shipper`] has one task for each
+//! secondary, which reads the volume at its own pace. Neither waits for the other, and no secondary waits for
+//! another.
 
 pub mod batcher;
+pub mod facts;
 pub mod gate;
 pub mod lag;
 pub mod reader;
-pub mod records;
+pub mod release;
 pub mod shipper;
 
 mod clock;
+mod known;
 mod view;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postgres::instance::Instance;
-use proto::messages::RegionStatus;
 use proto::{ClusterId, Epoch, Lsn, RegionName, SystemId};
-use tokio::task::JoinHandle;
+use runtime::task::{Task, Tasks};
 use tokio_util::sync::CancellationToken;
 use transport::{EgressCap, Endpoint};
 use volume::Volume;
 
+pub use facts::SecondaryFacts;
 pub use view::ReaderState;
 
 /// One secondary region to ship to.
@@ -53,6 +57,8 @@ pub struct PrimaryOptions {
     pub cluster_id: ClusterId,
     /// The epoch it leads.
     pub epoch: Epoch,
+    /// It may have led that epoch before: it was not promoted just now.
+    pub led: bool,
     /// Its PostgreSQL.
     pub system_id: SystemId,
     /// The writer, which is reached by a local socket.
@@ -65,24 +71,27 @@ pub struct PrimaryOptions {
     pub endpoint: Endpoint,
     /// What is promised of commits.
     pub commit: gate::CommitPolicy,
-    /// How long the others' answers let commits go on.
+    /// How long a voter's support lets commits go on.
     pub lease: std::time::Duration,
     /// The secondaries.
     pub targets: Vec<Target>,
-    /// Daemons without data whose answers let commits go on as well.
-    pub witnesses: Vec<RegionName>,
+    /// This region.
+    pub own: RegionName,
+    /// The sets of voters, regions and witnesses: the support of a majority of each lets commits go on.
+    pub voters: tokio::sync::watch::Receiver<Vec<BTreeSet<RegionName>>>,
     /// The superuser's password, sent with a seed so that every region can print a connection string.
     pub superuser_password: String,
 }
 
-/// A running primary. Dropping it does not stop it; [`Primary::stop`] does.
+/// A running primary. [`Primary::stop`] stops it in order; dropping it ends it at once.
 #[derive(Debug)]
 pub struct Primary {
     views: Arc<view::Views>,
     stop_reader: CancellationToken,
+    reader: tokio::sync::Mutex<Option<Task<()>>>,
+    shippers: Tasks,
     stop_shippers: CancellationToken,
-    reader: tokio::sync::Mutex<Option<JoinHandle<()>>>,
-    shippers: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
+    lease: gate::Lease,
 }
 
 impl Primary {
@@ -90,22 +99,20 @@ impl Primary {
     #[must_use]
     pub fn start(options: PrimaryOptions) -> Primary {
         let options = Arc::new(options);
-        let views = Arc::new(view::Views::new(&options.targets, &options.witnesses));
+        let (own, voters) = (options.own.clone(), options.voters.clone());
+        let views = view::Views::new(&options.targets, own, voters, options.led, clock::steady_us());
+        let views = Arc::new(views);
         let (stop_reader, stop_shippers) = (CancellationToken::new(), CancellationToken::new());
-        let reader = tokio::spawn(reader::run(options.clone(), views.clone(), stop_reader.clone()));
-        let shippers = options.targets.iter().map(|target| {
+        let reading = reader::run(options.clone(), views.clone(), stop_reader.clone());
+        let reader = tokio::sync::Mutex::new(Some(Task::spawn("the reader of the writer's redo", reading)));
+        let shippers = Tasks::new();
+        for target in &options.targets {
             let egress = EgressCap::new(target.bandwidth_bits_per_second);
-            tokio::spawn(shipper::run(
-                options.clone(),
-                views.clone(),
-                target.clone(),
-                egress,
-                stop_shippers.clone(),
-            ))
-        });
-        let (reader, shippers) =
-            (tokio::sync::Mutex::new(Some(reader)), tokio::sync::Mutex::new(shippers.collect()));
-        Primary { views, stop_reader, stop_shippers, reader, shippers }
+            let (target, stop) = (target.clone(), stop_shippers.clone());
+            shippers.spawn(shipper::run(options.clone(), views.clone(), target, egress, stop));
+        }
+        let lease = gate::Lease { length: options.lease };
+        Primary { views, stop_reader, reader, shippers, stop_shippers, lease }
     }
 
     /// How reading the writer goes: whether it streams, what hinders it, and how much redo was read.
@@ -114,10 +121,17 @@ impl Primary {
         self.views.reader()
     }
 
-    /// A row for each secondary, as this primary knows it.
+    /// Each secondary, as this primary knows it, in the order of the file.
     #[must_use]
-    pub fn secondaries(&self) -> Vec<RegionStatus> {
-        self.views.rows(clock::now_us())
+    pub fn secondaries(&self) -> Vec<SecondaryFacts> {
+        self.views.facts(clock::now_us())
+    }
+
+    /// How long commits may go on returning if no voter answers any more, microseconds; none where there is
+    /// no lease.
+    #[must_use]
+    pub fn lease_left_us(&self) -> Option<u64> {
+        self.lease.left_us(clock::boottime_us(), &self.views.supported_us())
     }
 
     /// Forgets that; a region may say so again.
@@ -131,9 +145,12 @@ impl Primary {
         self.views.is_fenced()
     }
 
-    /// The writer stops: its last redo is taken without waiting for anyone else, as no commit waits for it.
-    pub fn drain(&self) {
-        self.views.drain();
+    /// Whether the writer has durable redo that may not be acknowledged now: it cannot stop cleanly, as it
+    /// waits until all its redo is. Where commits wait for regions a moment of this is the rule; when it
+    /// lasts, stop the writer at once.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        self.views.holds_back()
     }
 
     /// Whether every secondary that is streaming has all redo that is durable here.
@@ -148,24 +165,26 @@ impl Primary {
         self.views.has_applied(region, lsn)
     }
 
-    /// Whether commits may return at all; they may not before this is called with `true`.
+    /// Whether commits may return at all; they may not before this is called with `true`. That also ends a
+    /// [`Primary::hold`].
     pub fn acknowledge(&self, allowed: bool) {
         self.views.acknowledge(allowed);
     }
 
-    /// A witness has answered what left at `left_us` of [`Primary::steady_us`].
-    pub fn witness_answered(&self, name: &RegionName, left_us: i64) {
-        self.views.witness_answered(name, left_us);
+    /// Holds commits. When this returns, nothing more is reported to the writer as written, flushed or
+    /// applied than was before, until [`Primary::acknowledge`] is called with `true`.
+    pub fn hold(&self) {
+        self.views.hold();
     }
 
-    /// Microseconds on the clock by which leases are kept, which never steps.
-    #[must_use]
-    pub fn steady_us() -> i64 {
-        clock::steady_us()
+    /// A voter has said that it supports this primary in its epoch, in answer to what left at `asked_at_us`
+    /// of [`runtime::clock::boottime_us`]. What is no voter's name counts for nothing.
+    pub fn supported(&self, voter: &RegionName, asked_at_us: u64) {
+        self.views.supported(voter, asked_at_us);
     }
 
-    /// Stops reading the writer. To be called once the writer has stopped, which it cannot do while its last redo is
-    /// not acknowledged.
+    /// Stops reading the writer. To be called once the writer has stopped, which it cannot do while its last
+    /// redo is not acknowledged.
     pub async fn stop_reading(&self) {
         self.stop_reader.cancel();
         if let Some(reader) = self.reader.lock().await.take() {
@@ -178,9 +197,8 @@ impl Primary {
     pub async fn stop(&self) {
         self.stop_reading().await;
         self.stop_shippers.cancel();
-        for shipper in self.shippers.lock().await.drain(..) {
-            let _ = shipper.await;
-        }
+        // Each tells its region why it ends.
+        self.shippers.ended().await;
     }
 }
 

@@ -3,21 +3,13 @@
 use bytes::Bytes;
 use prost::Message;
 
+pub use crate::limits::{MAX_CONTEXT_BYTES, MAX_PAYLOAD_BYTES, MAX_REDO_BYTES};
 use crate::{Epoch, Lsn, Timeline, messages};
-
-/// The most redo in one batch. Bounds what a receiver holds in memory for one batch, and a batch's time on a slow link.
-pub const MAX_REDO_BYTES: usize = 1 << 20;
-
-/// The largest payload: incompressible redo with zstd's own overhead.
-pub const MAX_PAYLOAD_BYTES: usize = MAX_REDO_BYTES + MAX_REDO_BYTES / 128 + 512;
-
-/// The most redo that shares a compression context, so that a reader starts within this of any LSN.
-pub const MAX_CONTEXT_BYTES: u64 = 4 << 20;
 
 /// A run of redo `[begin_lsn, end_lsn)` of one timeline and epoch, compressed and checksummed.
 ///
-/// Batches of one context form one zstd frame: a batch decodes after the batches of its context before it, and the
-/// batch with `context_lsn == begin_lsn` decodes alone. See [`crate::compression`].
+/// Batches of one context form one zstd frame: a batch decodes after the batches of its context before it,
+/// and the batch with `context_lsn == begin_lsn` decodes alone. See [`crate::compression`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Batch {
     /// The epoch under which the redo was written.
@@ -30,7 +22,8 @@ pub struct Batch {
     pub end_lsn: Lsn,
     /// Where the compression context begins: at or before `begin_lsn`, by less than [`MAX_CONTEXT_BYTES`].
     pub context_lsn: Lsn,
-    /// The writer's clock when it sent the newest of this redo, microseconds since 1970. No commit in it is younger.
+    /// The writer's clock when it sent the newest of this redo, microseconds since 1970. No commit in it is
+    /// younger.
     pub newest_commit_us: i64,
     /// CRC-32C of the redo after decompression.
     pub redo_crc32c: u32,
@@ -38,6 +31,56 @@ pub struct Batch {
     pub payload: Bytes,
     /// It ends within a record, which is larger than a batch: that goes on in the next one.
     pub ends_in_record: bool,
+}
+
+/// What tells a batch from every other that was ever cut, also from one at the same LSNs: redo that was lost
+/// and written anew.
+///
+/// The checksum tells other redo. The time tells redo that happens to be the same bytes, as the zeroes are
+/// that fill a WAL segment after a switch: two writers do not send redo of the same LSNs in the same
+/// microsecond.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchId {
+    /// The epoch under which the redo was written.
+    pub epoch: Epoch,
+    /// The timeline on which it lies.
+    pub timeline: Timeline,
+    /// Where it begins.
+    pub begin_lsn: Lsn,
+    /// Where it ends, exclusive.
+    pub end_lsn: Lsn,
+    /// The writer's clock when it sent the newest of this redo, microseconds since 1970.
+    pub newest_commit_us: i64,
+    /// CRC-32C of the redo after decompression.
+    pub redo_crc32c: u32,
+}
+
+impl BatchId {
+    /// The identity as its message.
+    #[must_use]
+    pub fn to_message(&self) -> messages::BatchId {
+        messages::BatchId {
+            epoch: self.epoch.0,
+            timeline: self.timeline.0,
+            begin_lsn: self.begin_lsn.0,
+            end_lsn: self.end_lsn.0,
+            newest_commit_us: self.newest_commit_us,
+            redo_crc32c: self.redo_crc32c,
+        }
+    }
+
+    /// The identity of a message. Any is taken: it is only ever compared.
+    #[must_use]
+    pub fn from_message(message: &messages::BatchId) -> BatchId {
+        BatchId {
+            epoch: Epoch(message.epoch),
+            timeline: Timeline(message.timeline),
+            begin_lsn: Lsn(message.begin_lsn),
+            end_lsn: Lsn(message.end_lsn),
+            newest_commit_us: message.newest_commit_us,
+            redo_crc32c: message.redo_crc32c,
+        }
+    }
 }
 
 /// A batch together with its redo, decompressed.
@@ -88,6 +131,19 @@ impl Batch {
     #[must_use]
     pub fn begins_context(&self) -> bool {
         self.context_lsn == self.begin_lsn
+    }
+
+    /// What tells it from every other batch.
+    #[must_use]
+    pub fn id(&self) -> BatchId {
+        BatchId {
+            epoch: self.epoch,
+            timeline: self.timeline,
+            begin_lsn: self.begin_lsn,
+            end_lsn: self.end_lsn,
+            newest_commit_us: self.newest_commit_us,
+            redo_crc32c: self.redo_crc32c,
+        }
     }
 
     /// The batch as its message.

@@ -1,9 +1,9 @@
 //! Compression with context: batches of a few kilobytes, each compressed against the redo before it.
 //!
-//! The batches of one *context* are the consecutive flushes of one zstd frame. A small batch then compresses as well
-//! as a large one, because the frame's window holds the redo before it; and nothing is indexed twice, as it would be
-//! with a prefix loaded anew for each batch. A context spans at most [`MAX_CONTEXT_BYTES`], so a reader
-//! that wants any LSN decodes at most that much before it.
+//! The batches of one *context* are the consecutive flushes of one zstd frame. A small batch then compresses
+//! as well as a large one, because the frame's window holds the redo before it; and nothing is indexed twice,
+//! as it would be with a prefix loaded anew for each batch. A context spans at most [`MAX_CONTEXT_BYTES`], so
+//! a reader that wants any LSN decodes at most that much before it.
 
 use bytes::Bytes;
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
@@ -161,8 +161,8 @@ impl Decompressor {
     /// The redo of `batch`, verified. Allocates no more than the batch's own, limited, size.
     ///
     /// # Errors
-    /// When the batch does not continue the context at hand, or is damaged. After damage, only a batch that begins a
-    /// context is accepted.
+    /// When the batch does not continue the context at hand, or is damaged. After damage, only a batch that
+    /// begins a context is accepted.
     pub fn decompress(&mut self, batch: &Batch) -> Result<Bytes, CompressionError> {
         let begin_lsn = batch.begin_lsn;
         if !self.accepts(batch) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ impl fmt::Display for Timeline {
 }
 
 /// PostgreSQL's system identifier, made by `initdb` and shared by every physical copy of that cluster.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct SystemId(pub u64);
 
 impl fmt::Display for SystemId {
@@ -84,10 +85,11 @@ impl TryFrom<&[u8]> for ClusterId {
     }
 }
 
-/// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a directory name.
+/// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a directory
+/// name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RegionName(String);
+pub struct RegionName(Arc<str>);
 
 impl RegionName {
     /// The longest name.
@@ -107,7 +109,7 @@ impl FromStr for RegionName {
         let known = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
         if known && starts && !text.ends_with('-') && text.len() <= Self::MAX_BYTES {
-            Ok(RegionName(text.to_owned()))
+            Ok(RegionName(text.into()))
         } else {
             Err(ParseIdError::RegionName(text.chars().take(64).collect()))
         }
@@ -124,7 +126,7 @@ impl TryFrom<String> for RegionName {
 
 impl From<RegionName> for String {
     fn from(name: RegionName) -> String {
-        name.0
+        name.0.to_string()
     }
 }
 

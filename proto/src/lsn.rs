@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// A position in the redo: a count of bytes since the beginning of the PostgreSQL cluster's write-ahead log.
 ///
-/// An `Lsn` prints as PostgreSQL prints it, two hexadecimal halves: `0/16B3748`. The end of a range is exclusive.
+/// An `Lsn` prints as PostgreSQL prints it, two hexadecimal halves: `0/16B3748`. The end of a range is
+/// exclusive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Lsn(pub u64);

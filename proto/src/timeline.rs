@@ -102,8 +102,9 @@ impl TimelineHistory {
         self.ancestors.iter().find(|a| lsn < a.fork_lsn).map_or(self.timeline, |a| a.timeline)
     }
 
-    /// The end of the redo that this history and `other` have in common: `u64::MAX` when it is the same timeline. That a timeline
-    /// has its number from the epoch that began it is what makes equal numbers mean equal redo.
+    /// The end of the redo that this history and `other` have in common: `u64::MAX` when it is the same
+    /// timeline. That a timeline has its number from the epoch that began it is what makes equal numbers mean
+    /// equal redo.
     #[must_use]
     pub fn common_end(&self, other: &TimelineHistory) -> Lsn {
         let line = |history: &TimelineHistory| {

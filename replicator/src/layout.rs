@@ -9,10 +9,14 @@
 //!     superuser.password       PostgreSQL's superuser password, mode 0600; superuser.pgpass has it for libpq
 //!     daemon.lock, daemon.log  the running daemon
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
+//!     events.jsonl, .old.jsonl what happened here: the daemon's journal, mode 0600
+//!     configuration.seen       the configuration of the daemon's last start, to tell what changed
 //!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
 //!     drill/, drill.lock       a rehearsal under way; nothing of it stays
 //!     lost/                    redo that a failover cut off, until an operator discards it
+//!     rewind/                  WAL segments for a rewind under way
 //!     pgdata/, postgresql.log  PostgreSQL's own
+//!     aside/<time>/            pgdata, volume and lost of before a `replicator reseed`, until an operator deletes them
 //! ```
 
 use std::io;
@@ -78,6 +82,24 @@ impl RegionLayout {
         self.directory.join("identity")
     }
 
+    /// The daemon's journal of events; what is older is beside it.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.directory.join("events.jsonl")
+    }
+
+    /// What is kept of the load of the region's PostgreSQL.
+    #[must_use]
+    pub fn load(&self) -> PathBuf {
+        self.directory.join("load")
+    }
+
+    /// The configuration of the daemon's last start.
+    #[must_use]
+    pub fn configuration_seen(&self) -> PathBuf {
+        self.directory.join("configuration.seen")
+    }
+
     /// What the region is.
     #[must_use]
     pub fn state(&self) -> PathBuf {
@@ -132,6 +154,12 @@ impl RegionLayout {
         self.directory.join("lost")
     }
 
+    /// What was set aside at the time `name`, to have the region seeded anew.
+    #[must_use]
+    pub fn aside(&self, name: &str) -> PathBuf {
+        self.directory.join("aside").join(name)
+    }
+
     /// WAL segments for a rewind under way.
     #[must_use]
     pub fn rewind(&self) -> PathBuf {
@@ -163,7 +191,8 @@ impl RegionLayout {
     }
 }
 
-/// Makes a directory and those above it. PostgreSQL's account may pass through it (0711), and read nothing in it.
+/// Makes a directory and those above it. PostgreSQL's account may pass through it (0711), and read nothing in
+/// it.
 ///
 /// # Errors
 /// When the directory cannot be made.
@@ -171,7 +200,8 @@ pub fn make_passable(directory: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory)
 }
 
-/// Writes `content` to `path` so that after a crash either the old or the new content is there, with mode 0600.
+/// Writes `content` to `path` so that after a crash either the old or the new content is there, with mode
+/// 0600.
 ///
 /// # Errors
 /// When the file or its directory cannot be written.

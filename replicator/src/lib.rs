@@ -1,19 +1,33 @@
 //! The program: the command line, the region's daemon, and what starts daemons on this machine.
 //!
-//! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play. [`local`] runs every
-//! region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process of its own. [`voter`] is how the daemons agree on
-//! who leads; [`witness`] is a daemon that does nothing else. [`drill`] rehearses a promotion on a clone of a region.
+//! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play.
+//! [`local`] runs every region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process
+//! of its own. [`voter`] is how the daemons agree on who leads; [`witness`] is a daemon that does nothing
+//! else. [`drill`] rehearses a promotion on a clone of a region. [`events`] is what happened, kept by each
+//! daemon, [`verdict`] whether all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a
+//! browser is shown.
 
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod drill;
+pub mod events;
+pub mod facts;
 pub mod inspect;
 pub mod layout;
+pub mod load;
 pub mod local;
+pub mod observe;
+pub mod operator;
+pub mod page;
+pub mod part;
+pub mod preflight;
 pub mod region;
+pub mod region_file;
 pub mod render;
 pub mod units;
+pub mod verdict;
 pub mod voter;
 pub mod witness;
 pub mod zone;

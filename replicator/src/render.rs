@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proto::Lsn;
-use proto::messages::{ClusterStatus, CopyView, Promotion, RegionStatus, VolumeView};
+use proto::messages::finding::Outcome;
+use proto::messages::{ClusterStatus, CopyView, Finding, Promotion, RegionStatus, VolumeView};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -44,6 +45,12 @@ pub fn json(status: &ClusterStatus) -> String {
     serde_json::to_string(&json).unwrap_or_default()
 }
 
+/// A row of `status --json`.
+#[must_use]
+pub fn region_value(row: &RegionStatus) -> serde_json::Value {
+    serde_json::to_value(json_region(row)).unwrap_or_default()
+}
+
 fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
     let lsn = |lsn: Option<u64>| lsn.map(|l| Lsn(l).to_string());
     JsonRegion {
@@ -71,8 +78,53 @@ struct JsonPromotion<'a> {
     epoch: u64,
     fork_lsn: Option<String>,
     loss: JsonLoss,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    lost_voters: &'a [String],
     write_gap_ms: Option<u64>,
     steps: Vec<JsonStep<'a>>,
+    findings: Vec<JsonFinding<'a>>,
+}
+
+/// Something that was found before anything was touched.
+#[derive(Serialize)]
+struct JsonFinding<'a> {
+    kind: &'a str,
+    region: &'a str,
+    fact: &'a str,
+    action: &'a str,
+    outcome: &'static str,
+}
+
+impl JsonFinding<'_> {
+    fn of(found: &Finding) -> JsonFinding<'_> {
+        let Finding { kind, region, fact, action, .. } = found;
+        JsonFinding { kind, region, fact, action, outcome: outcome(found) }
+    }
+}
+
+/// What comes of a finding, in a word.
+fn outcome(found: &Finding) -> &'static str {
+    match found.outcome() {
+        Outcome::Refused => "refused",
+        Outcome::Mended => "mended",
+        Outcome::Told | Outcome::Unspecified => "told",
+    }
+}
+
+/// Whether something was found for which the promotion would not begin.
+#[must_use]
+pub fn refuses(promotion: &Promotion) -> bool {
+    promotion.findings.iter().any(|found| found.outcome() == Outcome::Refused)
+}
+
+/// What was found, a line for each.
+fn findings(promotion: &Promotion) -> String {
+    let mut text = String::new();
+    for found in &promotion.findings {
+        let word = if found.outcome() == Outcome::Mended { "to mend" } else { outcome(found) };
+        text += &format!("  {:8} {}: {}; {}\n", word, found.region, found.fact, found.action);
+    }
+    text
 }
 
 /// What a promotion lost. A switchover loses nothing.
@@ -115,8 +167,10 @@ pub fn promotion_json(promotion: &Promotion) -> String {
         epoch: promotion.epoch,
         fork_lsn: done.then(|| Lsn(promotion.fork_lsn).to_string()),
         loss: JsonLoss::of(promotion),
+        lost_voters: &promotion.lost_voters,
         write_gap_ms: (promotion.write_gap_us > 0).then_some(promotion.write_gap_us / 1000),
         steps: steps.collect(),
+        findings: promotion.findings.iter().map(JsonFinding::of).collect(),
     };
     serde_json::to_string(&json).unwrap_or_default()
 }
@@ -138,21 +192,30 @@ pub fn promotion(promotion: &Promotion) -> String {
             us.div_ceil(1_000_000),
         ),
     };
+    let found = findings(promotion);
+    if refuses(promotion) {
+        return format!("{to} cannot take over from {from} now:\n{found}");
+    }
     if promotion.dry_run && failover {
         return format!(
             "{to} would lead epoch {epoch}: fence {from} at a majority, wait for what is left of its lease, gather what\n\
-             another survivor has, and promote PostgreSQL. {loss}"
+             another survivor has, and promote PostgreSQL. {loss}{found}"
         );
     }
     if promotion.dry_run {
         return format!(
             "{to} can take over from {from} now, as the primary of epoch {epoch}, with nothing lost.\n\
              It would: write a checkpoint, stop the writer, ship and apply its last record, record the new epoch,\n\
-             promote PostgreSQL, and follow with {from} as a secondary.\n"
+             promote PostgreSQL, and follow with {from} as a secondary.\n{found}"
         );
     }
     let mut text = format!("{to} is the primary of epoch {epoch}, from {} on.\n", Lsn(promotion.fork_lsn));
     text += if failover { &loss } else { "Nothing is lost.\n" };
+    if !promotion.lost_voters.is_empty() {
+        let names = promotion.lost_voters.join(", ");
+        text +=
+            &format!("Counted as lost, on your word: {names}. Each has a vote again once it answers {to}.\n");
+    }
     for step in &promotion.steps {
         text +=
             &format!("  {:36} {:>8.1} ms\n", step.name, Duration::from_micros(step.us).as_secs_f64() * 1e3);
@@ -385,6 +448,28 @@ mod tests {
              \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\"}],\
              \"notes\":[\"something\"]}"
         );
+    }
+
+    #[test]
+    fn a_dry_run_shows_what_was_found_and_what_refuses() {
+        let found = Finding {
+            kind: "archive_queue".into(),
+            region: "a".into(),
+            fact: "3 segments wait".into(),
+            action: "mend it".into(),
+            outcome: Outcome::Refused.into(),
+        };
+        let mut planned = Promotion { to: "b".into(), dry_run: true, ..Promotion::default() };
+        planned.findings.push(found);
+        assert!(
+            refuses(&planned) && promotion(&planned).ends_with("  refused  a: 3 segments wait; mend it\n")
+        );
+        assert!(promotion_json(&planned).contains(
+            "\"findings\":[{\"kind\":\"archive_queue\",\"region\":\"a\",\"fact\":\"3 segments wait\",\
+             \"action\":\"mend it\",\"outcome\":\"refused\"}]"
+        ));
+        planned.findings[0].set_outcome(Outcome::Mended);
+        assert!(!refuses(&planned) && promotion(&planned).contains("  to mend  a: 3 segments wait"));
     }
 
     #[test]

@@ -1,39 +1,40 @@
-//! A witness: a daemon without data that votes on who leads, so that two regions and it have a majority when one is lost.
+//! A witness: a daemon without data that votes on who leads, so that two regions and it have a majority when
+//! one is lost.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use coordination::promotion::Grant;
+use proto::RegionName;
 use proto::messages::refusal::Kind;
-use proto::messages::{
-    self as m, ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, control_request,
-    control_response, open,
-};
-use proto::{ClusterId, Epoch, RegionName};
-use tokio::time::Instant;
+use proto::messages::{ControlRequest, ControlResponse, Refusal, control_request, control_response, open};
+use runtime::clock::steady_us;
+use runtime::task::{Tasks, blocking};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use transport::{Connection, Endpoint, Peer, Stream, TransportError};
 
 use crate::config::{Config, WitnessConfig};
+use crate::daemon::authority::{Asked, Condition, Names};
+use crate::daemon::enter::enter;
+use crate::daemon::serve::{Daemon, Door, accept};
+use crate::events::notice::{Notice, Seen};
+use crate::events::{Journal, Kind as EventKind};
 use crate::layout::Layout;
-use crate::region::state::Record;
-use crate::region::{RegionError, enter, load_state};
-use crate::voter::{Seat, Voter, wire};
+use crate::region::{RegionError, load_state};
+use crate::region_file::RegionFile;
+use crate::voter::{Seat, Voter, of_a_voter, wire};
+
+/// How often the witness is compared with what it was.
+const LOOK: Duration = Duration::from_millis(250);
 
 type Ask = control_request::Body;
 type Answer = control_response::Body;
 
-/// How long a peer may take to say what it wants on a stream.
-const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
-
 #[derive(Debug)]
 struct Witness {
-    cluster_id: ClusterId,
-    endpoint: Endpoint,
+    door: Door,
     voter: Arc<Voter>,
-    /// When it last answered a primary, or was started.
-    answered: Mutex<Instant>,
+    journal: Journal,
 }
 
 /// Runs witness `own` until `stop`.
@@ -49,127 +50,148 @@ pub async fn run(
     let places = layout.region(&own.name);
     let (_lock, identity) = enter(&places, &places.lock(), &own.name)?;
     let state = load_state(&places, &identity, &config, &own.name)?;
+    let journal = Journal::open(&places.events())?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
-    let kept = Arc::new(Record::new(places.state(), state));
+    let kept = Arc::new(RegionFile::new(places.state(), state));
     let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
-    let witness =
-        Arc::new(Witness { cluster_id: identity.cluster_id, endpoint, voter, answered: Mutex::new(now()) });
+    let door =
+        Door { asked: Asked::Witness, cluster_id: identity.cluster_id, names: Names::of(&config, &own.name) };
+    let witness = Arc::new(Witness { door, voter, journal });
     let seat: Arc<dyn Seat> = witness.clone();
     witness.voter.sit(Arc::downgrade(&seat));
     tracing::info!("witness {}: votes, and holds no data", own.name);
+    let started = format!("witness {}: the daemon has started; it votes on who leads", own.name);
+    witness.journal.note(EventKind::DaemonStarted, started);
+    let serving = Tasks::new();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = witness.clone().serve() => {}
-        () = witness.voter.clone().watch() => {}
+        () = accept(&witness, &endpoint, &serving) => {}
+        () = witness.voter.clone().watch_only() => {}
+        () = witness.note_events(&own.name) => {}
     }
     witness.voter.stop();
-    witness.endpoint.close().await;
+    endpoint.close().await;
+    serving.ended().await;
+    witness.journal.note(
+        EventKind::DaemonStopped,
+        format!("witness {}: the daemon has stopped; it has no vote now", own.name),
+    );
     tracing::info!("witness {} has stopped", own.name);
     Ok(())
 }
 
-impl Witness {
-    async fn serve(self: Arc<Self>) {
-        while let Some(connection) = self.endpoint.accept().await {
-            tokio::spawn(self.clone().serve_connection(connection));
+impl Daemon for Witness {
+    fn door(&self) -> &Door {
+        &self.door
+    }
+
+    fn refused(&self, peer: &Peer, refusal: &Refusal) {
+        if matches!(refusal.kind(), Kind::NotAllowed | Kind::Protocol | Kind::OtherCluster) {
+            let text = format!(
+                "'{peer}': refused by {}, {}; nothing was done for it",
+                self.door.names.own, refusal.reason
+            );
+            self.journal.note(EventKind::PeerRefused, text);
         }
     }
 
-    async fn serve_connection(self: Arc<Self>, connection: Connection) {
-        let tasks = TaskTracker::new();
-        while let Some(stream) = connection.accept_stream().await {
-            let (witness, peer) = (self.clone(), connection.peer().clone());
-            tasks.spawn(async move {
-                if let Err(e) = witness.serve_stream(&peer, stream).await {
-                    tracing::debug!("a stream of {peer} ended: {e}");
+    async fn holds(
+        &self,
+        condition: Condition,
+        _: &RegionName,
+        purpose: &open::Purpose,
+    ) -> Result<(), Refusal> {
+        match (condition, purpose) {
+            // Looked at where nothing can be voted meanwhile: see `support`.
+            (Condition::LeadsEpoch, _) => Ok(()),
+            (Condition::SameRecord, open::Purpose::Control(request)) => {
+                wire::same_record(request, &self.voter.accepted())
+            }
+            (Condition::SameRecord | Condition::ShallLead | Condition::Coordinates, _) => Err(not_here()),
+        }
+    }
+
+    async fn serve(
+        &self,
+        connection: &Connection,
+        purpose: open::Purpose,
+        mut stream: Stream,
+    ) -> Result<(), TransportError> {
+        let body = match (purpose, connection.peer()) {
+            (open::Purpose::Control(ControlRequest { body: Some(body) }), Peer::Region(name))
+                if of_a_voter(&body) =>
+            {
+                self.voter.answer(name, body).unwrap_or_else(Answer::Refusal)
+            }
+            (open::Purpose::Control(ControlRequest { body: Some(Ask::Revote(_)) }), _) => {
+                self.voter.answer_revote().await.unwrap_or_else(Answer::Refusal)
+            }
+            (open::Purpose::Control(ControlRequest { body: Some(Ask::Events(request)) }), _) => {
+                let journal = self.journal.clone();
+                match blocking("read the journal", move || journal.answer(request)).await {
+                    Ok(Ok(events)) => Answer::Events(events),
+                    Ok(Err(e)) => {
+                        Answer::Refusal(Refusal::new(Kind::Failed, format!("the journal of events: {e}")))
+                    }
+                    Err(e) => Answer::Refusal(Refusal::new(Kind::Failed, e.to_string())),
                 }
-            });
-        }
-    }
-
-    async fn serve_stream(&self, peer: &Peer, mut stream: Stream) -> Result<(), TransportError> {
-        let first =
-            tokio::time::timeout(OPEN_TIMEOUT, stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES)).await;
-        let first = first.unwrap_or(Err(TransportError::Lost("it never said what it wants".into())))?;
-        let Some(open) = first else { return Ok(()) };
-        let known = match peer {
-            Peer::Region(name) => self.voter.knows(name),
-            Peer::Operator => true,
-        };
-        let ours = known && open.protocol == PROTOCOL_VERSION && open.cluster_id[..] == self.cluster_id.0;
-        let body = match open.purpose {
-            Some(open::Purpose::Control(request)) if ours => match request.body {
-                Some(body) => self.answer(peer, body).await,
-                None => refuse("this witness does not know that request"),
-            },
-            _ => refuse("a witness of another cluster or version, or not something that a witness does"),
+            }
+            (open::Purpose::Control(ControlRequest { body: Some(body) }), _) => self.answer(body),
+            _ => Answer::Refusal(not_here()),
         };
         stream.send(&ControlResponse { body: Some(body) }).await?;
         stream.finish().await;
         Ok(())
     }
+}
 
-    async fn answer(&self, peer: &Peer, body: Ask) -> Answer {
-        match (body, peer) {
-            (Ask::Record(_), _) => Answer::Record(self.voter.record_json().into()),
-            (_, Peer::Operator) => refuse("a witness has no data: ask a region"),
-            (Ask::Prepare(number), _) => self.voter.answer_prepare(number).unwrap_or_else(Answer::Refusal),
-            (Ask::Learn(agreed), _) => self.voter.answer_learn(&agreed).unwrap_or_else(Answer::Refusal),
-            (Ask::Accept(accept), _) => self.vote(accept).map_or_else(Answer::Refusal, Answer::Voted),
-            (Ask::Survey(_), _) => Answer::Granted(m::Granted {
-                coordinates: self.voter.coordinates(),
-                agreed: self.voter.agreed().as_ref().map(wire::accepted),
-                ..wire::grant(&self.grant())
-            }),
-            (Ask::Support(request), Peer::Region(name)) => self.support(name, Epoch(request.epoch)),
-            _ => refuse("a witness has no data"),
+impl Witness {
+    /// Notes events, for ever.
+    async fn note_events(&self, me: &RegionName) {
+        let mut notice = Notice::default();
+        loop {
+            let changed = self.voter.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let seen = Seen {
+                me: me.clone(),
+                part: None,
+                record: self.voter.accepted(),
+                held: None,
+                copies: Vec::new(),
+                secondaries: Vec::new(),
+                trouble: String::new(),
+            };
+            for note in notice.look(steady_us(), &seen) {
+                self.journal.keep(note);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
         }
     }
 
-    fn vote(&self, accept: m::Accept) -> Result<m::Voted, Refusal> {
-        let failed = |e: String| Refusal::new(Kind::Failed, e);
-        let proposal = wire::to_accepted(&accept.proposal.unwrap_or_default()).map_err(failed)?;
-        let next = wire::to_number(accept.next.unwrap_or_default());
-        // While this is held no primary is answered.
-        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = self.voter.accept(&proposal, next).map_err(|e| failed(e.to_string()))?;
-        drop(answered);
-        Ok(wire::answer(&answer, wire::grant(&self.grant())))
-    }
-
-    fn grant(&self) -> Grant {
-        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        let silent_us = u64::try_from(answered.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Grant { silent_us, ..Grant::default() }
-    }
-
-    fn support(&self, name: &RegionName, epoch: Epoch) -> Answer {
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.voter.accepted().supports(name, epoch) {
-            *answered = now();
-            return Answer::Done(true);
+    /// Answers what was let in (see [`crate::daemon::authority`]), or what this witness asks itself.
+    fn answer(&self, body: Ask) -> Answer {
+        match body {
+            Ask::Record(_) => Answer::Record(self.voter.record_json().into()),
+            Ask::Prepare(number) => self.voter.answer_prepare(number).unwrap_or_else(Answer::Refusal),
+            Ask::Accept(accept) => {
+                self.voter.witness_vote(accept).map_or_else(Answer::Refusal, Answer::Voted)
+            }
+            Ask::Survey(_) => Answer::Granted(self.voter.witness_survey()),
+            _ => Answer::Refusal(not_here()),
         }
-        drop(answered);
-        if epoch > self.voter.accepted().epoch {
-            // It was agreed on without this one: the next time it is known.
-            let voter = self.voter.clone();
-            tokio::spawn(async move { voter.change(&coordination::record::Change::Read).await });
-        }
-        Answer::Refusal(Refusal::new(Kind::StaleEpoch, format!("{name} is not known to lead epoch {epoch}")))
     }
 }
 
 impl Seat for Witness {
-    fn answer(&self, from: RegionName, body: Ask) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
-        Box::pin(async move { self.answer(&Peer::Region(from), body).await })
+    fn answer(&self, _: RegionName, body: Ask) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+        Box::pin(async move { self.answer(body) })
     }
 }
 
-fn refuse(reason: &str) -> Answer {
-    Answer::Refusal(Refusal::new(Kind::NotAllowed, reason))
-}
-
-#[allow(clippy::disallowed_methods, reason = "a daemon knows how long ago it answered")]
-fn now() -> Instant {
-    Instant::now()
+fn not_here() -> Refusal {
+    Refusal::new(Kind::NotAllowed, "a witness has no data: ask a region")
 }

@@ -1,11 +1,12 @@
-//! Feeds the region's own standbys from its volume, as their walsender. A standby never talks to the primary region.
+//! Feeds the region's own standbys from its volume, as their walsender. A standby never talks to the primary
+//! region.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use postgres::client::SystemIdentity;
-use postgres::instance::socket_path;
-use postgres::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
+use postgres::protocol::client::SystemIdentity;
+use postgres::protocol::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
+use postgres::sockets::socket_path;
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ const CONNECTIONS_MAX: usize = 32;
 pub struct VolumeSource {
     volume: Volume,
     system_id: SystemId,
+    missing: watch::Sender<Option<Lsn>>,
 }
 
 /// A place in the volume.
@@ -44,6 +46,13 @@ impl RedoSource for VolumeSource {
 
     fn history(&self, timeline: Timeline) -> Option<TimelineHistory> {
         self.volume.history(timeline)
+    }
+
+    fn missing(&self, from_lsn: Lsn) {
+        // While the volume is being opened it is not known what it has.
+        if self.volume.is_open() && from_lsn < self.volume.bounds().horizon_lsn {
+            self.missing.send_replace(Some(from_lsn));
+        }
     }
 
     fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
@@ -76,18 +85,28 @@ impl VolumeCursor {
     }
 }
 
-/// Serves standbys on `listener` until `stop`. Only processes of `user_id`, and of root, may connect: the kernel says
-/// who they are.
+/// What the region learns of its standbys while they are fed.
+#[derive(Debug, Clone, Default)]
+pub struct Heard {
+    /// How far the standby has come.
+    pub progress: watch::Sender<StandbyProgress>,
+    /// The redo that the standby needs and the volume does not keep any more.
+    pub missing: watch::Sender<Option<Lsn>>,
+}
+
+/// Serves standbys on `listener` until `stop`. Only processes of `user_id`, and of root, may connect: the
+/// kernel says who they are.
 pub async fn serve_standbys(
     listener: UnixListener,
     volume: Volume,
     system_id: SystemId,
     user_id: u32,
     server_version: String,
-    progress: watch::Sender<StandbyProgress>,
+    heard: Heard,
     stop: CancellationToken,
 ) {
-    let source = Arc::new(VolumeSource { volume, system_id });
+    let Heard { progress, missing } = heard;
+    let source = Arc::new(VolumeSource { volume, system_id, missing });
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {

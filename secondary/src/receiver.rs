@@ -1,7 +1,7 @@
 //! What a secondary takes from its primary, decided without I/O.
 //!
-//! A batch is taken when it continues the redo that is here, under an epoch not below the highest seen, and on this
-//! timeline or on one that forks off exactly where this redo ends. Nothing else is ever written.
+//! A batch is taken when it continues the redo that is here, under an epoch not below the highest seen, and
+//! on this timeline or on one that forks off exactly where this redo ends. Nothing else is ever written.
 
 use proto::messages::refusal::Kind;
 use proto::{Batch, Epoch, Lsn, Timeline, TimelineHistory};
@@ -48,8 +48,8 @@ impl Receiver {
     /// Takes the history of a timeline that is to come.
     ///
     /// # Errors
-    /// When it is not the history of a successor that forks off at or after the end of the redo here: then this redo
-    /// and the primary's have diverged.
+    /// When it is not the history of a successor that forks off at or after the end of the redo here: then
+    /// this redo and the primary's have diverged.
     pub fn history(&mut self, history: TimelineHistory) -> Result<(), (Kind, String)> {
         if history.timeline == self.timeline {
             return Ok(());

@@ -63,7 +63,8 @@ impl Tunnel {
         }
     }
 
-    /// Says where the rewound data need redo from; returns where the region's volume begins, and on which timeline.
+    /// Says where the rewound data need redo from; returns where the region's volume begins, and on which
+    /// timeline.
     ///
     /// # Errors
     /// When the primary is lost or does not go on.

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres::walsender::StandbyProgress;
+use postgres::installation::Installations;
+use postgres::major::Major;
+use postgres::protocol::walsender::StandbyProgress;
 use proto::compression::{CompressionError, Decompressor};
 use proto::messages::refusal::Kind;
 use proto::messages::{
@@ -12,19 +14,25 @@ use proto::messages::{
 };
 use proto::{Batch, Epoch, Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use transport::{Receiver as StreamReceiver, Sender as StreamSender, Stream, TransportError};
 use volume::{Start, Volume, VolumeError};
 
+use crate::heard::Heard;
 use crate::receiver::{Receiver, Verdict};
+use crate::turn::Turns;
 
-/// Positions are reported at most this often: enough for a lag in milliseconds, and one packet where a busy region would
-/// send hundreds.
+/// Positions are reported at most this often: enough for a lag in milliseconds, and one packet where a busy
+/// region would send hundreds.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(5);
 
 /// Positions are reported at least this often, also when nothing moves.
 const REPORT_INTERVAL_MAX: Duration = Duration::from_millis(100);
+
+/// How long a volume may take to settle before the primary is told to come again. Less than the primary
+/// waits.
+const READY: Duration = Duration::from_secs(3);
+
+const SHUT_OUT: &str = "this region does not know that region as the primary of that epoch any more";
 
 /// How receiving goes, for `status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,20 +45,58 @@ pub struct InboundState {
     pub redo_bytes: u64,
     /// How far the primary was durable, as it said last.
     pub primary_lsn: Lsn,
-    /// When this region last answered it.
-    pub answered: Option<Instant>,
+    /// When the primary was heard, and how far it was, on [`runtime::clock::steady_us`].
+    pub heard: Heard,
 }
 
-/// The receiving side of a secondary region. One stream is served at a time; a newer one ends the older, whose
-/// connection may be dead without anyone having noticed yet.
+/// What is wrong with the region's own standby, as the primary is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StandbyHealth {
+    /// In words; empty when nothing is.
+    pub trouble: String,
+    /// It does not answer.
+    pub silent: bool,
+}
+
+/// The most of such words that the primary is told, bytes.
+const TROUBLE_BYTES_MAX: usize = 400;
+
+/// What data a region has, to take a primary's redo with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// None that it could go on with: a seed is needed.
+    None {
+        /// Why, in words; empty where it just has none.
+        why: String,
+        /// Of which major versions it could run some.
+        runs: Installations,
+    },
+    /// Those of an epoch that it led, which is over: what they have may not be what the primary has.
+    Led {
+        /// Its PostgreSQL.
+        system_id: SystemId,
+        /// They can be tried to rewind.
+        can_rewind: bool,
+    },
+    /// A standby's.
+    Whole {
+        /// Its PostgreSQL.
+        system_id: SystemId,
+        /// They can be tried to rewind, should they have redo that was cut off.
+        can_rewind: bool,
+    },
+}
+
+/// The receiving side of a secondary region. One stream is served at a time; a newer one ends the older,
+/// whose connection may be dead without anyone having noticed yet.
 #[derive(Debug)]
 pub struct Inbound {
     volume: Volume,
     applied: watch::Receiver<StandbyProgress>,
+    standby: Mutex<StandbyHealth>,
     epoch: Mutex<Epoch>,
     state: Mutex<InboundState>,
-    newest: Mutex<CancellationToken>,
-    turn: tokio::sync::Mutex<()>,
+    turns: Turns,
 }
 
 /// Why a stream ended.
@@ -64,21 +110,22 @@ enum SessionEnd {
     Damaged(#[from] CompressionError),
     #[error("{1}")]
     Refused(Kind, String),
-    #[error("a newer connection from the primary took over")]
+    #[error("a newer connection from the primary took over, or the primary was shut out")]
     Displaced,
 }
 
 impl Inbound {
-    /// The receiving side of a region that stores into `volume`, has seen `epoch`, and whose standby's progress is `applied`.
+    /// The receiving side of a region that stores into `volume`, has seen `epoch`, and whose standby's
+    /// progress is `applied`.
     #[must_use]
     pub fn new(volume: Volume, epoch: Epoch, applied: watch::Receiver<StandbyProgress>) -> Arc<Inbound> {
         Arc::new(Inbound {
             volume,
             applied,
+            standby: Mutex::default(),
             epoch: Mutex::new(epoch),
             state: Mutex::default(),
-            newest: Mutex::new(CancellationToken::new()),
-            turn: tokio::sync::Mutex::new(()),
+            turns: Turns::default(),
         })
     }
 
@@ -88,22 +135,34 @@ impl Inbound {
         lock(&self.state).clone()
     }
 
-    /// Ends the present stream, and waits until nothing of it writes any more. A stream that comes later is served.
-    pub async fn interrupt(&self) {
-        lock(&self.newest).cancel();
-        drop(self.turn.lock().await);
+    /// Has the primary told what is wrong with the standby.
+    pub fn note_standby(&self, mut health: StandbyHealth) {
+        let end = (0..=TROUBLE_BYTES_MAX).rev().find(|end| health.trouble.is_char_boundary(*end));
+        health.trouble.truncate(end.unwrap_or_default());
+        *lock(&self.standby) = health;
     }
 
-    /// Takes what another survivor sends on `stream`, up to its end; an epoch that is over is not looked at, as redo that
-    /// was durable under it is what is gathered. It ends as a stream does when another comes, or at [`Inbound::interrupt`]; it does
-    /// not begin unless it is `wanted` then.
+    /// Ends the present stream: when this returns, nothing more of it is reported or stored, though what it
+    /// has stored may not be durable yet. A stream that comes later is served if it is wanted. Do not hold
+    /// here what `wanted` of [`Inbound::serve`] looks at.
+    pub fn shut_out(&self) {
+        self.turns.end();
+    }
+
+    /// As [`Inbound::shut_out`], and waits until its turn is over.
+    pub async fn interrupt(&self) {
+        self.turns.end();
+        self.turns.over().await;
+    }
+
+    /// Takes what another survivor sends on `stream`, up to its end; an epoch that is over is not looked at,
+    /// as redo that was durable under it is what is gathered. It ends as a stream does when another comes, or
+    /// at [`Inbound::interrupt`]; it does not begin unless it is `wanted` then.
     ///
     /// # Errors
     /// Why not all of it was taken.
     pub async fn gather(&self, stream: Stream, wanted: impl Fn() -> bool) -> Result<(), String> {
-        let cancel = CancellationToken::new();
-        std::mem::replace(&mut *lock(&self.newest), cancel.clone()).cancel();
-        let _turn = self.turn.lock().await;
+        let turn = self.turns.next().await;
         if !wanted() {
             return Err("the promotion has gone on".into());
         }
@@ -120,11 +179,7 @@ impl Inbound {
             held: Held::default(),
             received: watch::Sender::new((bounds.durable_lsn, 0)),
         };
-        let taken = tokio::select! {
-            () = cancel.cancelled() => SessionEnd::Displaced,
-            end = session.take_redo(receiver) => end,
-        };
-        match taken {
+        match turn.run(session.take_redo(receiver)).await.unwrap_or(SessionEnd::Displaced) {
             SessionEnd::Transport(TransportError::Finished) => {
                 self.volume.settle().await.map_err(|e| e.to_string())
             }
@@ -132,26 +187,33 @@ impl Inbound {
         }
     }
 
-    /// Serves a stream that a primary opened, until it ends. `system_id` is this region's PostgreSQL; none when the
-    /// region has none that it can go on with. It `can_rewind` what it has.
+    /// Serves a stream that a primary opened, until it ends, with the `data` that this region has.
+    ///
+    /// The stream is served only while it is `wanted`, which is asked once no other stream is served any more
+    /// and the answer is ready, and again before every report: whoever was shut out meanwhile gets no answer.
     pub async fn serve(
         &self,
         open: ReplicateOpen,
         mut stream: Stream,
-        system_id: Option<SystemId>,
-        can_rewind: bool,
+        data: Data,
+        wanted: impl Fn() -> bool,
     ) {
-        let cancel = CancellationToken::new();
-        std::mem::replace(&mut *lock(&self.newest), cancel.clone()).cancel();
-        let _turn = self.turn.lock().await;
-        let ready = match self.ready(&open, system_id).await {
-            Ok(ready) => ReplicateReady { can_rewind, ..ready },
-            Err(e) => ReplicateReady {
+        let turn = self.turns.next().await;
+        let making = tokio::time::timeout(READY, self.ready(&open, &data));
+        let Some(made) = turn.run(making).await else { return };
+        let ready = match made {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(e)) => ReplicateReady {
                 refusal: Some(Refusal::new(Kind::Failed, e.to_string())),
                 ..Default::default()
             },
+            Err(_) => {
+                let reason = "this region's volume does not take redo: it needs four of its six copies";
+                ReplicateReady { refusal: Some(Refusal::new(Kind::Busy, reason)), ..Default::default() }
+            }
         };
-        let goes_on = ready.refusal.is_none() && !ready.needs_seed;
+        let ready = if wanted() { ready } else { shut_out() };
+        let goes_on = ready.refusal.is_none() && !ready.needs_seed && !ready.led;
         if let Some(refusal) = &ready.refusal {
             tracing::warn!("refused the primary's redo: {}", refusal.reason);
         }
@@ -159,8 +221,6 @@ impl Inbound {
             stream.finish().await;
             return;
         }
-        self.set_state(true, String::new());
-        tracing::info!("receiving redo from {}", Lsn(ready.durable_lsn));
         let (sender, receiver) = stream.split();
         let session = Session {
             inbound: self,
@@ -174,20 +234,13 @@ impl Inbound {
             held: Held::default(),
             received: watch::Sender::new((Lsn(ready.durable_lsn), 0)),
         };
-        let end = tokio::select! {
-            () = cancel.cancelled() => SessionEnd::Displaced,
-            end = session.run(sender, receiver) => end,
-        };
+        let end = turn.run(session.run(sender, receiver, &wanted)).await.unwrap_or(SessionEnd::Displaced);
         tracing::warn!("no longer receiving redo: {end}");
         self.set_state(false, end.to_string());
     }
 
     /// What to answer a primary that wants to send redo.
-    async fn ready(
-        &self,
-        open: &ReplicateOpen,
-        system_id: Option<SystemId>,
-    ) -> Result<ReplicateReady, VolumeError> {
+    async fn ready(&self, open: &ReplicateOpen, data: &Data) -> Result<ReplicateReady, VolumeError> {
         let refuse = |kind, reason: String| {
             Ok(ReplicateReady { refusal: Some(Refusal::new(kind, reason)), ..Default::default() })
         };
@@ -198,29 +251,63 @@ impl Inbound {
                 format!("epoch {} is over; epoch {epoch} was seen here", open.epoch),
             );
         }
-        let Some(system_id) = system_id else {
-            return Ok(ReplicateReady { needs_seed: true, ..Default::default() });
+        let (system_id, can_rewind, led) = match data {
+            Data::None { why, runs } => {
+                if let Some(reason) = runs.lacks(Major(open.major)) {
+                    return refuse(Kind::Failed, reason);
+                }
+                let why = why.clone();
+                return Ok(ReplicateReady { needs_seed: true, why, ..Default::default() });
+            }
+            Data::Led { system_id, can_rewind } => (system_id, *can_rewind, true),
+            Data::Whole { system_id, can_rewind } => (system_id, *can_rewind, false),
         };
-        if SystemId(open.system_id) != system_id {
+        if SystemId(open.system_id) != *system_id {
             let reason = format!(
                 "the primary's PostgreSQL has system identifier {}, and the data here is of {system_id}: another \
-                 cluster's data. Remove this region's directory to have it seeded anew",
+                 cluster's data. To have this region seeded anew, with what it has set aside: replicator reseed --region R",
                 open.system_id
             );
             return refuse(Kind::OtherSystem, reason);
         }
+        let theirs = match TimelineHistory::parse(Timeline(open.timeline), &open.history) {
+            Ok(history) => history,
+            Err(e) => return refuse(Kind::Failed, format!("the primary's timeline history: {e}")),
+        };
         // Redo of an earlier stream may still be on its way to the disk.
         self.volume.settle().await?;
-        *lock(&self.epoch) = Epoch(open.epoch);
+        if !led {
+            *lock(&self.epoch) = Epoch(open.epoch);
+        }
         let bounds = self.volume.bounds();
+        let common = newest_common(&self.volume, &theirs).await?.map(|batch| batch.id().to_message());
         let (timeline, durable_lsn) = (bounds.timeline.0, bounds.durable_lsn.0);
-        Ok(ReplicateReady { timeline, durable_lsn, ..ReplicateReady::default() })
+        Ok(ReplicateReady { timeline, durable_lsn, common, can_rewind, led, ..ReplicateReady::default() })
     }
 
     fn set_state(&self, streaming: bool, detail: String) {
         let state = &mut *lock(&self.state);
         (state.streaming, state.detail) = (streaming, detail);
     }
+}
+
+/// The newest batch that ends at or before where the volume's redo parts from the history of the primary.
+async fn newest_common(volume: &Volume, theirs: &TimelineHistory) -> Result<Option<Batch>, VolumeError> {
+    let bounds = volume.bounds();
+    let mine = volume.history(bounds.timeline);
+    let mine = mine.unwrap_or(TimelineHistory { timeline: bounds.timeline, ..TimelineHistory::first() });
+    let end_lsn = mine.common_end(theirs).min(bounds.durable_lsn);
+    let before = |lsn: Lsn| Lsn(lsn.0.saturating_sub(1));
+    match volume.batch_at(before(end_lsn)).await? {
+        // The fork lies within it.
+        Some(batch) if batch.end_lsn > end_lsn => volume.batch_at(before(batch.begin_lsn)).await,
+        found => Ok(found),
+    }
+}
+
+/// The answer to a primary that was shut out while it was being answered.
+fn shut_out() -> ReplicateReady {
+    ReplicateReady { refusal: Some(Refusal::new(Kind::StaleEpoch, SHUT_OUT)), ..Default::default() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -236,12 +323,13 @@ struct Session<'a> {
     decoder: Option<Decompressor>,
     /// What was received of a record that is larger than a batch.
     held: Held,
-    /// The end of the redo received, and the newest heartbeat's time.
-    received: watch::Sender<(Lsn, i64)>,
+    /// The end of the redo received, and the newest heartbeat's number.
+    received: watch::Sender<(Lsn, u64)>,
 }
 
-/// Batches of a record that is larger than a batch. They are stored once all of it is here: what a region has durable is whole records, as
-/// nobody could finish one whose writer is lost. They are held in memory, as PostgreSQL holds a record that it reads.
+/// Batches of a record that is larger than a batch. They are stored once all of it is here: what a region has
+/// durable is whole records, as nobody could finish one whose writer is lost. They are held in memory, as
+/// PostgreSQL holds a record that it reads.
 #[derive(Debug, Default)]
 struct Held {
     batches: Vec<Redo>,
@@ -266,11 +354,16 @@ impl Held {
 }
 
 impl Session<'_> {
-    async fn run(mut self, mut sender: StreamSender, receiver: StreamReceiver) -> SessionEnd {
+    async fn run(
+        mut self,
+        mut sender: StreamSender,
+        receiver: StreamReceiver,
+        wanted: &impl Fn() -> bool,
+    ) -> SessionEnd {
         let (received, inbound) = (self.received.subscribe(), self.inbound);
         let end = tokio::select! {
             end = self.take_redo(receiver) => end,
-            end = report_progress(inbound, received, &mut sender) => end,
+            end = report_progress(inbound, received, &mut sender, wanted) => end,
         };
         let refusal = match &end {
             SessionEnd::Refused(kind, reason) => Some(Refusal::new(*kind, reason.clone())),
@@ -300,9 +393,16 @@ impl Session<'_> {
                     self.take_history(file.timeline, &file.content).await
                 }
                 Some(downstream::Body::Heartbeat(heartbeat)) => {
-                    lock(&self.inbound.state).primary_lsn = Lsn(heartbeat.durable_lsn);
-                    self.received.send_modify(|(_, clock_us)| *clock_us = heartbeat.clock_us);
+                    let durable_lsn = Lsn(heartbeat.durable_lsn);
+                    let state = &mut *lock(&self.inbound.state);
+                    state.primary_lsn = durable_lsn;
+                    state.heard.heard(runtime::clock::steady_us(), durable_lsn);
+                    self.received.send_modify(|(_, number)| *number = heartbeat.number);
                     Ok(())
+                }
+                Some(downstream::Body::Refusal(refusal)) => {
+                    let kind = Kind::try_from(refusal.kind).unwrap_or_default();
+                    Err(SessionEnd::Refused(kind, refusal.reason))
                 }
                 // A newer primary's message: nothing this version waits for.
                 None => Ok(()),
@@ -333,7 +433,11 @@ impl Session<'_> {
             none => none.insert(decoder_at(&self.inbound.volume, &batch).await?),
         };
         let redo = decoder.open(batch)?;
-        lock(&self.inbound.state).redo_bytes += redo.batch.redo_bytes();
+        {
+            let state = &mut *lock(&self.inbound.state);
+            state.redo_bytes += redo.batch.redo_bytes();
+            state.heard.heard(runtime::clock::steady_us(), redo.batch.end_lsn);
+        }
         for redo in self.held.take(redo) {
             let end_lsn = redo.batch.end_lsn;
             self.inbound.volume.append(redo).await?;
@@ -343,12 +447,8 @@ impl Session<'_> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a driver that notes when it answered")]
-fn note_answer(inbound: &Inbound) {
-    lock(&inbound.state).answered = Some(Instant::now());
-}
-
-/// A decoder that accepts `batch`: fresh, or fed with the batches of its context before it, which are in the volume.
+/// A decoder that accepts `batch`: fresh, or fed with the batches of its context before it, which are in the
+/// volume.
 async fn decoder_at(volume: &Volume, batch: &Batch) -> Result<Decompressor, SessionEnd> {
     let mut decoder = Decompressor::new()?;
     if !batch.begins_context() {
@@ -363,28 +463,36 @@ async fn decoder_at(volume: &Volume, batch: &Batch) -> Result<Decompressor, Sess
 /// Reports positions as they move. Ends only when the connection or the volume does.
 async fn report_progress(
     inbound: &Inbound,
-    mut received: watch::Receiver<(Lsn, i64)>,
+    mut received: watch::Receiver<(Lsn, u64)>,
     sender: &mut StreamSender,
+    wanted: &impl Fn() -> bool,
 ) -> SessionEnd {
     let mut durable = inbound.volume.watch_durable();
     let mut applied = inbound.applied.clone();
     loop {
-        let (received_lsn, heartbeat_clock_us) = *received.borrow_and_update();
+        let (received_lsn, heartbeat_number) = *received.borrow_and_update();
         let durable_now = *durable.borrow_and_update();
+        let StandbyHealth { trouble, silent } = lock(&inbound.standby).clone();
         let progress = Progress {
             timeline: durable_now.timeline.0,
             received_lsn: received_lsn.0,
             durable_lsn: durable_now.lsn.0,
-            // A standby may have applied redo in an earlier life of the volume; never report more than is durable.
+            // A standby may have applied redo in an earlier life of the volume; never report more than is
+            // durable.
             applied_lsn: applied.borrow_and_update().applied_lsn.min(durable_now.lsn).0,
-            heartbeat_clock_us,
+            heartbeat_number,
+            trouble,
+            silent,
         };
         let message = Upstream { body: Some(upstream::Body::Progress(progress)) };
-        note_answer(inbound);
+        // Asked last: what was reported after this region has shut the primary out could release commits over
+        // there.
+        if !wanted() {
+            return SessionEnd::Refused(Kind::StaleEpoch, SHUT_OUT.into());
+        }
         if let Err(e) = sender.send(&message).await {
             return e.into();
         }
-        note_answer(inbound);
         tokio::time::sleep(REPORT_INTERVAL_MIN).await;
         let moved = async {
             tokio::select! {

@@ -1,4 +1,5 @@
-//! A disk is full: the primary's, and commits wait until there is room; a secondary's, and nobody else notices.
+//! A disk is full: the primary's, and commits wait until there is room; a secondary's, and nobody else
+//! notices.
 
 use replicator_tests::{now, until};
 

@@ -1,8 +1,7 @@
-//! The operator's command is killed in the middle of a promotion: the promotion goes on by itself, and can be asked for again.
+//! The operator's command is killed as soon as a daemon has taken its order: the promotion goes on by itself,
+//! and can be asked for again.
 
-use std::time::Duration;
-
-use replicator_tests::{now, until};
+use replicator_tests::{Ordered, now, until};
 
 use crate::harness::{Plan, drill, gap_ms};
 
@@ -13,8 +12,9 @@ async fn command_killed() {
     drill(plan, async |site, score| {
         let ledger = site.load().await;
         let begin = now();
+        let promotion = Ordered::before(site.operator()).await;
         let mut ordered = site.begin(&["promote", "--region", "eu-west"]);
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        promotion.until_done(0).await;
         ordered.kill().await.unwrap();
         until("it went on by itself", || async { site.primary().await == "eu-west" }).await;
         ledger.until_written(200).await;

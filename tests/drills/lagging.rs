@@ -1,4 +1,5 @@
-//! The region that shall lead lags behind another survivor: it gathers what that has before it leads, and nothing is lost.
+//! The region that shall lead lags behind another survivor: it gathers what that has before it leads, and
+//! nothing is lost.
 
 use replicator_tests::{now, until};
 

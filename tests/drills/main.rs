@@ -1,7 +1,8 @@
 //! Drills: regions as containers, a wide-area network between them, load, a disaster, and what is left of it.
 //!
 //! One scenario a file; `docs/DRILLS.md` says what each shows. They need docker and the image `replicator`
-//! (`make image`): `make test` runs the essential ones, `make drills` runs all, and prints the table of recovery times and points.
+//! (`make image`): `make test` runs the essential ones, `make drills` runs all, and prints the table of
+//! recovery times and points.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 

@@ -1,10 +1,11 @@
-//! The primary is cut off from all other regions, and its clients still reach it: it acknowledges nothing once its lease is over, another leads, and when
-//! the network is mended it follows. What only it had is told, and kept aside.
+//! The primary is cut off from all other regions, and its clients still reach it: it acknowledges nothing
+//! once its lease is over, another leads, and when the network is mended it follows. What only it had is
+//! told, and kept aside.
 
 use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{now, until};
+use replicator_tests::{now, stays, until};
 
 use crate::harness::{Plan, drill};
 
@@ -22,7 +23,9 @@ async fn primary_partitioned() {
         let other = Ledger::start_from(vec![site.url("eu-west")], 4, 1_000_000_000);
         other.until_written(200).await;
         // The old primary has been alone for longer than its lease, and its clients still ask it.
-        until("its lease is over for long", || async { cut.elapsed() > Duration::from_secs(8) }).await;
+        let held = || async { site.printed(&["status", "--region", "us-east"]).contains("commits are held") };
+        until("its lease is over", held).await;
+        stays("commits are held", Duration::from_secs(2), held).await;
         let alone = now();
         site.heal();
         let (old, new) = (ledger.acknowledged().await, other.acknowledged().await);
@@ -30,7 +33,8 @@ async fn primary_partitioned() {
         assert!(new.between(leads, alone) > 0, "the new primary acknowledged nothing");
         let lost = site.settle("eu-west", &old).await;
         assert_eq!(site.settle("eu-west", &new).await, Vec::<i64>::new());
-        // Commits of the old primary alone were those of its last moments, and are in what the promotion said and the region keeps.
+        // Commits of the old primary alone were those of its last moments, and are in what the promotion said
+        // and the region keeps.
         let loss = &promoted["loss"];
         let told = cut + Duration::from_secs(loss["seconds"].as_u64().unwrap());
         let late = old.last_of(&lost).is_some_and(|at| at > told);

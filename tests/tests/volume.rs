@@ -1,4 +1,5 @@
-//! A region's volume under load: zones and copies are killed, damaged and deleted, and commits go on as promised.
+//! A region's volume under load: zones and copies are killed, damaged and deleted, and commits go on as
+//! promised.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, now, until};
+use replicator_tests::{Cluster, now, stays, text, until};
 use sqlx::Executor;
 
 /// How long something is watched: long enough for a pause to show.
@@ -31,6 +32,7 @@ async fn a_zone_killed_does_not_stop_commits_and_a_zone_and_a_copy_make_them_wai
     let cluster = Cluster::new(1);
     cluster.zones_apart("us-east", "[\"b\", \"c\"]");
     cluster.start();
+    cluster.expect(&["copy a2"]);
     cluster.until_whole("us-east").await;
     let ledger = Ledger::start(&writer(&cluster), 4).await;
     let mut gaps = Vec::new();
@@ -50,7 +52,7 @@ async fn a_zone_killed_does_not_stop_commits_and_a_zone_and_a_copy_make_them_wai
     std::fs::write(&lost, "no directory").unwrap();
     until("commits wait", || async { cluster.volume("us-east")["writable"] == false }).await;
     let waiting = now();
-    tokio::time::sleep(WATCHED).await;
+    stays("commits wait", WATCHED, || async { cluster.volume("us-east")["writable"] == false }).await;
     let waited = now();
     assert!(cluster.printed(&["status"]).contains("commits wait"), "everyone is told");
     // Reads go on, here and in the secondary.
@@ -79,6 +81,7 @@ async fn a_zone_killed_does_not_stop_commits_and_a_zone_and_a_copy_make_them_wai
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_found_reported_and_mended_under_load() {
     let cluster = Cluster::up(1);
+    cluster.expect(&["copy a1", "copy b1", "copy c1"]);
     let ledger = Ledger::start(&writer(&cluster), 4).await;
     let segment = |name: &str| -> PathBuf {
         let log = copy(&cluster, name);
@@ -147,7 +150,10 @@ async fn commits_are_held_beyond_the_rpo_and_let_through_within_it() {
     cluster.kill("eu-west", true).await;
     until("commits are held", || async { cluster.printed(&["status"]).contains("commits are held") }).await;
     let held = now();
-    tokio::time::sleep(WATCHED).await;
+    stays("commits are held", WATCHED, || async {
+        cluster.printed(&["status"]).contains("commits are held")
+    })
+    .await;
     let end = now();
     cluster.start();
     ledger.until_written(50).await;
@@ -160,4 +166,26 @@ async fn commits_are_held_beyond_the_rpo_and_let_through_within_it() {
     assert_eq!(acknowledged.between(held + Duration::from_millis(100), end), 0, "beyond it they are held");
     assert!(acknowledged.between(end, after) > 0, "and let through again");
     acknowledged.assert_in_all(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_and_a_copy_lost_while_the_daemon_is_down_are_recovered_on_an_operator_s_word() {
+    let cluster = Cluster::up(1);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_whole("us-east").await;
+    let refused = cluster.run(&["volume", "recover", "--region", "us-east"]);
+    assert!(text(&refused.stderr).contains("nothing to recover"), "{}", text(&refused.stderr));
+    assert!(cluster.run(&["down"]).status.success());
+    for lost in ["a1", "a2", "b1"] {
+        std::fs::remove_dir_all(copy(&cluster, lost)).unwrap();
+    }
+    cluster.start_without_waiting();
+    let recover = "replicator volume recover";
+    until("the way out is told", || async { cluster.printed(&["status"]).contains(recover) }).await;
+    drop(cluster.printed(&["volume", "recover", "--region", "us-east"]));
+    cluster.until_whole("us-east").await;
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.assert_identical().await;
 }

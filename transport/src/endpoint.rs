@@ -9,12 +9,15 @@ use proto::RegionName;
 use proto::messages::Open;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, ConnectionError, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use runtime::clock::now;
+use runtime::task::Tasks;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::TransportError;
+use crate::congestion::Congestion;
 use crate::identity::{Identity, Peer};
 use crate::stream::Stream;
 
@@ -50,29 +53,36 @@ const DATAGRAM_OVERHEAD_BYTES: u64 = 28;
 pub struct Endpoint {
     endpoint: quinn::Endpoint,
     client: ClientConfig,
+    congestion: Congestion,
     accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
+    /// What accepts: it ends with the last handle.
+    _tasks: Arc<Tasks>,
 }
 
 impl Endpoint {
-    /// Binds `listen` and accepts peers with certificates of the same authority; without an address, only connects.
+    /// Binds `listen` and accepts peers with certificates of the same authority; without an address, only
+    /// connects.
     ///
     /// # Errors
     /// When the address is taken, or the identity cannot be used for TLS.
     pub fn bind(listen: Option<SocketAddr>, identity: &Identity) -> Result<Endpoint, TransportError> {
         let address = listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let failed = |reason: String| TransportError::Bind { address: address.to_string(), reason };
+        let congestion = Congestion::from_environment().map_err(&failed)?;
         let (client, server) = configs(identity).map_err(&failed)?;
         let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
         let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
-        let server = listen.map(|_| server);
-        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime);
+        let accepts = listen.map(|_| server.clone());
+        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), accepts, socket, runtime);
         let endpoint = endpoint.map_err(|e| failed(e.to_string()))?;
+        let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.
         let (accept, accepted) = mpsc::channel(1);
         if listen.is_some() {
-            tokio::spawn(accept_all(endpoint.clone(), accept));
+            tasks.spawn(accept_all(endpoint.clone(), server, congestion.clone(), accept));
         }
-        Ok(Endpoint { endpoint, client, accepted: Arc::new(tokio::sync::Mutex::new(accepted)) })
+        let accepted = Arc::new(tokio::sync::Mutex::new(accepted));
+        Ok(Endpoint { endpoint, client, congestion, accepted, _tasks: tasks })
     }
 
     /// The bound address.
@@ -100,7 +110,9 @@ impl Endpoint {
     ) -> Result<Connection, TransportError> {
         let unreachable =
             |reason: String| TransportError::Unreachable { address: address.to_string(), reason };
-        let connecting = self.endpoint.connect_with(self.client.clone(), address, expect.as_str());
+        let mut client = self.client.clone();
+        client.transport_config(transport_config(&self.congestion, address.ip()).map_err(&unreachable)?);
+        let connecting = self.endpoint.connect_with(client, address, expect.as_str());
         let connecting = connecting.map_err(|e| unreachable(e.to_string()))?;
         let connected = tokio::time::timeout(patience, connecting).await;
         let connection = connected
@@ -139,6 +151,12 @@ pub struct WireCounters {
     pub sent_bytes: u64,
     /// The round trip as measured.
     pub rtt: Duration,
+    /// How much may be in flight now, bytes.
+    pub window_bytes: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets of those that were lost.
+    pub lost_packets: u64,
 }
 
 impl Connection {
@@ -180,23 +198,38 @@ impl Connection {
     pub fn wire(&self) -> WireCounters {
         let stats = self.connection.stats();
         let sent_bytes = stats.udp_tx.bytes + stats.udp_tx.datagrams * DATAGRAM_OVERHEAD_BYTES;
-        WireCounters { sent_bytes, rtt: self.connection.rtt() }
+        WireCounters {
+            sent_bytes,
+            rtt: self.connection.rtt(),
+            window_bytes: stats.path.cwnd,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+        }
     }
 }
 
 /// Carries handshakes out side by side: a slow or hostile peer holds up nobody else.
-async fn accept_all(endpoint: quinn::Endpoint, accept: mpsc::Sender<Connection>) {
+async fn accept_all(
+    endpoint: quinn::Endpoint,
+    server: ServerConfig,
+    congestion: Congestion,
+    accept: mpsc::Sender<Connection>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let log = Arc::new(RefusalLog::default());
+    let handshakes = Tasks::new();
     while let Some(incoming) = endpoint.accept().await {
         let Ok(place) = places.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
         let (accept, log) = (accept.clone(), log.clone());
-        tokio::spawn(async move {
+        let mut server = server.clone();
+        let Ok(transport) = transport_config(&congestion, incoming.remote_address().ip()) else { continue };
+        server.transport_config(transport);
+        handshakes.spawn(async move {
             let address = incoming.remote_address();
-            let handshake = async { incoming.await };
+            let handshake = async { incoming.accept_with(Arc::new(server))?.await };
             let connection = match tokio::time::timeout(HANDSHAKE, handshake).await {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(e)) => {
@@ -232,9 +265,8 @@ struct RefusalLog {
 }
 
 impl RefusalLog {
-    #[allow(clippy::disallowed_methods, reason = "how often something is logged decides nothing")]
     fn note(&self, address: SocketAddr, why: &str) {
-        let now = Instant::now();
+        let now = now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
         if last.len() < CONNECTIONS_MAX && !last.contains_key(&address.ip()) {
@@ -282,17 +314,15 @@ fn configs(identity: &Identity) -> Result<(ClientConfig, ServerConfig), String> 
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         .map_err(text)?;
     server.alpn_protocols = vec![ALPN.to_vec()];
-    let transport = Arc::new(transport_config()?);
     let client = QuicClientConfig::try_from(client).map_err(|e| e.to_string())?;
-    let mut client = ClientConfig::new(Arc::new(client));
-    client.transport_config(transport.clone());
+    let client = ClientConfig::new(Arc::new(client));
     let server = QuicServerConfig::try_from(server).map_err(|e| e.to_string())?;
-    let mut server = ServerConfig::with_crypto(Arc::new(server));
-    server.transport_config(transport);
+    let server = ServerConfig::with_crypto(Arc::new(server));
     Ok((client, server))
 }
 
-fn transport_config() -> Result<TransportConfig, String> {
+/// How connections with the peer at `address` are.
+fn transport_config(congestion: &Congestion, address: IpAddr) -> Result<Arc<TransportConfig>, String> {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).map_err(|e| e.to_string())?))
@@ -302,8 +332,9 @@ fn transport_config() -> Result<TransportConfig, String> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES * 2))
-        .send_window(u64::from(STREAM_WINDOW_BYTES));
-    Ok(config)
+        .send_window(u64::from(STREAM_WINDOW_BYTES))
+        .congestion_controller_factory(congestion.factory(Some(address)));
+    Ok(Arc::new(config))
 }
 
 fn bind_socket(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {

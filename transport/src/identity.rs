@@ -183,6 +183,8 @@ pub struct Identity {
     pub peer: Peer,
     /// The cluster it belongs to.
     pub cluster_id: ClusterId,
+    /// When its certificate ends, seconds since 1970.
+    pub ends_s: i64,
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) roots: Arc<RootCertStore>,
@@ -193,6 +195,7 @@ impl Clone for Identity {
         Identity {
             peer: self.peer.clone(),
             cluster_id: self.cluster_id,
+            ends_s: self.ends_s,
             chain: self.chain.clone(),
             key: self.key.clone_key(),
             roots: self.roots.clone(),
@@ -216,6 +219,9 @@ impl Identity {
         let certificate = certificate.map_err(|e| unusable(&path, e.to_string()))?;
         let peer = Peer::of_certificate(&certificate)
             .ok_or_else(|| unusable(&path, "it names neither one region nor an operator".into()))?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(&certificate).map_err(|e| unusable(&path, e.to_string()))?;
+        let ends_s = parsed.validity().not_after.timestamp();
         let key_path = directory.join("key.pem");
         let key = PrivateKeyDer::from_pem_slice(read_private(&key_path)?.as_bytes());
         let key = key.map_err(|e| unusable(&key_path, e.to_string()))?;
@@ -226,7 +232,7 @@ impl Identity {
             .and_then(|root| roots.add(root).map_err(|e| e.to_string()))
             .map_err(|what| unusable(&ca_path, what))?;
         let cluster_id = read_cluster_id(directory)?;
-        Ok(Identity { peer, cluster_id, chain: vec![certificate], key, roots: Arc::new(roots) })
+        Ok(Identity { peer, cluster_id, ends_s, chain: vec![certificate], key, roots: Arc::new(roots) })
     }
 }
 

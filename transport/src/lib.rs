@@ -1,12 +1,15 @@
-//! How regions and operators reach each other: QUIC with mutual TLS, framed messages on streams, an egress cap.
+//! How regions and operators reach each other: QUIC with mutual TLS, framed messages on streams, an egress
+//! cap.
 //!
 //! Who a peer is comes from its certificate and from nothing it says. See docs/PROTOCOL.md.
 
+pub mod congestion;
 pub mod egress;
 pub mod endpoint;
 pub mod identity;
 pub mod stream;
 
+pub use congestion::Congestion;
 pub use egress::EgressCap;
 pub use endpoint::{Connection, Endpoint, WireCounters};
 pub use identity::{Authority, Identity, IdentityError, Peer};

@@ -99,7 +99,8 @@ impl Receiver {
     /// Waits for the next message; `None` once the peer has finished the stream. Cancel safe.
     ///
     /// # Errors
-    /// When the connection is lost, or what came is no message of at most `max_bytes`; the stream is stopped then.
+    /// When the connection is lost, or what came is no message of at most `max_bytes`; the stream is stopped
+    /// then.
     pub async fn receive<M: prost::Message + Default>(
         &mut self,
         max_bytes: usize,

@@ -53,9 +53,9 @@ async fn regions_know_each_other_by_their_certificates() {
     let mut other = accepted.accept_stream().await.unwrap();
     let open: Open = other.receive(1000).await.unwrap().unwrap();
     assert_eq!(open.protocol, 7);
-    other.send(&Heartbeat { clock_us: 5, durable_lsn: 6 }).await.unwrap();
+    other.send(&Heartbeat { number: 5, durable_lsn: 6 }).await.unwrap();
     let heartbeat: Heartbeat = stream.receive(1000).await.unwrap().unwrap();
-    assert_eq!(heartbeat.clock_us, 5);
+    assert_eq!(heartbeat.number, 5);
 
     let wrong = client.connect(address, &region("ap-south"), PATIENCE).await.unwrap_err();
     assert!(matches!(wrong, TransportError::Certificate { .. }), "{wrong}");

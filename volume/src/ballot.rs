@@ -1,8 +1,8 @@
 //! Who may write to the copies: ballots, and what each copy's redo was written under.
 //!
-//! Each opening of a volume takes a [`Ballot`] of its own, above every one before it. A copy that has promised a ballot
-//! takes nothing from a lower one. [`Ballots`] is a copy's record of which redo came under which ballot; from two of them
-//! it is known how far two copies hold the same redo, without reading it.
+//! Each opening of a volume takes a [`Ballot`] of its own, above every one before it. A copy that has
+//! promised a ballot takes nothing from a lower one. [`Ballots`] is a copy's record of which redo came under
+//! which ballot; from two of them it is known how far two copies hold the same redo, without reading it.
 
 use std::fmt;
 
@@ -64,8 +64,8 @@ impl Ballots {
         &self.0
     }
 
-    /// The ballot under which a log that ends at `end_lsn` was last written. An entry that begins at the end counts: its
-    /// writer knew all of this log.
+    /// The ballot under which a log that ends at `end_lsn` was last written. An entry that begins at the end
+    /// counts: its writer knew all of this log.
     #[must_use]
     pub fn last_at(&self, end_lsn: Lsn) -> Ballot {
         self.0
@@ -75,17 +75,24 @@ impl Ballots {
             .map_or(Ballot::default(), |(ballot, _)| *ballot)
     }
 
+    /// The ballot under which the redo just before `end_lsn` was written.
+    #[must_use]
+    pub fn written_at(&self, end_lsn: Lsn) -> Ballot {
+        let written = self.0.iter().rev().find(|(_, begin)| *begin < end_lsn);
+        written.map_or(Ballot::default(), |(ballot, _)| *ballot)
+    }
+
     /// Notes that `ballot` writes from `from_lsn` on. What was noted from there on is no more.
     pub fn begin(&mut self, ballot: Ballot, from_lsn: Lsn) {
         self.0.retain(|(_, begin)| *begin < from_lsn);
         self.0.push((ballot, from_lsn));
     }
 
-    /// How far a log with these ballots that ends at `end_lsn`, and `other` that ends at `other_end_lsn`, hold the same
-    /// redo for certain; [`Lsn::ZERO`] when nothing is certain.
+    /// How far a log with these ballots that ends at `end_lsn`, and `other` that ends at `other_end_lsn`,
+    /// hold the same redo for certain; [`Lsn::ZERO`] when nothing is certain.
     ///
-    /// Under one ballot there is one writer, which writes an LSN once: where both logs have redo of the same ballot, it
-    /// is the same redo, and so is everything before it.
+    /// Under one ballot there is one writer, which writes an LSN once: where both logs have redo of the same
+    /// ballot, it is the same redo, and so is everything before it.
     #[must_use]
     pub fn common(&self, end_lsn: Lsn, other: &Ballots, other_end_lsn: Lsn) -> Lsn {
         let mut common = Lsn::ZERO;
@@ -145,7 +152,7 @@ mod tests {
     fn a_record_of_ballots_is_kept() {
         let mut record = ballots(&[(1, 0), (2, 50)]);
         assert_eq!(record.last_at(Lsn(49)), ballot(1));
-        assert_eq!(record.last_at(Lsn(50)), ballot(2));
+        assert_eq!((record.last_at(Lsn(50)), record.written_at(Lsn(50))), (ballot(2), ballot(1)));
         record.begin(ballot(3), Lsn(50));
         assert_eq!(record, ballots(&[(1, 0), (3, 50)]), "an opening that wrote nothing leaves no trace");
         record.begin(ballot(4), Lsn(60));

@@ -1,14 +1,15 @@
 //! Reads durable redo in order: from memory while it is recent, from a copy otherwise.
 //!
-//! A cursor yields whole batches and waits at the durable end. Any number of cursors read at once; none holds up an append.
+//! A cursor yields whole batches and waits at the durable end. Any number of cursors read at once; none holds
+//! up an append.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use proto::compression::Decompressor;
 use proto::{Batch, Lsn, Redo};
+use runtime::task::Task;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::copy::Stored;
 use crate::head::Head;
@@ -39,9 +40,10 @@ pub struct Cursor {
     feeding: Work<Decompressor>,
 }
 
-/// Work for an LSN that goes on when whoever waits for it is cancelled: a walsender is, at every word of its standby.
+/// Work for an LSN that goes on when whoever waits for it is cancelled: a walsender is, at every word of its
+/// standby.
 #[derive(Debug)]
-struct Work<T>(Option<(Lsn, JoinHandle<Result<T, VolumeError>>)>);
+struct Work<T>(Option<(Lsn, Task<Result<T, VolumeError>>)>);
 
 impl<T: Send + 'static> Work<T> {
     /// Waits for the work for `lsn`, which is begun if it is not under way. Cancel safe.
@@ -50,7 +52,7 @@ impl<T: Send + 'static> Work<T> {
         F: Future<Output = Result<T, VolumeError>> + Send + 'static,
     {
         self.0.take_if(|(of, _)| *of != lsn);
-        let (_, under_way) = self.0.get_or_insert_with(|| (lsn, tokio::spawn(work())));
+        let (_, under_way) = self.0.get_or_insert_with(|| (lsn, Task::spawn("reading ahead", work())));
         let done = under_way.await;
         self.0 = None;
         done.map_err(|_| VolumeError::Closed)?
@@ -165,7 +167,7 @@ impl Cursor {
             let step = match self.read.pop_front() {
                 Some(batch) if batch.end_lsn <= self.next_lsn => continue,
                 Some(batch) => Step::Read(batch),
-                None => Step::Memory(self.head.lock().tail.find(self.next_lsn)?),
+                None => Step::Memory(self.head.look(|log| log.find(self.next_lsn))?),
             };
             let batch = step.batch();
             if std::mem::take(&mut self.to_context) && !batch.begins_context() {

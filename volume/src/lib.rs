@@ -1,46 +1,54 @@
-//! A region's redo log: durable before anything is acknowledged, shipped or fed on; read by many at their own pace.
+//! A region's redo log: durable before anything is acknowledged, shipped or fed on; read by many at their own
+//! pace.
 //!
 //! [`Volume`] is what the rest of the region sees. Below it lie six copies, two in each of three zones:
 //!
 //! ```text
-//! Volume ── head ─┬─ quorum      who may write, what is durable (pure)
-//!                 ├─ repair      fills copies from their peers, reads back, mends
+//! Volume ── head ─┬─ log         what is queued, chosen, filled, kept (pure)
+//!                 │   └─ quorum  who may write, what is durable (pure)
+//!                 ├─ supervisor  opens copies again, asks, looks at the time
+//!                 │   └─ repair  fills copies from their peers, reads back, mends
 //!                 └─ six links ─► copy: a thread, and a directory of segments on a disk
 //!                                 (or, in another process, the same at the end of a stream)
 //! ```
 //!
-//! What the volume says is durable lies on four copies of six, with everything before it. docs/VOLUME.md describes the
-//! protocol and the format on disk.
+//! What the volume says is durable lies on four copies of six, with everything before it. docs/VOLUME.md
+//! describes the protocol and the format on disk.
 
 pub mod ballot;
 pub mod copy;
+pub mod log;
+pub mod planted;
 pub mod quorum;
 pub mod retention;
 pub mod segment;
 
+mod claim;
 mod cursor;
 mod head;
 mod repair;
+mod supervisor;
 mod tail;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use proto::batch::BatchError;
 use proto::timeline::TimelineError;
-use proto::{ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
+use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
 use tokio::sync::watch;
 
 use ballot::Ballot;
-use copy::{Link, Listener, Order};
-use head::{Head, Phase, Task};
-use quorum::{CopyId, Input, Standing};
+use copy::{Event, Link, Listener};
+use head::Head;
+use log::{Log, Phase};
+use quorum::{CopyId, CopyState};
 
+pub use claim::Claim;
 pub use cursor::{Cursor, Start};
 pub use head::now_us;
-pub use repair::Tally;
+pub use log::Tally;
 
 /// What a volume is made of.
 #[derive(Debug, Clone)]
@@ -67,11 +75,14 @@ pub struct VolumeOptions {
     pub repair_bytes_per_second: u64,
     /// How often everything is read back.
     pub scrub_every: Duration,
+    /// One thread appends to all copies of this process, where the kernel and the file system let it;
+    /// otherwise each has one.
+    pub share_thread: bool,
 }
 
 impl VolumeOptions {
-    /// The defaults: all six copies here, 16 MiB segments, a day, 10 GiB, 32 MiB in memory, repair at 100 MiB/s, read back
-    /// once a day.
+    /// The defaults: all six copies here, 16 MiB segments, a day, 10 GiB, 32 MiB in memory, repair at 100
+    /// MiB/s, read back once a day.
     #[must_use]
     pub fn new(directory: PathBuf, cluster_id: ClusterId) -> VolumeOptions {
         VolumeOptions {
@@ -79,20 +90,16 @@ impl VolumeOptions {
             copies: CopyId::all().collect(),
             cluster_id,
             epoch: Epoch(1),
-            writer: draw(),
+            writer: runtime::random::draw(),
             segment_bytes: 16 << 20,
             retain: Duration::from_secs(24 * 3600),
             max_size_bytes: 10 << 30,
             tail_bytes: 32 << 20,
             repair_bytes_per_second: 100 << 20,
             scrub_every: Duration::from_secs(24 * 3600),
+            share_thread: true,
         }
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "a driver's draw; the machine takes it as an argument")]
-fn draw() -> u64 {
-    rand::random()
 }
 
 /// Why the volume cannot do what it was asked.
@@ -161,6 +168,12 @@ pub enum VolumeError {
         /// What is wrong.
         what: String,
     },
+    /// A peer's segment comes in the name of another writer, or belongs to another log.
+    #[error("the segment from {begin_lsn} is of another writer, or of another log")]
+    OtherWriter {
+        /// Where the segment begins.
+        begin_lsn: Lsn,
+    },
     /// A batch does not continue the log.
     #[error(
         "batch {begin_lsn} on timeline {timeline}, epoch {epoch}, does not continue the log, which ends at {end_lsn}: {why}"
@@ -202,6 +215,18 @@ pub enum VolumeError {
     /// A history file that cannot be used.
     #[error("timeline history: {0}")]
     History(#[from] TimelineError),
+    /// An operator gave his word for a volume that has a log.
+    #[error("the volume has found its redo: there is nothing to recover, and nothing was changed")]
+    NothingToRecover,
+    /// An operator gave his word, and too little is left.
+    #[error(
+        "{members} copies that remember the volume's redo have answered, and three must: bring back another copy's disk or zone; \
+         nothing was changed"
+    )]
+    TooFewToRecover {
+        /// How many have answered.
+        members: usize,
+    },
     /// The volume is closed.
     #[error("the volume is closed")]
     Closed,
@@ -238,12 +263,17 @@ pub struct Volume {
 
 /// Closes the volume when the last handle is gone.
 #[derive(Debug)]
-struct OpenGuard(Weak<Head>);
+struct OpenGuard {
+    head: Weak<Head>,
+    /// It ends with this, and with it all that it began.
+    _supervisor: runtime::task::Task<()>,
+}
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        if let Some(head) = self.0.upgrade() {
-            head.ask(Task::Close);
+        // Readers may keep the head; the copies are let go of now.
+        if let Some(head) = self.head.upgrade() {
+            head.close();
         }
     }
 }
@@ -257,6 +287,9 @@ pub struct VolumeStatus {
     pub bounds: Bounds,
     /// Whether appends can become durable.
     pub writable: bool,
+    /// How many copies have promised and remember what they promised before, while the volume is being
+    /// opened.
+    pub members: usize,
     /// Why not, when it is for good.
     pub closed: Option<String>,
     /// Each copy.
@@ -271,7 +304,7 @@ pub struct CopyStatus {
     /// Where it lies; empty while it is not reached.
     pub place: String,
     /// Where it stands.
-    pub standing: Standing,
+    pub state: CopyState,
     /// How far it holds the log on its disk.
     pub flushed_lsn: Lsn,
     /// What repair did for it.
@@ -292,11 +325,22 @@ impl Volume {
     /// Starts a volume: opens the copies of this process and waits for the others to join.
     ///
     /// # Errors
-    /// When a copy's directory is another cluster's, or another copy's. A copy that fails otherwise is gone without.
+    /// When a copy's directory is another cluster's, or another copy's. A copy that fails otherwise is gone
+    /// without.
     pub async fn start(options: VolumeOptions) -> Result<Volume, VolumeError> {
-        let (head, queue) = Head::start(options);
+        Ok(Volume::start_held(options, "start").await?.0)
+    }
+
+    /// As [`Volume::start`], with a [`Volume::hold`] that was there before anything else: no redo is dropped,
+    /// however old, before whoever starts the volume has seen what it needs of it.
+    ///
+    /// # Errors
+    /// As [`Volume::start`].
+    pub async fn start_held(options: VolumeOptions, name: &str) -> Result<(Volume, Claim), VolumeError> {
+        let head = Head::new(options);
+        let hold = Claim::new(&head, name, Lsn::ZERO);
         let opening = head.clone();
-        let opened = tokio::task::spawn_blocking(move || -> Result<(), VolumeError> {
+        let opened = runtime::task::blocking("opening the copies", move || -> Result<(), VolumeError> {
             for copy in opening.options.copies.clone() {
                 match opening.open_local(copy) {
                     Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => {
@@ -304,10 +348,7 @@ impl Volume {
                     }
                     Err(e) => {
                         tracing::error!("copy {copy} is gone without: {e}");
-                        let mut state = opening.lock();
-                        opening.handle(&mut state, Input::Failed(copy, e.to_string()));
-                        drop(state);
-                        opening.ask(Task::Reopen(copy));
+                        opening.change(|log| log.hear(copy, Event::Failed(e.to_string())));
                     }
                     Ok(()) => {}
                 }
@@ -315,9 +356,9 @@ impl Volume {
             Ok(())
         });
         opened.await.map_err(|_| VolumeError::Closed)??;
-        tokio::spawn(head::supervise(head.clone(), queue));
-        let _open = Arc::new(OpenGuard(Arc::downgrade(&head)));
-        Ok(Volume { head, _open })
+        let _supervisor = runtime::task::Task::spawn("volume", supervisor::supervise(head.clone()));
+        let _open = Arc::new(OpenGuard { head: Arc::downgrade(&head), _supervisor });
+        Ok((Volume { head, _open }, hold))
     }
 
     /// Waits until the volume takes appends.
@@ -328,21 +369,35 @@ impl Volume {
         let mut phase = self.head.phase.subscribe();
         let reached =
             *phase.wait_for(|phase| *phase != Phase::Opening).await.map_err(|_| VolumeError::Closed)?;
-        match (reached, &self.head.lock().closed) {
-            (Phase::Closed, why) => Err(why.clone().unwrap_or(VolumeError::Closed)),
+        match reached {
+            Phase::Closed => Err(self.closed()),
             _ => Ok(()),
         }
+    }
+
+    /// Opens a volume with three copies that remember its redo, on an operator's word that the others are
+    /// lost for good. Copies that have forgotten all are filled, and once one of them is, [`Volume::opened`]
+    /// returns.
+    ///
+    /// # Errors
+    /// When it is open already, or too little is left; or another writer has taken over.
+    pub fn recover(&self) -> Result<(), VolumeError> {
+        self.head.change(Log::recover)
     }
 
     /// Waits until another writer has taken the volume over, and says so; otherwise for ever.
     pub async fn deposed(&self) -> VolumeError {
         let mut phase = self.head.phase.subscribe();
         let _ = phase.wait_for(|phase| *phase == Phase::Closed).await;
-        self.head.lock().closed.clone().unwrap_or(VolumeError::Closed)
+        self.closed()
     }
 
-    /// A copy in another process joins: `link` makes the way to it from what hears it, and tells the ballot it has promised.
-    /// Returns what is to be dropped when the way is lost.
+    fn closed(&self) -> VolumeError {
+        self.head.look(|log| log.closed().cloned()).unwrap_or(VolumeError::Closed)
+    }
+
+    /// A copy in another process joins: `link` makes the way to it from what hears it, and tells the ballot
+    /// it has promised. Returns what is to be dropped when the way is lost.
     pub fn join(
         &self,
         copy: CopyId,
@@ -373,8 +428,8 @@ impl Volume {
         self.head.durable.subscribe()
     }
 
-    /// Queues a batch; it is durable once [`Volume::watch_durable`] says so. Waits while the queue is full. When this is
-    /// cancelled, the batch was not queued.
+    /// Queues a batch; it is durable once [`Volume::watch_durable`] says so. Waits while the queue is full.
+    /// When this is cancelled, the batch was not queued.
     ///
     /// # Errors
     /// When the batch does not continue the log, or another writer has taken over.
@@ -400,14 +455,12 @@ impl Volume {
         self.opened().await?;
         let (mut durable, mut phase) = (self.head.durable.subscribe(), self.head.phase.subscribe());
         loop {
-            {
-                let state = self.head.lock();
-                if let Some(why) = &state.closed {
-                    return Err(why.clone());
-                }
-                if durable.borrow_and_update().lsn >= state.queued.lsn {
-                    return Ok(());
-                }
+            let (closed, queued) = self.head.look(|log| (log.closed().cloned(), log.queued()));
+            if let Some(why) = closed {
+                return Err(why);
+            }
+            if durable.borrow_and_update().lsn >= queued.lsn {
+                return Ok(());
             }
             let changed = tokio::select! {
                 changed = durable.changed() => changed,
@@ -417,29 +470,37 @@ impl Volume {
         }
     }
 
-    /// Empties the volume; its redo will begin at `begin_lsn` on `timeline`. On a write quorum of disks when this returns.
+    /// Waits until everything queued is durable, for at most `patience`; whether it is. Where copies are
+    /// missing, or another writer has taken over, it is not.
+    pub async fn settle_within(&self, patience: Duration) -> bool {
+        matches!(tokio::time::timeout(patience, self.settle()).await, Ok(Ok(())))
+    }
+
+    /// Whether it is known which redo is here: a write quorum of copies holds the log that this opening
+    /// chose. Before that, [`Volume::bounds`] tell nothing. Whether appends become durable is another
+    /// question: [`VolumeStatus::writable`].
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        *self.head.phase.borrow() == Phase::Open
+    }
+
+    /// Empties the volume; its redo will begin at `begin_lsn` on `timeline`. On a write quorum of disks when
+    /// this returns.
     ///
     /// # Errors
     /// When another writer has taken over.
     pub async fn reset(&self, begin_lsn: Lsn, timeline: Timeline) -> Result<(), VolumeError> {
-        self.opened().await?;
-        {
-            let mut state = self.head.lock();
-            if let Some(why) = &state.closed {
-                return Err(why.clone());
-            }
+        loop {
+            self.opened().await?;
             let begin = Durable { lsn: begin_lsn, timeline, epoch: Epoch(0) };
-            state.tail.clear();
-            state.segments.clear();
-            state.histories.clear();
-            state.needs.clear();
-            state.queued = begin;
-            self.head.phase.send_replace(Phase::Opening);
-            self.head.durable.send_replace(Durable::default());
-            let outputs = state.quorum.reset(begin);
-            self.head.pass_on(&mut state, outputs);
+            let begun = self.head.change(|log| log.reset(begin))?;
+            let Some(generation) = begun else { continue };
+            self.opened().await?;
+            // Opened anew meanwhile, the volume may have the old log again.
+            if self.head.look(|log| log.quorum().generation()) >= generation {
+                return Ok(());
+            }
         }
-        self.opened().await
     }
 
     /// Keeps a timeline's history: every copy has it on disk before any redo that is appended after this.
@@ -447,18 +508,13 @@ impl Volume {
     /// # Errors
     /// When another writer has taken over.
     pub async fn append_history(&self, history: TimelineHistory) -> Result<(), VolumeError> {
-        self.opened().await?;
-        let mut state = self.head.lock();
-        if state.histories.get(&history.timeline) == Some(&history) {
-            return Ok(());
-        }
-        for copy in CopyId::all().filter(|copy| state.quorum.is_adopted(*copy)).collect::<Vec<_>>() {
-            if let Some(link) = &state.entry(copy).link {
-                link.order(Order::History(history.clone()));
+        loop {
+            self.opened().await?;
+            // Opened anew meanwhile, it waits again.
+            if self.head.change(|log| log.keep_history(&history))? {
+                return Ok(());
             }
         }
-        state.histories.insert(history.timeline, history);
-        Ok(())
     }
 
     /// A timeline's history, if the volume has it. The first timeline's is always known.
@@ -467,7 +523,7 @@ impl Volume {
         if timeline.0 == 1 {
             return Some(TimelineHistory::first());
         }
-        self.head.lock().histories.get(&timeline).cloned()
+        self.head.look(|log| log.history(timeline).cloned())
     }
 
     /// Reads from `from_lsn`, or from where its context begins.
@@ -478,40 +534,77 @@ impl Volume {
         Cursor::open(self.head.clone(), from_lsn, start)
     }
 
+    /// The batch that holds `lsn`; none when it is not durable here, or not kept any more.
+    ///
+    /// # Errors
+    /// When no copy has it whole, or the volume closed.
+    pub async fn batch_at(&self, lsn: Lsn) -> Result<Option<Batch>, VolumeError> {
+        let bounds = self.bounds();
+        if lsn < bounds.horizon_lsn || lsn >= bounds.durable_lsn {
+            return Ok(None);
+        }
+        match self.cursor(lsn, Start::Batch)?.next_batch().await {
+            Ok(batch) => Ok(Some(batch)),
+            // It went meanwhile.
+            Err(_) if lsn < self.bounds().horizon_lsn => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The newest durable batch; none in a volume that has only begun.
+    ///
+    /// # Errors
+    /// As [`Volume::batch_at`].
+    pub async fn newest_batch(&self) -> Result<Option<Batch>, VolumeError> {
+        self.batch_at(Lsn(self.bounds().durable_lsn.0.saturating_sub(1))).await
+    }
+
     /// Keeps redo from `from_lsn` on for `who`, up to the hard size limit; `None` ends the claim.
     pub fn set_need(&self, who: &str, from_lsn: Option<Lsn>) {
-        let needs = &mut self.head.lock().needs;
-        match from_lsn {
-            Some(lsn) => drop(needs.insert(who.to_owned(), lsn)),
-            None => drop(needs.remove(who)),
-        }
+        self.head.change(|log| log.needs_mut().set(who, from_lsn));
+    }
+
+    /// Keeps redo from `from_lsn` on, up to the hard size limit, for as long as the claim lives; `name` says
+    /// for whom.
+    pub fn claim(&self, name: &str, from_lsn: Lsn) -> Claim {
+        Claim::new(&self.head, name, from_lsn)
+    }
+
+    /// Keeps all redo, up to the hard size limit, until the claim is dropped or advanced.
+    pub fn hold(&self, name: &str) -> Claim {
+        self.claim(name, Lsn::ZERO)
     }
 
     /// Bytes of redo in each copy.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.head.lock().segments.iter().map(|s| s.stored_bytes).sum()
+        self.head.look(Log::stored_bytes)
     }
 
     /// The volume and its copies.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
-        let bounds = self.head.bounds();
-        let state = self.head.lock();
-        let copies = CopyId::all().zip(&state.copies).map(|(id, entry)| CopyStatus {
-            id,
-            place: entry.link.as_ref().map(|link| link.place()).unwrap_or_default(),
-            standing: state.quorum.standing(id).clone(),
-            flushed_lsn: state.quorum.flushed_lsn(id),
-            repair: entry.repair.clone(),
-        });
-        VolumeStatus {
-            ballot: state.quorum.ballot(),
-            bounds,
-            writable: state.quorum.is_open() && state.quorum.is_quorate(),
-            closed: state.closed.as_ref().map(ToString::to_string),
-            copies: copies.collect(),
-        }
+        let places =
+            CopyId::all().map(|copy| self.head.link(copy).map(|link| link.place()).unwrap_or_default());
+        let places: Vec<String> = places.collect();
+        self.head.look(|log| {
+            let quorum = log.quorum();
+            let copies = CopyId::all().zip(places).map(|(id, place)| CopyStatus {
+                id,
+                place,
+                state: quorum.state(id).clone(),
+                flushed_lsn: quorum.flushed_lsn(id),
+                repair: log.tally(id).clone(),
+            });
+            VolumeStatus {
+                ballot: quorum.ballot(),
+                bounds: log.bounds(),
+                writable: quorum.is_open() && quorum.is_quorate(),
+                members: quorum.members(),
+                closed: log.closed().map(ToString::to_string),
+                copies: copies.collect(),
+            }
+        })
     }
 
     /// Reads copies back against their checksums and mends what rotted; all, or one.
@@ -535,44 +628,4 @@ impl Drop for Joined {
     fn drop(&mut self) {
         self.head.lose(self.copy, self.number);
     }
-}
-
-impl Head {
-    pub(crate) fn bounds(&self) -> Bounds {
-        let durable = *self.durable.borrow();
-        let horizon_lsn = self.lock().segments.first().map_or(durable.lsn, |s| s.begin_lsn);
-        Bounds { horizon_lsn, durable_lsn: durable.lsn, timeline: durable.timeline }
-    }
-}
-
-/// The end of the log after `redo`, if it continues one that ends at `end`.
-fn continues(
-    end: Durable,
-    redo: &Redo,
-    histories: &BTreeMap<Timeline, TimelineHistory>,
-) -> Result<Durable, VolumeError> {
-    let batch = &redo.batch;
-    let wrong = |why| {
-        let (begin_lsn, timeline, epoch) = (batch.begin_lsn, batch.timeline, batch.epoch);
-        Err(VolumeError::Discontinuous { begin_lsn, timeline, epoch, end_lsn: end.lsn, why })
-    };
-    if batch.begin_lsn != end.lsn {
-        return wrong("it begins elsewhere");
-    }
-    if batch.epoch < end.epoch {
-        return wrong("its epoch is over");
-    }
-    if batch.timeline < end.timeline {
-        return wrong("its timeline is over");
-    }
-    if batch.timeline > end.timeline {
-        let fork = histories.get(&batch.timeline).and_then(|h| h.fork_of(end.timeline));
-        if fork != Some(batch.begin_lsn) {
-            return wrong("its timeline does not fork off here");
-        }
-    }
-    if redo.bytes.len() as u64 != batch.redo_bytes() {
-        return wrong("its redo is not as long as it says");
-    }
-    Ok(Durable { lsn: batch.end_lsn, timeline: batch.timeline, epoch: batch.epoch })
 }

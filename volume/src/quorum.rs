@@ -1,14 +1,16 @@
-//! The quorum over a region's copies: who may write, what is durable, which copy needs what. Pure: no files, sockets,
-//! threads or clocks; the same machine runs in the daemon and, under a seeded scheduler, in the simulation.
+//! The quorum over a region's copies: who may write, what is durable, which copy needs what. Pure: no files,
+//! sockets, threads or clocks; the same machine runs in the daemon and, under a seeded scheduler, in the
+//! simulation.
 //!
 //! An opening of the volume goes through three steps.
-//! 1. **Promise.** Every copy is asked to take nothing below this opening's ballot. Once a write quorum has promised, no
-//!    older writer can make anything durable any more.
-//! 2. **Choose.** Among the logs of those that promised, the one written under the highest ballot, and of these the longest,
-//!    holds everything that may have been acknowledged: each acknowledged LSN lies on a write quorum, and any read quorum
-//!    meets it.
-//! 3. **Adopt.** Each copy cuts off what the chosen log does not have, notes the ballot, and is filled with what it lacks. Once
-//!    a write quorum holds all of the chosen log, that log is durable and appends go on from its end.
+//! 1. **Promise.** Every copy is asked to take nothing below this opening's ballot. Once a write quorum has
+//!    promised, no older writer can make anything durable any more.
+//! 2. **Choose.** Among the logs of those that promised, the one written under the highest ballot, and of
+//!    these the longest, holds everything that may have been acknowledged: each acknowledged LSN lies on a
+//!    write quorum, and any read quorum meets it.
+//! 3. **Adopt.** Each copy cuts off what the chosen log does not have, notes the ballot, and is filled with
+//!    what it lacks. Once a write quorum holds all of the chosen log, that log is durable and appends go on
+//!    from its end.
 //!
 //! A copy that comes later, or comes back, takes the same steps while the others go on.
 
@@ -18,6 +20,7 @@ use proto::Lsn;
 
 use crate::Durable;
 use crate::ballot::{Ballot, Ballots};
+use crate::planted::{self, Bug};
 
 /// One of a region's copies, by its place: two in each zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +50,7 @@ impl CopyId {
         char::from(b'a' + self.0 / COPIES_PER_ZONE)
     }
 
-    fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         usize::from(self.0)
     }
 }
@@ -71,7 +74,8 @@ impl std::str::FromStr for CopyId {
 /// What a copy says of itself when it promises.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vote {
-    /// Which of the volume's logs it holds; each reset begins the next. Zero in a copy that was never part of a volume.
+    /// Which of the volume's logs it holds; each reset begins the next. Zero in a copy that was never part of
+    /// a volume.
     pub generation: u64,
     /// Under which ballots its redo was written.
     pub ballots: Ballots,
@@ -79,8 +83,22 @@ pub struct Vote {
     pub begin: Durable,
     /// Where its redo ends, on its disk.
     pub end: Durable,
-    /// How far the volume was durable when its newest record was written.
+    /// How far the volume was durable for certain, as the copy's redo said that damage has cost it; zero
+    /// where it has lost none.
     pub proven_lsn: Lsn,
+    /// How far its log went before damage was cut off; nothing where none was.
+    pub held: Held,
+}
+
+/// How far the log went of a copy that has lost its end to damage, or all of it and is being filled: what is
+/// gone may have been durable. The ballot is the one under which that end was written, so the greater of two
+/// is the later log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Held {
+    /// Under which ballot.
+    pub ballot: Ballot,
+    /// Where it ended.
+    pub lsn: Lsn,
 }
 
 impl Vote {
@@ -96,7 +114,7 @@ impl Vote {
 
 /// Where a copy stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum CopyState {
     /// Not reached.
     Absent,
     /// Asked for its promise.
@@ -109,7 +127,9 @@ pub enum Standing {
     Filling,
     /// It is sent every append.
     Live,
-    /// It takes nothing: its disk failed, or it has promised a higher ballot.
+    /// It has promised this higher ballot to another writer.
+    PromisedElsewhere(Ballot),
+    /// It takes nothing: its disk failed.
     Failed(String),
 }
 
@@ -118,8 +138,14 @@ pub enum Standing {
 pub enum Keep {
     /// Everything before this LSN.
     Before(Lsn),
-    /// Nothing: the copy begins anew at this position.
-    Nothing(Durable),
+    /// Nothing: the copy begins anew.
+    Nothing {
+        /// Where.
+        begin: Durable,
+        /// How far the log goes, where the copy has forgotten: it may have had all of that. Nothing where it
+        /// has not.
+        held: Held,
+    },
 }
 
 /// What a copy is told when its promise was taken.
@@ -135,6 +161,16 @@ pub struct Adoption {
     pub keep: Keep,
 }
 
+/// In whose name an order is given, and for which of the volume's logs. A copy that has promised another
+/// ballot, or holds another log, does not carry it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Writer {
+    /// The ballot of the opening that gives the order.
+    pub ballot: Ballot,
+    /// The log it is about.
+    pub generation: u64,
+}
+
 /// What happened.
 #[derive(Debug, Clone)]
 pub enum Input {
@@ -142,7 +178,8 @@ pub enum Input {
     Reached(CopyId),
     /// A copy cannot be reached any more.
     Lost(CopyId),
-    /// A copy promised this ballot. An answer to an earlier opening's question may come late, and is none to this one's.
+    /// A copy promised this ballot. An answer to an earlier opening's question may come late, and is none to
+    /// this one's.
     Promised(CopyId, Ballot, Vote),
     /// A copy has promised a higher ballot.
     Refused(CopyId, Ballot),
@@ -167,7 +204,8 @@ pub enum Output {
     Fill(CopyId, Lsn),
     /// All redo up to here is durable.
     Durable(Lsn),
-    /// A copy has promised this higher ballot to an earlier opening, or to one at the same time: open anew, above it.
+    /// A copy has promised this higher ballot to an earlier opening, or to one at the same time: open anew,
+    /// above it.
     Outbid(Ballot),
     /// Another writer has taken over with this ballot; nothing of ours becomes durable any more.
     Deposed(Ballot),
@@ -184,13 +222,19 @@ pub struct Quorum {
     deposed: Option<Ballot>,
     /// The highest ballot that a copy has promised to somebody who did not take over.
     outbid: Option<Ballot>,
+    /// On the operator's word, that the copies which are missing are lost for good.
+    word: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Member {
-    standing: Standing,
+    state: CopyState,
     vote: Option<Vote>,
     flushed_lsn: Lsn,
+    /// Where its redo begins, as far as it was told to keep it: another copy may have more.
+    begin_lsn: Lsn,
+    /// The higher ballot it has promised. That stays so while it is not reached or its disk fails.
+    elsewhere: Option<Ballot>,
 }
 
 #[derive(Debug, Clone)]
@@ -209,9 +253,11 @@ impl Quorum {
     /// A new opening under `ballot`.
     #[must_use]
     pub fn new(ballot: Ballot) -> Quorum {
-        let member = Member { standing: Standing::Absent, vote: None, flushed_lsn: Lsn::ZERO };
+        let (flushed_lsn, begin_lsn) = (Lsn::ZERO, Lsn::ZERO);
+        let member = Member { state: CopyState::Absent, vote: None, flushed_lsn, begin_lsn, elsewhere: None };
         let members = vec![member; usize::from(COPIES)];
-        Quorum { ballot, members, chosen: None, durable_lsn: None, deposed: None, outbid: None }
+        let (chosen, durable_lsn, deposed, outbid, word) = (None, None, None, None, false);
+        Quorum { ballot, members, chosen, durable_lsn, deposed, outbid, word }
     }
 
     /// The ballot of this opening.
@@ -228,14 +274,22 @@ impl Quorum {
 
     /// Where a copy stands.
     #[must_use]
-    pub fn standing(&self, copy: CopyId) -> &Standing {
-        &self.members[copy.index()].standing
+    pub fn state(&self, copy: CopyId) -> &CopyState {
+        &self.members[copy.index()].state
     }
 
     /// How far a copy holds the log on its disk, as it said last.
     #[must_use]
     pub fn flushed_lsn(&self, copy: CopyId) -> Lsn {
         self.members[copy.index()].flushed_lsn
+    }
+
+    /// Whether a copy has the redo at `lsn`, as far as is known: not before what it dropped under an earlier
+    /// writer, nor beyond what it said.
+    #[must_use]
+    pub fn holds(&self, copy: CopyId, lsn: Lsn) -> bool {
+        let member = &self.members[copy.index()];
+        self.is_adopted(copy) && member.begin_lsn <= lsn && member.flushed_lsn > lsn
     }
 
     /// Whether the chosen log is durable, so that appends may go on from its end.
@@ -256,8 +310,8 @@ impl Quorum {
         self.deposed
     }
 
-    /// A ballot above this one's that some copies have promised, and too few to depose it: whoever asked for it may be gone.
-    /// Those copies are had back by opening anew above it.
+    /// A ballot above this one's that some copies have promised, and too few to depose it: whoever asked for
+    /// it may be gone. Those copies are had back by opening anew above it.
     #[must_use]
     pub fn outbid(&self) -> Option<Ballot> {
         self.outbid.filter(|_| self.deposed.is_none())
@@ -269,10 +323,37 @@ impl Quorum {
         self.chosen.as_ref().map_or(0, |chosen| chosen.generation)
     }
 
+    /// In whose name orders about the chosen log are given.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        Writer { ballot: self.ballot, generation: self.generation() }
+    }
+
+    /// How many copies have promised that remember what they promised before: one whose disk is new does not.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        let promised = |copy: &CopyId| *self.state(*copy) == CopyState::Promised;
+        let vote = |copy: CopyId| self.members[copy.index()].vote.as_ref();
+        CopyId::all().filter(promised).filter_map(vote).filter(|vote| remembers(vote)).count()
+    }
+
+    /// An operator's word, that the copies which have not promised, or have forgotten all, are lost for good:
+    /// a read quorum chooses the log. Whatever was durable is on one of these, and no older writer makes
+    /// anything durable any more, as each write quorum of its needs one. What the word adds is that no more
+    /// copies were lost than that: of those that are left, one may be the only one.
+    pub fn recover(&mut self) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.word = true;
+        if self.chosen.is_none() {
+            self.choose(&mut out);
+        }
+        out
+    }
+
     /// Copies that hold, or are being given, the chosen log.
     #[must_use]
     pub fn is_adopted(&self, copy: CopyId) -> bool {
-        matches!(self.standing(copy), Standing::Filling | Standing::Live)
+        matches!(self.state(copy), CopyState::Filling | CopyState::Live)
     }
 
     /// The log grew: its end is `end_lsn` now. Live copies are sent what was appended.
@@ -282,24 +363,24 @@ impl Quorum {
         }
     }
 
-    /// The copy's redo up to `sent_lsn` is on its way to it. When that is everything, it is sent every append from now
-    /// on, and true is returned.
+    /// The copy's redo up to `sent_lsn` is on its way to it. When that is everything, it is sent every append
+    /// from now on, and true is returned.
     pub fn attach(&mut self, copy: CopyId, sent_lsn: Lsn) -> bool {
         let member = &mut self.members[copy.index()];
         let all = self.chosen.as_ref().is_some_and(|chosen| chosen.end_lsn == sent_lsn);
-        if member.standing == Standing::Filling && all {
-            member.standing = Standing::Live;
+        if member.state == CopyState::Filling && all {
+            member.state = CopyState::Live;
         }
-        member.standing == Standing::Live
+        member.state == CopyState::Live
     }
 
     /// A live copy that cannot keep up is filled from its peers instead of being waited for.
     pub fn detach(&mut self, copy: CopyId) -> Vec<Output> {
         let member = &mut self.members[copy.index()];
-        if member.standing != Standing::Live {
+        if member.state != CopyState::Live {
             return Vec::new();
         }
-        member.standing = Standing::Filling;
+        member.state = CopyState::Filling;
         vec![Output::Fill(copy, member.flushed_lsn)]
     }
 
@@ -308,14 +389,16 @@ impl Quorum {
         let mut out = Vec::new();
         match input {
             Input::Reached(copy) => {
-                self.stand(copy, Standing::Asked);
+                self.stand(copy, CopyState::Asked);
                 out.push(Output::Ask(copy, self.ballot));
             }
-            Input::Lost(copy) => self.stand(copy, Standing::Absent),
+            Input::Lost(copy) => self.stand(copy, CopyState::Absent),
             Input::Promised(copy, ballot, vote) => {
-                if ballot == self.ballot && self.members[copy.index()].standing == Standing::Asked {
-                    self.members[copy.index()].vote = Some(vote);
-                    self.stand(copy, Standing::Promised);
+                let ours = ballot == self.ballot || planted::is(Bug::CountsLatePromises);
+                if ours && self.members[copy.index()].state == CopyState::Asked {
+                    let member = &mut self.members[copy.index()];
+                    (member.vote, member.elsewhere) = (Some(vote), None);
+                    self.stand(copy, CopyState::Promised);
                     match self.chosen.is_some() {
                         true => self.adopt(copy, &mut out),
                         false => self.choose(&mut out),
@@ -323,26 +406,29 @@ impl Quorum {
                 }
             }
             Input::Refused(copy, higher) => {
+                if higher <= self.ballot {
+                    // An order of an earlier opening was refused, because of the promise to this one.
+                    return out;
+                }
                 if self.chosen.is_none() {
                     out.push(Output::Outbid(higher));
                     return out;
                 }
-                self.stand(
-                    copy,
-                    Standing::Failed(format!("it has promised ballot {higher} to another writer")),
-                );
+                self.stand(copy, CopyState::PromisedElsewhere(higher));
+                self.members[copy.index()].elsewhere = Some(higher);
                 self.outbid = self.outbid.max(Some(higher));
-                let failed = |copy: &CopyId| matches!(self.standing(*copy), Standing::Failed(_));
-                // With a read quorum lost to another, no write quorum is left.
-                if self.deposed.is_none() && CopyId::all().filter(failed).count() >= READ_QUORUM {
+                // With a read quorum promised to another, no write quorum is left. A broken disk promises
+                // nothing to anybody.
+                let elsewhere = self.members.iter().filter(|member| member.elsewhere.is_some()).count();
+                if self.deposed.is_none() && elsewhere >= READ_QUORUM {
                     self.deposed = Some(higher);
                     out.push(Output::Deposed(higher));
                 }
             }
             Input::Adopted(copy, ballot, generation, end_lsn) => {
                 let current = ballot == self.ballot && generation == self.generation();
-                if current && self.members[copy.index()].standing == Standing::Adopting {
-                    self.stand(copy, Standing::Filling);
+                if current && self.members[copy.index()].state == CopyState::Adopting {
+                    self.stand(copy, CopyState::Filling);
                     self.members[copy.index()].flushed_lsn = end_lsn;
                     out.push(Output::Fill(copy, end_lsn));
                     self.count(&mut out);
@@ -355,37 +441,48 @@ impl Quorum {
                     self.count(&mut out);
                 }
             }
-            Input::Failed(copy, why) => self.stand(copy, Standing::Failed(why)),
+            Input::Failed(copy, why) => self.stand(copy, CopyState::Failed(why)),
         }
         out
     }
 
-    fn stand(&mut self, copy: CopyId, standing: Standing) {
-        self.members[copy.index()].standing = standing;
+    fn stand(&mut self, copy: CopyId, state: CopyState) {
+        self.members[copy.index()].state = state;
     }
 
     /// Chooses the log, once enough copies have promised.
     fn choose(&mut self, out: &mut Vec<Output>) {
         let votes = || {
-            let promised = |copy: &CopyId| *self.standing(*copy) == Standing::Promised;
+            let promised = |copy: &CopyId| *self.state(*copy) == CopyState::Promised;
             CopyId::all()
                 .filter(promised)
                 .filter_map(|copy| Some((copy, self.members[copy.index()].vote.as_ref()?)))
         };
-        // A copy that was never part of the volume has forgotten what it promised, if it ever did: its promise is no
-        // promise, unless nothing was ever kept anywhere.
-        let members = votes().filter(|(_, vote)| vote.generation > 0).count();
+        // The promise of one that does not remember is no promise, unless nothing was ever kept anywhere.
         let all_blank = votes().count() == usize::from(COPIES) && votes().all(|(_, vote)| vote.is_blank());
-        if members < WRITE_QUORUM && !all_blank {
+        let needed = if self.word { READ_QUORUM } else { WRITE_QUORUM };
+        if self.members() < needed && !all_blank {
             return;
         }
-        let Some((donor, vote)) = votes().max_by_key(|(copy, vote)| (vote.rank(), std::cmp::Reverse(*copy)))
+        let rank = |vote: &Vote| match planted::is(Bug::ChoosesLongest) {
+            true => (vote.generation, Ballot::default(), vote.end.lsn),
+            false => vote.rank(),
+        };
+        let Some((donor, vote)) = votes().max_by_key(|(copy, vote)| (rank(vote), std::cmp::Reverse(*copy)))
         else {
             return;
         };
         let (end, generation) = (vote.end, vote.generation);
-        // When a copy proves that more was durable than any of these has, more copies must be heard first.
-        if votes().any(|(_, other)| other.generation == generation && other.proven_lsn > end.lsn) {
+        // What a copy has lost to damage was durable as far as it proves, and beyond that it may have been:
+        // no write quorum had it once a read quorum never did. Until one or the other is settled, more copies
+        // must be heard.
+        let chosen = Held { ballot: vote.ballots.last_at(end.lsn), lsn: end.lsn };
+        let lost = |other: &Vote| other.generation == generation && other.held > chosen;
+        let never = votes().filter(|(_, other)| remembers(other) && !lost(other)).count();
+        let unsure = votes().any(|(_, other)| lost(other)) && never < READ_QUORUM;
+        let proves = |other: &Vote| other.generation == generation && other.proven_lsn > end.lsn;
+        let proven = votes().any(|(_, other)| proves(other));
+        if (proven || unsure) && !planted::is(Bug::IgnoresLost) {
             return;
         }
         let mut ballots = vote.ballots.clone();
@@ -393,8 +490,7 @@ impl Quorum {
         let (begin, generation) = (vote.begin, generation.max(1));
         self.chosen = Some(Chosen { generation, ballots, begin, own_lsn: end.lsn, end_lsn: end.lsn });
         out.push(Output::Chosen(donor, end));
-        for copy in
-            CopyId::all().filter(|copy| *self.standing(*copy) == Standing::Promised).collect::<Vec<_>>()
+        for copy in CopyId::all().filter(|copy| *self.state(*copy) == CopyState::Promised).collect::<Vec<_>>()
         {
             self.adopt(copy, out);
         }
@@ -405,24 +501,31 @@ impl Quorum {
         let common = vote.ballots.common(vote.end.lsn, &chosen.ballots, chosen.end_lsn);
         let usable =
             vote.generation == chosen.generation && common >= vote.begin.lsn && common >= chosen.begin.lsn;
-        let keep = if usable { Keep::Before(common) } else { Keep::Nothing(chosen.begin) };
+        let (begin, end_lsn) = (chosen.begin, chosen.end_lsn);
+        // One that is far behind knows that it never had the rest.
+        let all = Held { ballot: chosen.ballots.written_at(end_lsn), lsn: end_lsn };
+        let held = if remembers(vote) { Held::default() } else { all };
+        let keep = if usable { Keep::Before(common) } else { Keep::Nothing { begin, held } };
+        let begin_lsn = if usable { vote.begin.lsn } else { chosen.begin.lsn };
         let (generation, ballots) = (chosen.generation, chosen.ballots.clone());
-        self.stand(copy, Standing::Adopting);
+        self.members[copy.index()].begin_lsn = begin_lsn;
+        self.stand(copy, CopyState::Adopting);
         out.push(Output::Adopt(copy, Adoption { ballot: self.ballot, generation, ballots, keep }));
     }
 
-    /// The volume's log begins anew at `begin`: the next generation. Every copy is told; what is durable is counted anew.
+    /// The volume's log begins anew at `begin`: the next generation. Every copy is told; what is durable is
+    /// counted anew.
     pub fn reset(&mut self, begin: Durable) -> Vec<Output> {
         let Some(chosen) = &mut self.chosen else { return Vec::new() };
         let mut ballots = Ballots::default();
         ballots.begin(self.ballot, begin.lsn);
-        let generation = chosen.generation + 1;
+        let generation = chosen.generation + u64::from(!planted::is(Bug::ResetKeepsNumber));
         *chosen = Chosen { generation, ballots, begin, own_lsn: begin.lsn, end_lsn: begin.lsn };
         self.durable_lsn = None;
         let mut out = Vec::new();
         for copy in CopyId::all() {
             let member = &mut self.members[copy.index()];
-            if matches!(member.standing, Standing::Adopting | Standing::Filling | Standing::Live) {
+            if matches!(member.state, CopyState::Adopting | CopyState::Filling | CopyState::Live) {
                 member.vote = Some(Vote::default());
                 member.flushed_lsn = Lsn::ZERO;
                 self.adopt(copy, &mut out);
@@ -447,10 +550,96 @@ impl Quorum {
         let mut flushed: Vec<Lsn> =
             CopyId::all().filter(|copy| self.is_adopted(*copy)).map(|copy| self.flushed_lsn(copy)).collect();
         flushed.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(lsn) = flushed.get(WRITE_QUORUM - 1).copied() else { return };
-        if lsn >= chosen.own_lsn && self.durable_lsn.is_none_or(|durable| lsn > durable) {
+        let needed = WRITE_QUORUM - usize::from(planted::is(Bug::SmallQuorum));
+        let Some(lsn) = flushed.get(needed - 1).copied() else { return };
+        let whole = lsn >= chosen.own_lsn || planted::is(Bug::OpensEarly);
+        if whole && self.durable_lsn.is_none_or(|durable| lsn > durable) {
             self.durable_lsn = Some(lsn);
             out.push(Output::Durable(lsn));
         }
+    }
+}
+
+/// A copy that was never part of the volume has forgotten what it promised, if it ever did.
+fn remembers(vote: &Vote) -> bool {
+    vote.generation > 0 || planted::is(Bug::CountsForgotten)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::Epoch;
+
+    fn ballot(opening: u64) -> Ballot {
+        Ballot { epoch: Epoch(1), opening, writer: 1 }
+    }
+
+    /// An opening of a blank volume whose six copies have adopted its log.
+    fn open() -> Quorum {
+        let mut quorum = Quorum::new(ballot(5));
+        for copy in CopyId::all() {
+            quorum.handle(Input::Reached(copy));
+            quorum.handle(Input::Promised(copy, ballot(5), Vote::default()));
+        }
+        for copy in CopyId::all() {
+            quorum.handle(Input::Adopted(copy, ballot(5), 1, Lsn::ZERO));
+        }
+        assert!(quorum.is_open());
+        quorum
+    }
+
+    #[test]
+    fn broken_disks_do_not_depose_and_three_promises_to_another_do() {
+        let mut quorum = open();
+        quorum.handle(Input::Failed(CopyId(0), "full".into()));
+        quorum.handle(Input::Failed(CopyId(1), "full".into()));
+        assert_eq!(quorum.handle(Input::Refused(CopyId(2), ballot(6))), []);
+        assert_eq!(quorum.deposed(), None, "one promise, and two disks that are full");
+        assert_eq!(quorum.outbid(), Some(ballot(6)));
+        quorum.handle(Input::Lost(CopyId(2)));
+        quorum.handle(Input::Refused(CopyId(3), ballot(6)));
+        let third = quorum.handle(Input::Refused(CopyId(4), ballot(6)));
+        assert_eq!(
+            third,
+            [Output::Deposed(ballot(6))],
+            "the one that is not reached has promised all the same"
+        );
+    }
+
+    #[test]
+    fn what_was_refused_because_of_our_own_promise_is_nothing() {
+        let mut quorum = open();
+        assert_eq!(quorum.handle(Input::Refused(CopyId(0), ballot(5))), []);
+        assert!(quorum.is_adopted(CopyId(0)));
+        let mut opening = Quorum::new(ballot(5));
+        assert_eq!(opening.handle(Input::Refused(CopyId(0), ballot(4))), []);
+    }
+
+    #[test]
+    fn a_copy_that_dropped_redo_under_an_earlier_writer_is_not_asked_for_it() {
+        let mut quorum = Quorum::new(ballot(5));
+        let vote = |begin: u64| {
+            let mut ballots = Ballots::default();
+            ballots.begin(ballot(4), Lsn(100));
+            let at = |lsn| Durable { lsn: Lsn(lsn), ..Durable::default() };
+            Vote {
+                generation: 1,
+                ballots,
+                begin: at(begin),
+                end: at(500),
+                proven_lsn: Lsn::ZERO,
+                held: Held::default(),
+            }
+        };
+        // The first one was away when the others were told to drop.
+        for (copy, begin) in [(0, 100), (1, 300), (2, 300), (3, 300)] {
+            quorum.handle(Input::Reached(CopyId(copy)));
+            quorum.handle(Input::Promised(CopyId(copy), ballot(5), vote(begin)));
+        }
+        for copy in 0..4 {
+            quorum.handle(Input::Adopted(CopyId(copy), ballot(5), 1, Lsn(500)));
+        }
+        let holders = |lsn| (0..4).filter(|copy| quorum.holds(CopyId(*copy), Lsn(lsn))).collect::<Vec<_>>();
+        assert_eq!((holders(200), holders(300), holders(500)), (vec![0], vec![0, 1, 2, 3], vec![]));
     }
 }

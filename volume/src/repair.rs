@@ -1,36 +1,20 @@
-//! Background repair: fills copies that miss redo from their peers, reads everything back, and mends what rotted.
+//! Background repair: fills copies that miss redo from their peers, reads everything back, and mends what
+//! rotted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::Lsn;
+use runtime::task::Task;
 
 use crate::VolumeError;
-use crate::copy::{Damage, Link, Order, SegmentInfo};
+use crate::copy::{Damage, Link, Order, SegmentInfo, Stored};
 use crate::head::{Head, now_us};
-use crate::quorum::{CopyId, Input, Standing};
-
-/// Segments fetched at once for one copy.
-const PARALLEL: usize = 3;
-
-/// What a copy may be sent at once when it goes over from being filled to being live, bytes.
-const ATTACH_BYTES: u64 = 32 << 20;
+use crate::log::{FillStep, sealed_from};
+use crate::quorum::{CopyId, Writer};
 
 /// The wait before a fill that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
-
-/// What repair did for one copy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Bytes brought from peers since the daemon started.
-    pub filled_bytes: u64,
-    /// Damaged segments put right since the daemon started.
-    pub repaired_segments: u64,
-    /// When it was last read back, microseconds since 1970; zero when it was not.
-    pub scrubbed_us: i64,
-    /// What the last reading found and could not be put right yet.
-    pub damage: Vec<String>,
-}
 
 /// Fills a copy from `from_lsn` on until it is sent every append.
 pub(crate) async fn fill(head: Arc<Head>, copy: CopyId, from_lsn: Lsn) {
@@ -48,7 +32,7 @@ pub(crate) async fn fill(head: Arc<Head>, copy: CopyId, from_lsn: Lsn) {
                 if !std::mem::replace(&mut said, true) {
                     tracing::info!("copy {copy} is filled from its peers from {from_lsn} on");
                 }
-                head.lock().entry(copy).repair.filled_bytes += bytes;
+                head.change(|log| log.tally_mut(copy).filled_bytes += bytes);
                 pace(&head, bytes).await;
             }
             Err(e) => {
@@ -67,92 +51,62 @@ enum Filled {
 }
 
 async fn fill_some(head: &Arc<Head>, copy: CopyId) -> Result<Filled, VolumeError> {
-    let mut filled = head.filled.subscribe();
-    let (link, from_lsn, horizon_lsn) = {
-        let mut state = head.lock();
-        if *state.quorum.standing(copy) != Standing::Filling {
-            return Ok(Filled::NotMine);
-        }
-        let from_lsn = state.quorum.flushed_lsn(copy);
-        let Some(link) = state.entry(copy).link.clone() else { return Ok(Filled::NotMine) };
-        let (ballot, queued_lsn) = (state.quorum.ballot(), state.queued.lsn);
-        let near = queued_lsn.bytes_since(from_lsn) <= ATTACH_BYTES;
-        let missing: Option<Vec<_>> = match from_lsn == queued_lsn {
-            true => Some(Vec::new()),
-            false => state.tail.since(from_lsn).map(|entries| entries.map(|e| e.stored.clone()).collect()),
-        };
-        if near
-            && let Some(missing) = missing
-            && state.quorum.attach(copy, queued_lsn)
-        {
-            // Under the lock, so that no append comes in between.
-            for stored in missing {
-                link.order(Order::Append { ballot, stored, hurried: true });
-            }
-            return Ok(Filled::Live);
-        }
-        (link, from_lsn, state.segments.first().map_or(Lsn::ZERO, |segment| segment.begin_lsn))
+    let (writer, from_lsn, source_id) = match head.change(|log| log.fill(copy)) {
+        FillStep::Live => return Ok(Filled::Live),
+        FillStep::Over => return Ok(Filled::NotMine),
+        FillStep::NoSource(lsn) => return Err(VolumeError::NoCopy { lsn }),
+        FillStep::Bring { writer, from_lsn, source } => (writer, from_lsn, source),
     };
-    if from_lsn < horizon_lsn {
-        // What it lacks is gone meanwhile: it begins anew.
-        again(head, copy);
-        return Ok(Filled::NotMine);
-    }
-    let (source_id, source) =
-        source_for(head, copy, from_lsn).ok_or(VolumeError::NoCopy { lsn: from_lsn })?;
+    let Some(link) = head.link(copy) else { return Ok(Filled::NotMine) };
+    let source = head.link(source_id).ok_or(VolumeError::NoCopy { lsn: from_lsn })?;
     let segments = source.contents().await?.segments;
     let sealed = sealed_from(&segments, from_lsn);
     if !sealed.is_empty() {
-        return put_segments(head, copy, &link, (source_id, &source), &sealed).await;
+        let bytes = put_segments(head, copy, (writer, &link), (source_id, &source), &sealed).await?;
+        let end_lsn = sealed.last().map_or(from_lsn, |segment| segment.end_lsn);
+        return until_flushed(head, copy, end_lsn, bytes).await;
     }
     let records = read_from(head, source_id, &source, from_lsn).await?;
-    let ballot = head.lock().quorum.ballot();
     let (mut bytes, mut end_lsn) = (0, from_lsn);
     for stored in records {
         bytes += stored.record.len() as u64;
         end_lsn = stored.batch.end_lsn;
-        link.order(Order::Append { ballot, stored, hurried: true });
+        link.order(Order::Append { writer, stored, hurried: true });
     }
-    // The next is read when these are on disk: never more than one read is on its way.
+    until_flushed(head, copy, end_lsn, bytes).await
+}
+
+/// Waits until the copy has said that it holds what it was given up to `end_lsn`: never more than one read is
+/// on its way.
+async fn until_flushed(
+    head: &Arc<Head>,
+    copy: CopyId,
+    end_lsn: Lsn,
+    bytes: u64,
+) -> Result<Filled, VolumeError> {
+    let mut filled = head.filled.subscribe();
     loop {
-        {
-            let state = head.lock();
-            if *state.quorum.standing(copy) != Standing::Filling {
-                return Ok(Filled::NotMine);
-            }
-            if state.quorum.flushed_lsn(copy) >= end_lsn {
-                return Ok(Filled::More(bytes));
-            }
+        match head.look(|log| log.is_filled(copy, end_lsn)) {
+            None => return Ok(Filled::NotMine),
+            Some(true) => return Ok(Filled::More(bytes)),
+            Some(false) => {}
         }
         let _ = tokio::time::timeout(AGAIN, filled.changed()).await;
     }
 }
 
-/// The sealed segments that follow each other from `from_lsn` on, as many as are fetched at once.
-fn sealed_from(segments: &[SegmentInfo], from_lsn: Lsn) -> Vec<SegmentInfo> {
-    let sealed = &segments[..segments.len().saturating_sub(1)];
-    let first = sealed.partition_point(|segment| segment.begin_lsn < from_lsn);
-    let mut next_lsn = from_lsn;
-    let follows = |segment: &&SegmentInfo| {
-        let follows = segment.begin_lsn == next_lsn;
-        next_lsn = segment.end_lsn;
-        follows
-    };
-    sealed[first..].iter().take_while(follows).take(PARALLEL).copied().collect()
-}
-
 async fn put_segments(
     head: &Arc<Head>,
     copy: CopyId,
-    link: &Arc<dyn Link>,
+    (writer, link): (Writer, &Arc<dyn Link>),
     (source_id, source): (CopyId, &Arc<dyn Link>),
     sealed: &[SegmentInfo],
-) -> Result<Filled, VolumeError> {
+) -> Result<u64, VolumeError> {
     let fetching: Vec<_> = sealed
         .iter()
         .map(|segment| {
             let (source, segment) = (source.clone(), *segment);
-            tokio::spawn(async move { source.fetch(segment).await })
+            Task::spawn("fetching a segment", async move { source.fetch(segment).await })
         })
         .collect();
     let mut bytes = 0;
@@ -160,43 +114,23 @@ async fn put_segments(
         let fetched =
             fetched.await.map_err(|_| VolumeError::Closed)?.inspect_err(|e| suspect(head, source_id, e))?;
         bytes += fetched.len() as u64;
-        link.put(*segment, fetched).await?;
-        if *head.lock().quorum.standing(copy) != Standing::Filling {
-            return Ok(Filled::NotMine);
+        if let Err(e) = link.put(writer, *segment, fetched).await {
+            // Where it stands may be another place than was thought: it is asked.
+            head.change(|log| log.again(copy));
+            return Err(e);
         }
     }
-    Ok(Filled::More(bytes))
-}
-
-/// A copy that has the redo at `lsn`, other than `except`.
-fn source_for(head: &Head, except: CopyId, lsn: Lsn) -> Option<(CopyId, Arc<dyn Link>)> {
-    let mut state = head.lock();
-    let best = CopyId::all()
-        .filter(|copy| {
-            *copy != except && state.quorum.is_adopted(*copy) && state.quorum.flushed_lsn(*copy) > lsn
-        })
-        // One that is itself whole, and not suspected, before one that is not.
-        .max_by_key(|copy| {
-            let clean = state.copies[usize::from(copy.0)].repair.damage.is_empty();
-            (clean, *state.quorum.standing(*copy) == Standing::Live)
-        })?;
-    Some((best, state.entry(best).link.clone()?))
+    Ok(bytes)
 }
 
 /// Reads from any copy that can: redo up to what is on the disks of those that hold the chosen log.
-pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<crate::copy::Stored>, VolumeError> {
-    let sources: Vec<(CopyId, Arc<dyn Link>)> = {
-        let state = head.lock();
-        let mut able: Vec<CopyId> = CopyId::all()
-            .filter(|copy| state.quorum.is_adopted(*copy) && state.quorum.flushed_lsn(*copy) > lsn)
-            .collect();
-        able.sort_by_key(|copy| {
-            let entry = &state.copies[usize::from(copy.0)];
-            (!entry.repair.damage.is_empty(), !head.options.copies.contains(copy))
-        });
-        let link = |copy: CopyId| state.copies[usize::from(copy.0)].link.clone();
-        able.into_iter().filter_map(|copy| Some((copy, link(copy)?))).collect()
-    };
+pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<Stored>, VolumeError> {
+    let able: Vec<CopyId> = head.look(|log| {
+        let mut able: Vec<CopyId> = log.holders(lsn).collect();
+        able.sort_by_key(|copy| (!log.tally(*copy).damage.is_empty(), !head.options.copies.contains(copy)));
+        able
+    });
+    let sources = able.into_iter().filter_map(|copy| Some((copy, head.link(copy)?)));
     let mut error = VolumeError::NoCopy { lsn };
     for (copy, link) in sources {
         match read_from(head, copy, &link, lsn).await {
@@ -212,23 +146,24 @@ async fn read_from(
     copy: CopyId,
     link: &Arc<dyn Link>,
     lsn: Lsn,
-) -> Result<Vec<crate::copy::Stored>, VolumeError> {
+) -> Result<Vec<Stored>, VolumeError> {
     link.read(lsn).await.inspect_err(|e| suspect(head, copy, e))
 }
 
 /// What could not be read is looked at more closely.
 fn suspect(head: &Head, copy: CopyId, error: &VolumeError) {
     if matches!(error, VolumeError::Damaged { .. } | VolumeError::Io { .. }) {
-        let mut state = head.lock();
-        let damage = &mut state.entry(copy).repair.damage;
-        let known = !damage.is_empty();
-        if !known {
-            damage.push(error.to_string());
-        }
-        drop(state);
+        let known = head.change(|log| {
+            let damage = &mut log.tally_mut(copy).damage;
+            let known = !damage.is_empty();
+            if !known {
+                damage.push(error.to_string());
+            }
+            known
+        });
         if !known {
             tracing::error!("copy {copy}: {error}; read from another copy instead");
-            head.ask(crate::head::Task::Damaged(copy));
+            head.suspect(copy);
         }
     }
 }
@@ -242,13 +177,7 @@ pub(crate) async fn scrub_all(head: Arc<Head>) {
 
 /// Reads one copy back and mends what rotted.
 pub(crate) async fn scrub_one(head: Arc<Head>, copy: CopyId) {
-    let link = {
-        let mut state = head.lock();
-        if !state.quorum.is_adopted(copy) {
-            return;
-        }
-        state.entry(copy).link.clone()
-    };
+    let link = head.link(copy).filter(|_| head.look(|log| log.quorum().is_adopted(copy)));
     let Some(link) = link else { return };
     let scrubbed = match link.scrub().await {
         Ok(scrubbed) => scrubbed,
@@ -271,11 +200,12 @@ pub(crate) async fn scrub_one(head: Arc<Head>, copy: CopyId) {
             }
         }
     }
-    let mut state = head.lock();
-    let tally = &mut state.entry(copy).repair;
-    tally.repaired_segments += repaired;
-    tally.scrubbed_us = now_us();
-    tally.damage = left;
+    head.change(|log| {
+        let tally = log.tally_mut(copy);
+        tally.repaired_segments += repaired;
+        tally.scrubbed_us = now_us();
+        tally.damage = left;
+    });
 }
 
 async fn mend(
@@ -284,31 +214,28 @@ async fn mend(
     link: &Arc<dyn Link>,
     damage: &Damage,
 ) -> Result<(), VolumeError> {
+    let writer = head.look(|log| log.quorum().writer());
     let segments = link.contents().await?.segments;
     if segments.last().is_none_or(|newest| newest.begin_lsn <= damage.begin_lsn) {
         // It is being written: the copy gives it up, and is filled from where it begins.
-        link.order(Order::DistrustNewest);
-        again(head, copy);
+        head.change(|log| log.distrust(copy));
         return Ok(());
     }
     let mut last = VolumeError::NoCopy { lsn: damage.begin_lsn };
-    let peers: Vec<Arc<dyn Link>> = {
-        let state = head.lock();
-        CopyId::all()
-            .filter(|peer| *peer != copy && state.quorum.is_adopted(*peer))
-            .filter_map(|peer| state.copies[usize::from(peer.0)].link.clone())
-            .collect()
-    };
+    let adopted = |peer: &CopyId| *peer != copy && head.look(|log| log.quorum().is_adopted(*peer));
+    let peers: Vec<Arc<dyn Link>> =
+        CopyId::all().filter(adopted).filter_map(|peer| head.link(peer)).collect();
     for peer in peers {
         let theirs = peer.contents().await?.segments;
-        // A whole segment missing shows as the one before it ending too early: everything up to the next one here.
+        // A whole segment missing shows as the one before it ending too early: everything up to the next one
+        // here.
         let until_lsn = segments.iter().map(|s| s.begin_lsn).find(|begin| *begin > damage.begin_lsn);
         let wanted = theirs[..theirs.len().saturating_sub(1)]
             .iter()
             .filter(|s| s.begin_lsn >= damage.begin_lsn && until_lsn.is_none_or(|until| s.begin_lsn < until));
         let mut mended = false;
         for segment in wanted {
-            let put = async { link.put(*segment, peer.fetch(*segment).await?).await };
+            let put = async { link.put(writer, *segment, peer.fetch(*segment).await?).await };
             match put.await {
                 Ok(()) => mended = true,
                 Err(e) => last = e,
@@ -319,12 +246,6 @@ async fn mend(
         }
     }
     Err(last)
-}
-
-/// Has a copy say again what it holds, and be filled from there.
-fn again(head: &Head, copy: CopyId) {
-    let mut state = head.lock();
-    head.handle(&mut state, Input::Reached(copy));
 }
 
 /// Keeps repair below its rate.

@@ -1,4 +1,6 @@
-//! What redo may go: one pure function of what regions need, age and size.
+//! What redo may go: one pure function of what is needed, age and size.
+
+use std::collections::BTreeMap;
 
 use proto::Lsn;
 
@@ -22,10 +24,60 @@ pub struct Policy {
     pub max_size_bytes: u64,
 }
 
+/// Who needs redo, and from where on.
+#[derive(Debug, Default)]
+pub struct Needs {
+    next: u64,
+    /// Claims, which end with their owners.
+    claims: BTreeMap<u64, (String, Lsn)>,
+    /// What regions need. It is about one log: a reset forgets it.
+    named: BTreeMap<String, Lsn>,
+}
+
+impl Needs {
+    /// Adds a claim on the redo from `from_lsn` on; its number.
+    pub fn claim(&mut self, name: &str, from_lsn: Lsn) -> u64 {
+        self.next += 1;
+        self.claims.insert(self.next, (name.to_owned(), from_lsn));
+        self.next
+    }
+
+    /// Moves a claim on. It never goes back: what lies before it may be gone.
+    pub fn advance(&mut self, number: u64, lsn: Lsn) {
+        if let Some((_, from_lsn)) = self.claims.get_mut(&number) {
+            *from_lsn = lsn.max(*from_lsn);
+        }
+    }
+
+    /// Ends a claim.
+    pub fn release(&mut self, number: u64) {
+        self.claims.remove(&number);
+    }
+
+    /// Sets what `who` needs; none ends it.
+    pub fn set(&mut self, who: &str, from_lsn: Option<Lsn>) {
+        match from_lsn {
+            Some(lsn) => drop(self.named.insert(who.to_owned(), lsn)),
+            None => drop(self.named.remove(who)),
+        }
+    }
+
+    /// Forgets what was set by [`Needs::set`]: another log begins.
+    pub fn forget_named(&mut self) {
+        self.named.clear();
+    }
+
+    /// Where the redo begins that each of them needs.
+    pub fn lsns(&self) -> impl Iterator<Item = Lsn> {
+        self.claims.values().map(|(_, lsn)| *lsn).chain(self.named.values().copied())
+    }
+}
+
 /// How many of the oldest `segments` may go at `now_us`.
 ///
-/// A segment goes when it is older than the policy's age and below every one of `needs`; and, needed or not, while all
-/// together are larger than the policy's size. The newest segment, which is being written, never goes.
+/// A segment goes when it is older than the policy's age and below every one of `needs`; and, needed or not,
+/// while all together are larger than the policy's size. The newest segment, which is being written, never
+/// goes.
 #[must_use]
 pub fn droppable(
     segments: &[Held],

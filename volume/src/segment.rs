@@ -12,7 +12,8 @@ const MAGIC: &[u8; 8] = b"RPLREDO\x01";
 /// The bytes of a segment's header.
 pub const HEADER_BYTES: usize = 64;
 
-/// The bytes before each record's batch: its length, its checksum, and how far the copy was durable when it was written.
+/// The bytes before each record's batch: its length, its checksum, and how far the copy was durable when it
+/// was written.
 pub const RECORD_HEADER_BYTES: usize = 16;
 
 /// The longest batch in a record.
@@ -67,8 +68,8 @@ impl Header {
 pub struct Record {
     /// The batch.
     pub batch: Batch,
-    /// How far the volume was durable when this was written: what lies before that and cannot be read was lost after it
-    /// was durable, and is no torn write.
+    /// How far the volume was durable when this was written: what lies before that and cannot be read was
+    /// lost after it was durable, and is no torn write.
     pub durable_lsn: Lsn,
     /// The record as it is stored.
     pub bytes: Bytes,
@@ -89,7 +90,8 @@ pub fn record(batch: &Batch, durable_lsn: Lsn) -> Bytes {
     out.into()
 }
 
-/// Checks a whole segment: its header, every record, and that they follow each other from `begin_lsn` to `end_lsn`.
+/// Checks a whole segment: its header, every record, and that they follow each other from `begin_lsn` to
+/// `end_lsn`.
 ///
 /// # Errors
 /// Where it is wrong, and how.

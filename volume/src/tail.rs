@@ -14,7 +14,8 @@ pub(crate) struct Entry {
     pub(crate) stored: Stored,
 }
 
-/// A run of consecutive batches, the newest ones. What is not durable yet always stays; of the rest, a bounded size.
+/// A run of consecutive batches, the newest ones. What is not durable yet always stays; of the rest, a
+/// bounded size.
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     entries: VecDeque<Arc<Entry>>,

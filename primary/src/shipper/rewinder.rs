@@ -1,12 +1,13 @@
 //! Has a secondary rewind: lends its pg_rewind a connection to the writer, over QUIC.
 //!
-//! A region that led before, or has other redo that was cut off, has nearly all of the data: pg_rewind there finds in its redo which pages it
-//! changed alone, and reads those here. The region could as well be sent everything: it is trusted with no more than that.
+//! A region that led before, or has other redo that was cut off, has nearly all of the data: pg_rewind there
+//! finds in its redo which pages it changed alone, and reads those here. The region could as well be sent
+//! everything: it is trusted with no more than that.
 
 use std::io::Write;
 
 use bytes::Bytes;
-use postgres::rewind::WithoutSegments;
+use postgres::backup::rewind::WithoutSegments;
 use proto::Lsn;
 use proto::messages::{MAX_STREAM_MESSAGE_BYTES, Rewind, RewindOpen, RewindVolume, open, rewind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,8 +15,8 @@ use tokio::net::UnixStream;
 use transport::{Receiver, Sender, TransportError};
 
 use super::Shipping;
+use super::bring::{BringError, COMPRESSION_LEVEL};
 use super::machine::Input;
-use super::seeder::{COMPRESSION_LEVEL, SeedError};
 
 /// How much of the writer's answers is sent at once.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -28,17 +29,16 @@ impl Shipping {
         self.in_place(rewound)
     }
 
-    async fn lend_writer(&self) -> Result<(), SeedError> {
+    async fn lend_writer(&self) -> Result<(), BringError> {
         let writer = self.options.writer.clone();
         if writer.has_tablespaces() {
             // They would be made at the same absolute paths over there.
-            return Err(SeedError::Useless(
+            return Err(BringError::Useless(
                 "the writer has tablespaces, and a rewind does not carry those".into(),
             ));
         }
         // PostgreSQL's control file names the writer's timeline only after a checkpoint.
-        let checkpoint = tokio::task::spawn_blocking(move || writer.checkpoint()).await;
-        checkpoint.map_err(|e| SeedError::Useless(e.to_string()))??;
+        writer.checkpoint().await.map_err(|e| BringError::Useless(format!("CHECKPOINT: {e}")))?;
         let volume = &self.options.volume;
         let timeline = volume.bounds().timeline;
         let open = RewindOpen {
@@ -57,7 +57,7 @@ impl Shipping {
             let why = format!(
                 "the rewound data need redo from {rewound_lsn} on, and it is kept from {begin_lsn} on"
             );
-            return Err(SeedError::Useless(why));
+            return Err(BringError::Useless(why));
         }
         volume.set_need(self.target.name.as_str(), Some(begin_lsn));
         let begin = RewindVolume { begin_lsn: begin_lsn.0, timeline: timeline.0 };
@@ -67,12 +67,13 @@ impl Shipping {
                 connection.close("the data are in place");
                 Ok(())
             }
-            Some(_) => Err(SeedError::Useless("the region went on after its data were in place".into())),
+            Some(_) => Err(BringError::Useless("the region went on after its data were in place".into())),
         }
     }
 
-    /// Carries what the region's pg_rewind asks to the writer, and the answers back; returns where the rewound data need redo from.
-    async fn relay(&self, sender: &mut Sender, receiver: &mut Receiver) -> Result<Lsn, SeedError> {
+    /// Carries what the region's pg_rewind asks to the writer, and the answers back; returns where the
+    /// rewound data need redo from.
+    async fn relay(&self, sender: &mut Sender, receiver: &mut Receiver) -> Result<Lsn, BringError> {
         let mut writer: Option<UnixStream> = None;
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
         let (mut answer, mut without) = (vec![0; PIECE_BYTES], WithoutSegments::default());
@@ -107,7 +108,7 @@ impl Shipping {
                         passed.clear();
                         encoder.flush()?;
                         let data = Bytes::from(std::mem::take(encoder.get_mut()));
-                        self.take_way(data.len()).await;
+                        self.pace(data.len()).await;
                         sender.send(&Rewind { body: Some(rewind::Body::Data(data)) }).await?;
                     }
                 },
@@ -117,12 +118,12 @@ impl Shipping {
 }
 
 /// The region's next message; none when it has finished.
-async fn next(receiver: &mut Receiver) -> Result<Option<rewind::Body>, SeedError> {
+async fn next(receiver: &mut Receiver) -> Result<Option<rewind::Body>, BringError> {
     loop {
         match receiver.receive::<Rewind>(MAX_STREAM_MESSAGE_BYTES).await? {
             None => return Ok(None),
             Some(Rewind { body: Some(rewind::Body::Refusal(refusal)) }) => {
-                return Err(SeedError::Refused(refusal));
+                return Err(BringError::Refused(refusal));
             }
             Some(Rewind { body: Some(body) }) => return Ok(Some(body)),
             // A newer version's message: nothing this one waits for.

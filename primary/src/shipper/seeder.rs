@@ -1,45 +1,21 @@
 //! Seeds a secondary: a base backup of the writer, compressed, on a QUIC connection of its own.
 
 use std::io::Write;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use postgres::base_backup::{BackupEvent, BaseBackup};
-use postgres::client::{ClientError, ReplicationClient};
+use postgres::backup::base_backup::{BackupEvent, BaseBackup};
+use postgres::protocol::client::ReplicationClient;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedChunk, SeedEnd, SeedOpen, open, seed_chunk,
 };
-use proto::{Lsn, Timeline};
 use transport::{Stream, TransportError};
-use volume::{Start, VolumeError};
 
+use super::Shipping;
+use super::bring::{BringError, COMPRESSION_LEVEL};
 use super::machine::Input;
-use super::{Shipping, refused};
-
-/// zstd's level for base backups: the link, not the processor, should be what limits a seed.
-pub(super) const COMPRESSION_LEVEL: i32 = 3;
 
 /// A chunk leaves when it holds this much compressed backup.
 const CHUNK_BYTES: usize = 256 * 1024;
-
-/// Why a seed failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SeedError {
-    #[error("base backup of the writer: {0}")]
-    Backup(#[from] ClientError),
-    #[error("sending the base backup: {0}")]
-    Transport(#[from] TransportError),
-    #[error("reading redo for the seed: {0}")]
-    Volume(#[from] VolumeError),
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-    #[error("{}", .0.reason)]
-    Refused(proto::messages::Refusal),
-    #[error("the writer, for a region to rewind: {0}")]
-    Writer(#[from] postgres::instance::InstanceError),
-    #[error("{0}")]
-    Useless(String),
-}
 
 impl Shipping {
     /// Sends a base backup; says what came of it.
@@ -49,28 +25,15 @@ impl Shipping {
         self.in_place(sent)
     }
 
-    /// Redo is kept from now on, until the region reports that it has it.
-    pub(super) fn keep_redo(&self) {
-        self.brought_bytes.store(0, Ordering::Relaxed);
-        let horizon_lsn = self.options.volume.bounds().horizon_lsn;
-        self.options.volume.set_need(self.target.name.as_str(), Some(horizon_lsn));
-    }
-
-    /// What came of bringing the region's data up.
-    pub(super) fn in_place(&self, brought: Result<(), SeedError>) -> Input {
-        let Err(e) = brought else {
-            let bytes = self.brought_bytes.load(Ordering::Relaxed);
-            tracing::info!(region = %self.target.name, "bytes sent to bring its data up: {bytes}");
-            return Input::Seeded;
-        };
-        self.options.volume.set_need(self.target.name.as_str(), None);
-        match e {
-            SeedError::Refused(refusal) => refused(&refusal),
-            other => Input::Lost(other.to_string()),
+    async fn send_backup(&self) -> Result<(), BringError> {
+        // Found before a backup begins: each of those makes the writer go on in a new WAL segment.
+        if self.options.writer.has_tablespaces() {
+            return Err(BringError::Useless(
+                "the writer has tablespaces besides the default ones, and a seed does not carry those: their paths are \
+                 absolute, and would collide on one machine. Move their tables to pg_default, and drop them"
+                    .into(),
+            ));
         }
-    }
-
-    async fn send_backup(&self) -> Result<(), SeedError> {
         let client = ReplicationClient::connect(&self.options.writer.local_connection()).await?;
         let label = format!("replicator seed of {}", self.target.name);
         let mut backup = client.base_backup(&label).await?;
@@ -103,7 +66,7 @@ impl Shipping {
         backup: &mut BaseBackup,
         stream: &mut Stream,
         total_bytes: u64,
-    ) -> Result<SeedEnd, SeedError> {
+    ) -> Result<SeedEnd, BringError> {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
         let mut sent_bytes = 0;
         loop {
@@ -125,33 +88,13 @@ impl Shipping {
         }
     }
 
-    async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), SeedError> {
+    async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), BringError> {
         for piece in Bytes::from(compressed).chunks(CHUNK_BYTES) {
-            self.take_way(piece.len()).await;
+            self.pace(piece.len()).await;
             let data = Bytes::copy_from_slice(piece);
             stream.send(&SeedChunk { body: Some(seed_chunk::Body::Data(data)) }).await?;
         }
         Ok(())
-    }
-
-    /// Where the region's volume shall begin: at a batch that starts a context, at or before the WAL segment in which
-    /// the backup's redo begins, because that is where a walreceiver asks to start. And the batch's timeline.
-    pub(super) async fn volume_begin(&self, start_lsn: Lsn) -> Result<(Lsn, Timeline), SeedError> {
-        let volume = &self.options.volume;
-        let segment_lsn = start_lsn.segment_begin(self.views.reader().wal_segment_bytes.max(1));
-        // The writer's redo may still be on its way here.
-        let mut durable = volume.watch_durable();
-        durable.wait_for(|durable| durable.lsn > segment_lsn).await.map_err(|_| VolumeError::Closed)?;
-        let from_lsn = segment_lsn.max(volume.bounds().horizon_lsn);
-        let mut cursor = volume.cursor(from_lsn, Start::Context)?;
-        let batch = cursor.next_batch().await?;
-        Ok((batch.begin_lsn, batch.timeline))
-    }
-
-    /// Waits until so much may be sent, and counts it.
-    pub(super) async fn take_way(&self, bytes: usize) {
-        self.egress.take(bytes).await;
-        self.brought_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn note_seeding(&self, bytes: u64, total_bytes: u64) {
@@ -162,10 +105,10 @@ impl Shipping {
 }
 
 /// Waits for the region's word to go on.
-async fn expect_consent(stream: &mut Stream) -> Result<(), SeedError> {
+async fn expect_consent(stream: &mut Stream) -> Result<(), BringError> {
     let answer: Option<SeedAnswer> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
     match answer.ok_or(TransportError::Finished)?.refusal {
-        Some(refusal) => Err(SeedError::Refused(refusal)),
+        Some(refusal) => Err(BringError::Refused(refusal)),
         None => Ok(()),
     }
 }

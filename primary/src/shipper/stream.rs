@@ -8,6 +8,7 @@ use proto::messages::{
     upstream,
 };
 use proto::{Batch, Lsn, Timeline, frame};
+use tokio::sync::watch;
 use transport::{Connection, Receiver, Sender, TransportError};
 use volume::{Cursor, Start, VolumeError};
 
@@ -17,7 +18,7 @@ use crate::clock;
 
 /// A region hears from its primary at least this often, and answers.
 const HEARTBEAT: Duration = Duration::from_millis(100);
-const HEARTBEAT_US: i64 = 100_000;
+const HEARTBEAT_US: u64 = 100_000;
 
 /// Batches that are ready together leave in one write of up to about this size.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -34,8 +35,9 @@ enum StreamEnd {
 }
 
 impl Shipping {
-    /// Streams from `from_lsn` until something ends it; says what.
-    pub(super) async fn stream(&mut self, from_lsn: Lsn) -> Input {
+    /// Streams from `from_lsn` until something ends it; says what. How far the region's standby is goes to
+    /// `applied`.
+    pub(super) async fn stream(&mut self, from_lsn: Lsn, applied: watch::Sender<Lsn>) -> Input {
         let Some((connection, stream)) = self.link.take() else {
             return Input::Lost("the connection was closed".into());
         };
@@ -52,51 +54,28 @@ impl Shipping {
                 };
                 tokio::select! {
                     end = out.send_batches(sender, cursor) => end,
-                    end = Self::receive_progress(&mut self.machine, &out, receiver) => end,
+                    end = out.receive_progress(receiver, &applied) => end,
                 }
             }
             Err(e) => e.into(),
         };
         self.views.update_region(&self.target.name, |region, _| {
-            region.wan_bytes_before += connection.wire().sent_bytes;
-            region.wan_bytes_now = 0;
+            region.link_ended(&connection.wire());
         });
         connection.close("the stream ended");
         match ended {
             StreamEnd::Refused(kind, reason) => refused(&proto::messages::Refusal::new(kind, reason)),
-            // The redo went below the horizon while it was being read: the next probe finds that a seed is needed.
+            // The redo went below the horizon while it was being read: the next probe finds that a seed is
+            // needed.
             other => Input::Lost(other.to_string()),
-        }
-    }
-
-    async fn receive_progress(
-        machine: &mut super::machine::Shipper,
-        out: &Outgoing<'_>,
-        mut receiver: Receiver,
-    ) -> StreamEnd {
-        loop {
-            let body = match receiver.receive::<Upstream>(MAX_CONTROL_MESSAGE_BYTES).await {
-                Ok(Some(message)) => message.body,
-                Ok(None) => return TransportError::Finished.into(),
-                Err(e) => return e.into(),
-            };
-            match body {
-                Some(upstream::Body::Progress(progress)) => {
-                    machine.handle(clock::now_us(), Input::Applied(Lsn(progress.applied_lsn)));
-                    out.note_progress(machine, progress);
-                }
-                Some(upstream::Body::Refusal(refusal)) => {
-                    let kind = refusal::Kind::try_from(refusal.kind).unwrap_or_default();
-                    return StreamEnd::Refused(kind, refusal.reason);
-                }
-                // A newer region's message: nothing this version waits for.
-                None => {}
-            }
         }
     }
 }
 
-/// The sending side of one stream.
+/// The most that a region may say of what is wrong with its standby, letters.
+const TROUBLE_LETTERS_MAX: usize = 400;
+
+/// What one stream works with.
 struct Outgoing<'a> {
     volume: &'a volume::Volume,
     views: &'a crate::view::Views,
@@ -126,20 +105,24 @@ impl Outgoing<'_> {
         frames: &mut BytesMut,
         cursor: &mut Cursor,
         timeline: &mut Timeline,
-        heartbeat_us: &mut i64,
+        heartbeat_us: &mut u64,
     ) -> Result<(), StreamEnd> {
         let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
             self.put_heartbeat(frames);
             return Ok(());
         };
-        let mut redo_bytes = self.put_batch(frames, first?, timeline);
+        let (mut redo_bytes, mut batches) = (self.put_batch(frames, first?, timeline), 1);
         while frames.len() < WRITE_BYTES {
             let Some(batch) = cursor.try_next_batch() else { break };
             redo_bytes += self.put_batch(frames, batch, timeline);
+            batches += 1;
         }
-        self.views.update_region(self.target, |region, _| region.redo_bytes += redo_bytes);
-        // Under load too: answers to them are the primary's lease.
-        if clock::steady_us() - *heartbeat_us > HEARTBEAT_US {
+        self.views.update_region(self.target, |region, _| {
+            region.redo_bytes += redo_bytes;
+            region.batches += batches;
+        });
+        // Under load too: answers to them say how far behind the region is.
+        if clock::steady_us().saturating_sub(*heartbeat_us) > HEARTBEAT_US {
             *heartbeat_us = clock::steady_us();
             self.put_heartbeat(frames);
         }
@@ -161,32 +144,53 @@ impl Outgoing<'_> {
     }
 
     fn put_heartbeat(&self, frames: &mut BytesMut) {
-        let (clock_us, durable_lsn) = (clock::now_us(), self.volume.bounds().durable_lsn);
-        put(frames, downstream::Body::Heartbeat(Heartbeat { clock_us, durable_lsn: durable_lsn.0 }));
+        let (mut number, durable_lsn) = (0, self.volume.bounds().durable_lsn);
+        let wire = self.connection.wire();
         self.views.update_region(self.target, |region, _| {
-            region.heartbeat_sent(clock_us, clock::steady_us(), durable_lsn);
+            region.note_link(&wire);
+            number = region.heartbeat_sent(clock::now_us(), durable_lsn);
         });
+        put(frames, downstream::Body::Heartbeat(Heartbeat { number, durable_lsn: durable_lsn.0 }));
     }
 
-    fn note_progress(&self, machine: &super::machine::Shipper, progress: Progress) {
+    /// Takes what the region says until that ends, and says why.
+    async fn receive_progress(&self, mut receiver: Receiver, applied: &watch::Sender<Lsn>) -> StreamEnd {
+        loop {
+            let body = match receiver.receive::<Upstream>(MAX_CONTROL_MESSAGE_BYTES).await {
+                Ok(Some(message)) => message.body,
+                Ok(None) => return TransportError::Finished.into(),
+                Err(e) => return e.into(),
+            };
+            match body {
+                Some(upstream::Body::Progress(progress)) => {
+                    applied.send_replace(Lsn(progress.applied_lsn));
+                    self.note_progress(progress);
+                }
+                Some(upstream::Body::Refusal(refusal)) => {
+                    let kind = refusal::Kind::try_from(refusal.kind).unwrap_or_default();
+                    return StreamEnd::Refused(kind, refusal.reason);
+                }
+                // A newer region's message: nothing this version waits for.
+                None => {}
+            }
+        }
+    }
+
+    fn note_progress(&self, progress: Progress) {
         let (durable_lsn, applied_lsn) = (Lsn(progress.durable_lsn), Lsn(progress.applied_lsn));
-        // What the region has durable, it will never ask for again.
-        self.volume.set_need(self.target.as_str(), Some(durable_lsn));
-        let wan_bytes = self.connection.wire().sent_bytes;
+        // What the region has durable, it will never ask for again; but the last of it, to compare.
+        self.volume.set_need(self.target.as_str(), Some(Lsn(durable_lsn.0.saturating_sub(1))));
+        let wire = self.connection.wire();
         self.views.update_region(self.target, |region, clock| {
-            region.state = machine.state().clone();
             region.timeline = Timeline(progress.timeline);
             region.durable_lsn = Some(durable_lsn);
             region.applied_lsn = Some(applied_lsn);
-            region.lag.reported(
-                clock::now_us(),
-                clock,
-                durable_lsn,
-                applied_lsn,
-                progress.heartbeat_clock_us,
-            );
-            region.heartbeat_answered(progress.heartbeat_clock_us);
-            region.wan_bytes_now = wan_bytes;
+            region.lag.reported(clock::now_us(), clock, durable_lsn, applied_lsn, progress.heartbeat_number);
+            region.note_link(&wire);
+            region.silent = progress.silent;
+            // A peer's words, for an operator's terminal.
+            let letters = progress.trouble.chars().filter(|letter| !letter.is_control());
+            region.trouble = letters.take(TROUBLE_LETTERS_MAX).collect();
         });
         self.views.reported.notify_one();
     }

@@ -1,7 +1,8 @@
 //! A copy of a standby's data directory, taken while it runs: a base backup that nobody sends anywhere.
 //!
-//! Where the file system shares blocks between files (btrfs, XFS) nothing is copied; elsewhere it is copied at a rate that leaves the
-//! disk to others. Source: PostgreSQL's manual, "Making a Base Backup Using the Low Level API", of a standby.
+//! Where the file system shares blocks between files (btrfs, XFS) nothing is copied; elsewhere it is copied
+//! at a rate that leaves the disk to others. Source: PostgreSQL's manual, "Making a Base Backup Using the Low
+//! Level API", of a standby.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postgres::account::Account;
+use postgres::instance::account::Account;
 use sqlx::{PgConnection, Row};
 
 use super::DrillError;

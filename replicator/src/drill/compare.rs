@@ -1,13 +1,13 @@
 //! Row counts and checksums of every table, on the primary and on the clone at the same moment.
 //!
-//! A physical copy has its rows in the same blocks: so they are compared some blocks at a time, what differs is named by its blocks, and the primary rests
-//! between two of them.
+//! A physical copy has its rows in the same blocks: so they are compared some blocks at a time, what differs
+//! is named by its blocks, and the primary rests between two of them.
 
 use std::time::Duration;
 
+use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tokio::time::Instant;
 
 use super::DrillError;
 use super::moment::{Moment, same_formats};
@@ -36,7 +36,8 @@ pub struct Compared {
     pub differences: Vec<String>,
 }
 
-/// Compares the clone, which `clone` leads to, with the primary at `moment`. Tells each table's name before it begins.
+/// Compares the clone, which `clone` leads to, with the primary at `moment`. Tells each table's name before
+/// it begins.
 ///
 /// # Errors
 /// When the primary does not answer.
@@ -116,8 +117,7 @@ async fn sum(connection: &mut PgConnection, query: &str) -> Result<(i64, String)
     sqlx::query_as(AssertSqlSafe(query.to_owned())).fetch_one(connection).await
 }
 
-#[allow(clippy::disallowed_methods, reason = "a driver that times what it does")]
 async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
-    let since = Instant::now();
+    let since = now();
     (work.await, since.elapsed())
 }

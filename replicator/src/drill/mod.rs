@@ -1,10 +1,12 @@
 //! Rehearsals: would this region take over? `replicator drill --region R`, on the region's own machine.
 //!
-//! A clone of the standby's data is brought to a moment of the primary, promoted by itself where nobody sees it, checked, timed, and removed, while
-//! replication goes on. What a rehearsal shows is what a promotion would find: the same data, the same redo out of the same volume, the same promotion of
-//! PostgreSQL. `--full` promotes the region for real, and then the old primary again.
+//! A clone of the standby's data is brought to a moment of the primary, promoted by itself where nobody sees
+//! it, checked, timed, and removed, while replication goes on. What a rehearsal shows is what a promotion
+//! would find: the same data, the same redo out of the same volume, the same promotion of PostgreSQL.
+//! `--full` promotes the region for real, and then the old primary again.
 //!
-//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there; [`report`] tells it.
+//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there; [`report`]
+//! tells it.
 
 pub mod clone;
 pub mod compare;
@@ -14,20 +16,22 @@ pub mod report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postgres::account::{Account, AccountError};
 use postgres::installation::{Installation, InstallationError};
-use postgres::instance::{Instance, InstanceError, InstanceOptions, SUPERUSER, socket_dir_for};
+use postgres::instance::account::{Account, AccountError};
+use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
+use postgres::major::Major;
+use postgres::sockets::{SUPERUSER, socket_dir_for};
 use proto::messages::{ClusterStatus, PromoteRequest, RegionStatus};
 use proto::{Lsn, RegionName};
+use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Asker;
 use crate::config::{Config, RegionConfig};
+use crate::daemon::lock::{DaemonLock, LockError};
 use crate::layout::{Layout, RegionLayout};
-use crate::local::lock::{DaemonLock, LockError};
+use crate::operator::{Operator, OperatorError, UrlOf};
 use crate::units;
 use report::{Kind, Outcome, Report, Watch};
 
@@ -131,7 +135,7 @@ impl DrillError {
         move |source| DrillError::Io { path: path.clone(), source }
     }
 
-    fn daemon(e: Box<dyn std::error::Error>) -> DrillError {
+    fn daemon(e: OperatorError) -> DrillError {
         DrillError::Daemon(e.to_string())
     }
 }
@@ -152,7 +156,7 @@ pub struct Drill {
     layout: Layout,
     own: RegionConfig,
     places: RegionLayout,
-    asker: Asker,
+    operator: Operator,
     copy_bytes_per_second: u64,
 }
 
@@ -170,9 +174,9 @@ impl Drill {
         let own = config.region(region).cloned();
         let own =
             own.ok_or_else(|| DrillError::NotNow(format!("there is no region '{region}' in the file")))?;
-        let asker = Asker::new(config.clone(), layout).map_err(DrillError::daemon)?;
+        let operator = Operator::new(config.clone(), layout).map_err(DrillError::daemon)?;
         let places = layout.region(region);
-        Ok(Drill { config, layout: layout.clone(), own, places, asker, copy_bytes_per_second })
+        Ok(Drill { config, layout: layout.clone(), own, places, operator, copy_bytes_per_second })
     }
 
     /// Rehearses the region's promotion on a clone of its data. `tell` is told what is being done.
@@ -213,9 +217,9 @@ impl Drill {
         report: &mut Report,
         tell: &dyn Fn(&str),
     ) -> Result<(), DrillError> {
-        let options = clone.options();
+        let (options, major) = (clone.options(), clone.installation().major);
         let feed = socket_dir_for(self.places.directory());
-        let mut standby = PgConnection::connect_with(&local(&feed, self.own.postgres.port())).await?;
+        let mut standby = PgConnection::connect_with(&local(&feed, self.own.postgres.port(), major)).await?;
         tell("cloning the standby's data");
         let account = &options.account;
         let rate = self.copy_bytes_per_second;
@@ -231,8 +235,8 @@ impl Drill {
         tell("finding a moment of the primary");
         let primary: RegionName =
             status.primary.parse().map_err(|_| DrillError::Answer("the primary's name".into()))?;
-        let url = self.asker.url(Some(&primary)).await.map_err(DrillError::daemon)?;
-        let moment = match moment::find(&url).await {
+        let url = self.operator.url(&UrlOf::Region(primary.clone())).await.map_err(DrillError::daemon)?;
+        let moment = match moment::find(&url, major).await {
             Ok(moment) => Some(moment),
             Err(e @ DrillError::NoMoment { .. }) => {
                 report.check(COMPARES, Outcome::NotDone, e.to_string());
@@ -247,7 +251,7 @@ impl Drill {
                 report.step("moment", &held);
                 moment.lsn
             }
-            None => self.present(&url).await?,
+            None => self.present(&url, major).await?,
         };
         report.lsn = lsn.to_string();
         let row = self.status().await?;
@@ -257,7 +261,7 @@ impl Drill {
 
         tell("replaying redo out of the region's volume");
         clone.configure_rehearsal(&feed, lsn, &without_jobs(&preload))?;
-        let connection = local(&options.socket_dir, options.listen.port());
+        let connection = local(&options.socket_dir, options.listen.port(), major);
         match self.take_over(clone, &connection, report, tell).await {
             Ok(()) => report.check("comes up, and takes writes", Outcome::Passed, String::new()),
             // The clone is to blame, so the region's data are.
@@ -268,7 +272,7 @@ impl Drill {
             Err(e) => return Err(e),
         }
         tell("pg_amcheck: every table and index");
-        let (outcome, detail) = amcheck(options).await?;
+        let (outcome, detail) = amcheck(clone).await?;
         report.check("tables and indexes are sound (pg_amcheck)", outcome, detail);
         report.step("amcheck", "every table and index of every database");
         if let Some(moment) = moment {
@@ -381,7 +385,8 @@ impl Drill {
         let watch = self.watch()?;
         for to in [region, &back] {
             tell(&format!("switchover to {to}"));
-            let promoted = self.asker.order(to, PromoteRequest::default()).await;
+            let promoted =
+                self.operator.promote(to, PromoteRequest::default(), &|what| eprintln!("{what}")).await;
             let promoted = promoted.map_err(|e| {
                 DrillError::Daemon(format!(
                     "the switchover to {to} was not done: {e}. `replicator status` says who leads"
@@ -424,7 +429,7 @@ impl Drill {
     }
 
     async fn status(&self) -> Result<ClusterStatus, DrillError> {
-        self.asker.status(None).await.map_err(DrillError::daemon)
+        self.operator.status(None).await.map_err(DrillError::daemon)
     }
 
     fn row<'a>(&self, status: &'a ClusterStatus) -> Result<&'a RegionStatus, DrillError> {
@@ -433,13 +438,13 @@ impl Drill {
     }
 
     fn watch(&self) -> Result<Watch, DrillError> {
-        let asker = Asker::new(self.config.clone(), &self.layout).map_err(DrillError::daemon)?;
-        Ok(Watch::begin(asker, self.own.name.to_string()))
+        let operator = Operator::new(self.config.clone(), &self.layout).map_err(DrillError::daemon)?;
+        Ok(Watch::begin(operator, self.own.name.to_string()))
     }
 
     /// Where the primary is, when no better moment is found.
-    async fn present(&self, url: &str) -> Result<Lsn, DrillError> {
-        let mut connection = PgConnection::connect(url).await?;
+    async fn present(&self, url: &str, major: Major) -> Result<Lsn, DrillError> {
+        let mut connection = PgConnection::connect_with(&moment::own(url.parse()?, major)).await?;
         let lsn: String =
             sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text").fetch_one(&mut connection).await?;
         let message = "SELECT pg_logical_emit_message(true, 'replicator_drill', '')";
@@ -448,18 +453,20 @@ impl Drill {
     }
 
     fn clone(&self) -> Result<Instance, DrillError> {
-        let installation = Installation::find(self.config.bin_dir.as_deref())?;
+        let installations =
+            Installation::for_data(self.config.bin_dir_of(&self.own), &self.places.pgdata())?.into();
         let account = Account::resolve(self.config.os_user.as_deref())?.gently();
         let directory = self.places.drill();
         Ok(Instance::new(InstanceOptions {
-            installation,
+            installations,
             account,
             data_dir: directory.join("pgdata"),
             socket_dir: socket_dir_for(&directory),
             listen: self.own.postgres,
             log_file: directory.join("postgresql.log"),
-            name: postgres::walsender::REHEARSAL.into(),
-            settings: self.config.settings.clone(),
+            name: postgres::sockets::REHEARSAL.into(),
+            settings: self.config.settings_of(&self.own),
+            hba: Vec::new(),
         }))
     }
 }
@@ -488,14 +495,15 @@ fn without_jobs(preload: &str) -> String {
     libraries.filter(|name| !name.is_empty() && *name != "pg_cron").collect::<Vec<_>>().join(", ")
 }
 
-fn local(socket_dir: &Path, port: u16) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
+fn local(socket_dir: &Path, port: u16, major: Major) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
         .socket(socket_dir)
         .port(port)
         .username(SUPERUSER)
         .database("postgres")
-        .application_name(postgres::walsender::REHEARSAL)
-        .disable_statement_logging()
+        .application_name(postgres::sockets::REHEARSAL)
+        .disable_statement_logging();
+    moment::own(options, major)
 }
 
 /// Commits a row, and takes it back.
@@ -506,9 +514,10 @@ async fn write(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-async fn amcheck(options: &InstanceOptions) -> Result<(Outcome, String), DrillError> {
-    let InstanceOptions { installation, account, socket_dir, listen, .. } = options;
-    let mut command = account.command(&installation.program("pg_amcheck"));
+async fn amcheck(clone: &Instance) -> Result<(Outcome, String), DrillError> {
+    let InstanceOptions { account, socket_dir, listen, .. } = clone.options();
+    let program = clone.installation().program("pg_amcheck");
+    let mut command = account.command(&program);
     command.args([
         "--all",
         "--install-missing",
@@ -521,7 +530,7 @@ async fn amcheck(options: &InstanceOptions) -> Result<(Outcome, String), DrillEr
     let mut command = tokio::process::Command::from(command);
     // Its process ends with the drill.
     let output = command.kill_on_drop(true).output().await;
-    let output = output.map_err(DrillError::at(&installation.program("pg_amcheck")))?;
+    let output = output.map_err(DrillError::at(&program))?;
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     let lines: Vec<&str> = said.lines().take(20).collect();
@@ -536,7 +545,7 @@ async fn amcheck(options: &InstanceOptions) -> Result<(Outcome, String), DrillEr
 
 /// Stops a clone, and removes all of it.
 async fn remove(clone: &Instance, directory: &Path) -> Result<(), DrillError> {
-    clone.stop(true, Duration::from_secs(30)).await?;
+    clone.stop(Stop::Immediate, Duration::from_secs(30)).await?;
     for path in [directory, &clone.options().socket_dir] {
         match std::fs::remove_dir_all(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(DrillError::at(path)(e)),
@@ -548,11 +557,6 @@ async fn remove(clone: &Instance, directory: &Path) -> Result<(), DrillError> {
 
 fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[allow(clippy::disallowed_methods, reason = "a driver that times what it does")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

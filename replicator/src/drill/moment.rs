@@ -1,22 +1,33 @@
-//! A moment of the primary that a clone can be brought to exactly: an LSN, and snapshots that see what is committed there.
+//! A moment of the primary that a clone can be brought to exactly: an LSN, and snapshots that see what is
+//! committed there.
 //!
-//! A snapshot and an LSN do not fit each other by themselves: a commit is in the redo before others see it. So all tables are locked against writers
-//! (`SHARE`) for as long as it takes to open the snapshots: about as long as the writing transactions that just run. When those do not end soon, it lets
-//! go at once, and tries again later.
+//! A snapshot and an LSN do not fit each other by themselves: a commit is in the redo before others see it.
+//! So all tables are locked against writers (`SHARE`) for as long as it takes to open the snapshots: about as
+//! long as the writing transactions that just run. When those do not end soon, it lets go at once, and tries
+//! again later.
 //!
-//! Whoever locks many tables must do so in the order in which the writers do, or waits for one that waits for it. Locks are held to the end of a
-//! transaction: so what is locked first is seen locked most often.
+//! Whoever locks many tables must do so in the order in which the writers do, or waits for one that waits for
+//! it. Locks are held to the end of a transaction: so what is locked first is seen locked most often.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use postgres::major::Major;
 use proto::Lsn;
-use rand::seq::SliceRandom;
+use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use tokio::time::Instant;
 
 use super::DrillError;
+
+/// What sessions of a rehearsal set for themselves, against what production sets for everybody.
+const OWN: [(&str, &str); 5] = [
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+];
 
 /// How long writers may wait for the locks, in a try.
 const HOLD_MS: u64 = 200;
@@ -73,13 +84,18 @@ pub struct Moment {
     pub tries: u32,
 }
 
-/// Finds a moment of the primary at `url`.
+/// A session of a rehearsal's, with a PostgreSQL of `major`.
+pub(super) fn own(options: PgConnectOptions, major: Major) -> PgConnectOptions {
+    options.options(OWN).options(major.session_settings().iter().copied())
+}
+
+/// Finds a moment of the primary at `url`, which is of `major`.
 ///
 /// # Errors
 /// When the primary cannot be asked, or writers never pause for long enough.
-pub async fn find(url: &str) -> Result<Moment, DrillError> {
-    let options: PgConnectOptions = url.parse()?;
-    let options = options.application_name(postgres::walsender::REHEARSAL).disable_statement_logging();
+pub async fn find(url: &str, major: Major) -> Result<Moment, DrillError> {
+    let options =
+        own(url.parse()?, major).application_name(postgres::sockets::REHEARSAL).disable_statement_logging();
     let mut own = PgConnection::connect_with(&options).await?;
     let databases: Vec<String> =
         sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1")
@@ -115,20 +131,19 @@ async fn busy(own: &mut PgConnection) -> Result<Busy, DrillError> {
     Ok(busy)
 }
 
-/// The tables in the order in which they shall be locked: the busiest first, or, where that has not worked, the busy ones by chance.
-#[allow(clippy::disallowed_methods, reason = "a driver that tries what it cannot know")]
+/// The tables in the order in which they shall be locked: the busiest first, or, where that has not worked,
+/// the busy ones by chance.
 fn order<'a>(database: &str, tables: &'a [Table], busy: &Busy, by_chance: bool) -> Vec<&'a str> {
     let count = |table: &Table| busy.get(&(database.to_owned(), table.oid)).copied().unwrap_or(0);
     let mut tables: Vec<(u64, &Table)> = tables.iter().map(|table| (count(table), table)).collect();
     tables.sort_by_key(|(count, table)| (std::cmp::Reverse(*count), table.oid));
     let idle = tables.partition_point(|(count, _)| *count > 0);
     if by_chance {
-        tables[..idle].shuffle(&mut rand::rng());
+        runtime::random::shuffle(&mut tables[..idle]);
     }
     tables.into_iter().map(|(_, table)| table.name.as_str()).collect()
 }
 
-#[allow(clippy::disallowed_methods, reason = "a driver that times what it does")]
 async fn hold(
     options: &PgConnectOptions,
     databases: &[String],
@@ -147,7 +162,7 @@ async fn hold(
         frozen.push(Frozen { database: database.clone(), tables, left_out, snapshot });
         locks.push(lock);
     }
-    let since = Instant::now();
+    let since = now();
     for (lock, frozen) in locks.iter_mut().zip(&frozen).filter(|(_, frozen)| !frozen.tables.is_empty()) {
         let left =
             HOLD_MS.saturating_sub(u64::try_from(since.elapsed().as_millis()).unwrap_or(HOLD_MS)).max(1);

@@ -9,8 +9,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{ms, now};
-use crate::cli::Asker;
+use crate::operator::Operator;
 use crate::units::show_ms;
+use runtime::task::Task;
 
 /// How often the region's lag is asked for.
 const WATCH: Duration = Duration::from_millis(500);
@@ -72,7 +73,8 @@ pub struct Step {
 /// How long taking over takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Rto {
-    /// A rehearsal: from the order to PostgreSQL to the first commit. A full drill: the longer of the two gaps between commits.
+    /// A rehearsal: from the order to PostgreSQL to the first commit. A full drill: the longer of the two
+    /// gaps between commits.
     pub promotion_ms: u64,
     /// What a failover adds at most: the old primary's lease.
     pub lease_ms: u64,
@@ -115,7 +117,8 @@ pub struct Report {
     pub began: String,
     /// All checks passed.
     pub passed: bool,
-    /// A rehearsal: the moment of the primary that was compared. A full drill: where the last timeline begins.
+    /// A rehearsal: the moment of the primary that was compared. A full drill: where the last timeline
+    /// begins.
     pub lsn: String,
     /// For how long writers of the primary may have waited for the moment.
     pub writers_held_ms: u64,
@@ -294,18 +297,17 @@ fn cell(text: &str) -> String {
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<Lag>>,
-    task: tokio::task::JoinHandle<()>,
+    task: Task<()>,
 }
 
 impl Watch {
     /// Begins to ask.
-    #[must_use]
-    pub fn begin(asker: Asker, region: String) -> Watch {
+    pub fn begin(operator: Operator, region: String) -> Watch {
         let seen = Arc::new(Mutex::new(Lag::default()));
         let watched = seen.clone();
-        let task = tokio::spawn(async move {
+        let task = Task::spawn("watch the lag", async move {
             loop {
-                if let Some(lag_ms) = lag(&asker, &region).await {
+                if let Some(lag_ms) = lag(&operator, &region).await {
                     let mut seen = watched.lock().unwrap_or_else(PoisonError::into_inner);
                     seen.before_ms.get_or_insert(lag_ms);
                     seen.worst_ms = seen.worst_ms.max(Some(lag_ms));
@@ -319,21 +321,20 @@ impl Watch {
 
     /// What was seen.
     pub async fn end(self) -> Lag {
-        self.task.abort();
+        self.task.end();
         // It was cancelled.
         let _ = self.task.await;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn lag(asker: &Asker, region: &str) -> Option<u64> {
-    let status = asker.status(None).await.map_err(|e| e.to_string()).ok()?;
+async fn lag(operator: &Operator, region: &str) -> Option<u64> {
+    let status = operator.status(None).await.map_err(|e| e.to_string()).ok()?;
     status.regions.iter().find(|row| row.name == region)?.visibility_lag_ms
 }
 
-#[allow(clippy::disallowed_methods, reason = "a driver that says when it was done")]
 fn clock() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    Duration::from_micros(u64::try_from(runtime::clock::wall_us()).unwrap_or(0))
 }
 
 #[cfg(test)]

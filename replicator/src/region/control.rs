@@ -3,21 +3,23 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, Refusal, RegionStatus,
-    RegionStatusRequest, RegionView, ReplicateReady, Rewind, SeedAnswer, VolumeView, ZoneReady,
-    control_request, control_response, open, rewind,
+    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, EventsRequest, Refusal, RegionStatus,
+    RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
 };
-use proto::{ClusterId, RegionName};
+use proto::{ClusterId, RegionName, RegionState};
+use runtime::task::blocking;
 use tokio::task::JoinSet;
-use transport::{Endpoint, Peer, Stream, TransportError};
+use transport::{Endpoint, Stream, TransportError};
 use volume::VolumeStatus;
-use volume::quorum::{CopyId, Standing};
+use volume::quorum::{CopyId, CopyState, READ_QUORUM, WRITE_QUORUM};
 
-use super::{Part, Region, secrets};
+use super::{Region, secrets};
 use crate::client;
 use crate::config::{RegionConfig, Role};
+use crate::facts::PartFacts;
 use crate::voter::Seat;
 
 /// How long another region may take to answer before it is said to be unreachable.
@@ -31,8 +33,8 @@ fn refused(refusal: Refusal) -> Answer {
 }
 
 impl Seat for Region {
-    fn answer(&self, from: RegionName, body: Ask) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
-        Box::pin(async move { self.answer(&Peer::Region(from), body).await })
+    fn answer(&self, _: RegionName, body: Ask) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+        Box::pin(async move { self.answer(body).await })
     }
 }
 
@@ -40,12 +42,11 @@ impl Region {
     /// Answers one request.
     pub(super) async fn control(
         &self,
-        peer: &Peer,
         request: ControlRequest,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
         let body = match request.body {
-            Some(body) => self.answer(peer, body).await,
+            Some(body) => self.answer(body).await,
             None => refused(Refusal::new(Kind::Protocol, "this daemon does not know that request")),
         };
         stream.send(&ControlResponse { body: Some(body) }).await?;
@@ -53,13 +54,16 @@ impl Region {
         Ok(())
     }
 
-    async fn answer(&self, peer: &Peer, body: Ask) -> Answer {
-        let not_allowed = |who: &str| Refusal::new(Kind::NotAllowed, format!("only {who} may ask this"));
-        let answered = match (body, peer) {
-            (Ask::RegionStatus(_), _) => Ok(Answer::RegionStatus(self.view().await)),
-            (Ask::ClusterStatus(_), _) => Ok(Answer::ClusterStatus(self.cluster_status().await)),
-            (Ask::Record(_), _) => Ok(Answer::Record(self.voter.record_json().into())),
-            (Ask::Volume(request), _) => {
+    /// Answers what was let in (see [`crate::daemon::authority`]), or what this daemon asks itself.
+    async fn answer(&self, body: Ask) -> Answer {
+        let answered = match body {
+            Ask::RegionStatus(_) => Ok(Answer::RegionStatus(self.view().await)),
+            Ask::ClusterStatus(_) => Ok(Answer::ClusterStatus(self.cluster_status().await)),
+            Ask::Events(request) => self.events(request).await,
+            Ask::Load(request) => self.answer_load(request).await.map(|load| Answer::Load(load.into())),
+            Ask::Record(_) => Ok(Answer::Record(self.voter.record_json().into())),
+            Ask::Volume(request) if request.recover => self.recover_volume(),
+            Ask::Volume(request) => {
                 match (request.scrub, request.copy.parse::<CopyId>()) {
                     (false, _) => {}
                     (true, Ok(copy)) => self.volume.scrub(Some(copy)).await,
@@ -67,23 +71,32 @@ impl Region {
                 }
                 Ok(Answer::Volume(self.volume_view()))
             }
-            (Ask::Url(request), Peer::Operator) => self.url(&request.region),
-            (Ask::Promote(request), Peer::Operator) => self.order(request).await.map(Answer::Promotion),
-            (Ask::Url(_) | Ask::Promote(_), Peer::Region(_)) => Err(not_allowed("operators")),
-            (Ask::Prepare(_) | Ask::Accept(_) | Ask::Learn(_) | Ask::Survey(_), Peer::Operator)
-            | (Ask::HandOver(_) | Ask::GetReady(_) | Ask::Lead(_) | Ask::Support(_), Peer::Operator) => {
-                Err(not_allowed("voters"))
+            Ask::Url(request) => self.url(&request.region),
+            Ask::Promote(request) => self.order(request).await.map(Answer::Promotion),
+            Ask::Accept(accept) => self.owner.vote(accept).await.map(Answer::Voted),
+            Ask::Survey(_) => Ok(Answer::Granted(self.owner.survey())),
+            Ask::HandOver(request) => self.owner.ask_hand_over(request).await.map(Answer::HandedOver),
+            Ask::GetReady(request) => {
+                self.owner.ask_get_ready(request).await.map(|lsn| Answer::ReadyLsn(lsn.0))
             }
-            (Ask::Accept(accept), _) => self.vote(accept).await.map(Answer::Voted),
-            (Ask::Survey(_), _) => Ok(Answer::Granted(self.survey().await)),
-            (Ask::HandOver(request), _) => self.hand_over(request).await.map(Answer::HandedOver),
-            (Ask::GetReady(request), _) => self.get_ready(request).await.map(|lsn| Answer::ReadyLsn(lsn.0)),
-            (Ask::Lead(request), _) => self.lead_epoch(request).await.map(|()| Answer::Done(true)),
-            (Ask::Prepare(number), _) => self.voter.answer_prepare(number),
-            (Ask::Learn(agreed), _) => self.voter.answer_learn(&agreed),
-            (Ask::Support(_), _) => Err(Refusal::new(Kind::NotAllowed, "this is no witness")),
+            Ask::Lead(request) => self.owner.ask_lead(request).await.map(|()| Answer::Done(true)),
+            Ask::Prepare(number) => self.voter.answer_prepare(number),
+            Ask::Revote(_) => self.voter.answer_revote().await,
+            // Answered where the asker is known.
+            Ask::Support(_) | Ask::Recall(_) | Ask::Learn(_) => {
+                Err(Refusal::new(Kind::Protocol, "a voter does not ask itself that"))
+            }
+            Ask::Reseed(_) => self.reseed().map(Answer::SetAside),
+            Ask::Voters(request) => self.voters(request).await.map(Answer::Voters),
         };
         answered.unwrap_or_else(refused)
+    }
+
+    async fn events(&self, request: EventsRequest) -> Result<Answer, Refusal> {
+        let journal = self.journal.clone();
+        let answered = blocking("read the journal", move || journal.answer(request)).await;
+        let failed = |e: String| Refusal::new(Kind::Failed, format!("the journal of events: {e}"));
+        answered.map_err(|e| failed(e.to_string()))?.map(Answer::Events).map_err(|e| failed(e.to_string()))
     }
 
     fn url(&self, region: &str) -> Result<Answer, Refusal> {
@@ -97,55 +110,77 @@ impl Region {
     }
 
     /// What this daemon knows by itself.
-    async fn view(&self) -> RegionView {
+    pub(super) async fn view(&self) -> RegionView {
+        let part = self.part_facts().await;
         let (name, url) = (self.own.name.as_str(), secrets::url(self.own.postgres, None));
-        match &*self.part.read().await {
-            Part::Starting => {
-                let own = RegionStatus {
-                    name: name.to_owned(),
-                    role: self.state().role.to_string(),
-                    state: "starting".into(),
-                    url,
-                    detail: volume_trouble(&self.volume.status()),
-                    ..RegionStatus::default()
-                };
-                RegionView { epoch: self.state().epoch().0, own: Some(own), secondaries: Vec::new() }
-            }
-            Part::Leader(leader) => {
-                let (own, secondaries) = leader.rows(name, url);
-                RegionView { epoch: leader.epoch().0, own: Some(self.with_volume(own)), secondaries }
-            }
-            Part::Follower(follower) => {
-                let own = follower.row(name, url).await;
-                RegionView {
-                    epoch: follower.epoch().0,
-                    own: Some(self.with_volume(own)),
-                    secondaries: Vec::new(),
+        let mut own = part.row(name, url, &self.state().role.to_string());
+        let (epoch, mut own, secondaries) = match part {
+            PartFacts::Leads(leader) => {
+                let held = leader.reader.released.held;
+                let held = held.filter(|held| !held.is_momentary() || self.chronicle.holds());
+                if let Some(held) = held.filter(|_| self.config.commit.waits()) {
+                    own.held = held.to_string();
                 }
+                let secondaries = leader.secondaries.iter().map(SecondaryFacts::row).collect();
+                (leader.epoch.0, self.with_volume(own), secondaries)
             }
+            PartFacts::Follows(follower) => (follower.epoch.0, self.with_volume(own), Vec::new()),
+            PartFacts::Neither => {
+                let detail = volume_trouble(&self.volume.status());
+                (self.state().epoch().0, RegionStatus { detail, ..own }, Vec::new())
+            }
+        };
+        if self.health.is_silent() && own.state == RegionState::Streaming.as_str() {
+            own.state = RegionState::Silent.to_string();
+        }
+        let health = self.health.words();
+        if !health.is_empty() {
+            own.detail = if own.detail.is_empty() { health } else { format!("{}; {health}", own.detail) };
+        }
+        let trouble = self.owner.trouble();
+        if !trouble.is_empty() {
+            own.detail = if own.detail.is_empty() { trouble } else { format!("{trouble}; {}", own.detail) };
+        }
+        RegionView { epoch, own: Some(own), secondaries }
+    }
+
+    /// The part that the region plays now.
+    pub(super) async fn part_facts(&self) -> PartFacts {
+        let cluster = self.owner.cluster();
+        match (cluster.leader(), cluster.follower()) {
+            (Some(leader), _) => PartFacts::Leads(leader.facts()),
+            (None, Some(follower)) => PartFacts::Follows(follower.facts().await),
+            (None, None) => PartFacts::Neither,
         }
     }
 
     /// What is wrong with the volume comes before everything else.
     fn with_volume(&self, mut own: RegionStatus) -> RegionStatus {
+        own.copies = self.copies();
         let status = self.volume.status();
-        if !status.writable || status.copies.iter().any(|copy| copy.standing != Standing::Live) {
+        if !status.writable || status.copies.iter().any(|copy| copy.state != CopyState::Live) {
             let trouble = volume_trouble(&status);
+            if !status.writable && own.role == "primary" && self.config.commit.waits() {
+                own.held.clone_from(&trouble);
+            }
             own.detail = if own.detail.is_empty() { trouble } else { format!("{trouble}; {}", own.detail) };
         }
         own
     }
 
+    fn recover_volume(&self) -> Result<Answer, Refusal> {
+        let recovered = self.volume.recover();
+        recovered.map_err(|e| Refusal::new(Kind::NotAllowed, e.to_string()))?;
+        tracing::warn!(
+            "the volume is opened with three of its copies, on an operator's word that the others are lost for good"
+        );
+        Ok(Answer::Volume(self.volume_view()))
+    }
+
     fn volume_view(&self) -> VolumeView {
         let status = self.volume.status();
         let copies = status.copies.iter().map(|copy| {
-            let (state, detail) = match &copy.standing {
-                Standing::Live => ("live", ""),
-                Standing::Filling => ("filling", ""),
-                Standing::Absent => ("absent", ""),
-                Standing::Asked | Standing::Promised | Standing::Adopting => ("opening", ""),
-                Standing::Failed(why) => ("failed", why.as_str()),
-            };
+            let (state, detail) = copy_state(&copy.state);
             CopyView {
                 name: copy.id.to_string(),
                 zone: copy.id.zone().to_string(),
@@ -159,7 +194,7 @@ impl Region {
                 damage: copy.repair.damage.clone(),
             }
         });
-        let whole = status.copies.iter().all(|copy| copy.standing == Standing::Live);
+        let whole = status.copies.iter().all(|copy| copy.state == CopyState::Live);
         VolumeView {
             region: self.own.name.to_string(),
             ballot: Some(Ballot {
@@ -209,7 +244,23 @@ impl Region {
             let coordination::Promotion { mode, to, coordinator, .. } = &promotion;
             notes.push(format!("a {mode} to {to} is in progress, coordinated by {coordinator}"));
         }
-        merge(&self.config.cluster, &self.config.regions, &views, notes)
+        notes.extend(self.voter.differences());
+        notes.extend(self.voter.unlike_the_file());
+        let mut status = merge(&self.config.cluster, &self.config.regions, &views, notes);
+        self.chronicle.add_copies(&mut status);
+        status
+    }
+}
+
+/// The state of a copy in a word, and what is to be known of it.
+pub(super) fn copy_state(standing: &CopyState) -> (&'static str, &str) {
+    match standing {
+        CopyState::Live => ("live", ""),
+        CopyState::Filling => ("filling", ""),
+        CopyState::Absent => ("absent", ""),
+        CopyState::Asked | CopyState::Promised | CopyState::Adopting => ("opening", ""),
+        CopyState::PromisedElsewhere(_) => ("failed", "it has promised a higher ballot to another writer"),
+        CopyState::Failed(why) => ("failed", why.as_str()),
     }
 }
 
@@ -232,9 +283,9 @@ fn is_primary(view: &RegionView) -> bool {
     view.own.as_ref().is_some_and(|row| row.role == "primary")
 }
 
-/// One table of what several daemons said, in the order of the file. What the primary says of a secondary counts before
-/// what that says of itself, except that a region which answers is not unreachable.
-fn merge(
+/// One table of what several daemons said, in the order of the file. What the primary says of a secondary
+/// counts before what that says of itself, except that a region which answers is not unreachable.
+pub(super) fn merge(
     cluster: &str,
     regions: &[RegionConfig],
     views: &[RegionView],
@@ -247,11 +298,13 @@ fn merge(
         let name = region.name.as_str();
         let by_primary = leading.into_iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
         let by_itself = views.iter().filter_map(|v| v.own.as_ref()).find(|row| row.name == name);
-        by_primary.or(by_itself).cloned().unwrap_or_else(|| RegionStatus {
+        let copies = by_itself.map(|row| row.copies.clone()).unwrap_or_default();
+        let said = by_primary.or(by_itself).map(|row| RegionStatus { copies, ..row.clone() });
+        said.unwrap_or_else(|| RegionStatus {
             name: name.into(),
             // What it was when it was last heard is not known; a primary is known by itself.
             role: if leading.is_some() { "secondary".into() } else { region.role.to_string() },
-            state: "unreachable".into(),
+            state: RegionState::Unreachable.to_string(),
             url: secrets::url(region.postgres, None),
             ..RegionStatus::default()
         })
@@ -271,50 +324,33 @@ fn merge(
 }
 
 /// What hinders a volume, in words.
-fn volume_trouble(status: &VolumeStatus) -> String {
+pub(super) fn volume_trouble(status: &VolumeStatus) -> String {
     if let Some(closed) = &status.closed {
         return closed.clone();
     }
-    let of = |what: &str, has: fn(&Standing) -> bool| {
+    let of = |what: &str, has: fn(&CopyState) -> bool| {
         let names: Vec<String> =
-            status.copies.iter().filter(|copy| has(&copy.standing)).map(|copy| copy.id.to_string()).collect();
+            status.copies.iter().filter(|copy| has(&copy.state)).map(|copy| copy.id.to_string()).collect();
         (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")))
     };
     let parts = [
-        of("absent", |standing| *standing == Standing::Absent),
-        of("failed", |standing| matches!(standing, Standing::Failed(_))),
-        of("being filled", |standing| *standing == Standing::Filling),
-        of("opening", |s| matches!(s, Standing::Asked | Standing::Promised | Standing::Adopting)),
+        of("absent", |state| *state == CopyState::Absent),
+        of("failed", |s| matches!(s, CopyState::Failed(_) | CopyState::PromisedElsewhere(_))),
+        of("being filled", |state| *state == CopyState::Filling),
+        of("opening", |s| matches!(s, CopyState::Asked | CopyState::Promised | CopyState::Adopting)),
     ];
     let copies = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
     if status.writable {
         format!("copies of the volume {copies}")
     } else {
-        format!("commits wait: the volume needs four of its six copies; {copies}")
+        let promised = status.copies.iter().filter(|copy| copy.state == CopyState::Promised).count();
+        let recover = match promised >= WRITE_QUORUM && status.members == READ_QUORUM {
+            true => {
+                "; three of them have its redo, and the others forgot theirs: bring back one more, or, where the others are lost \
+                 for good, replicator volume recover --region R"
+            }
+            false => "",
+        };
+        format!("commits wait: the volume needs four of its six copies; {copies}{recover}")
     }
-}
-
-/// Says no in the message that the peer waits for.
-pub(super) async fn answer_refusal(
-    purpose: &open::Purpose,
-    refusal: Refusal,
-    stream: &mut Stream,
-) -> Result<(), TransportError> {
-    match purpose {
-        open::Purpose::Replicate(_) => {
-            stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await?;
-        }
-        open::Purpose::Seed(_) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
-        open::Purpose::Rewind(_) => {
-            stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
-        }
-        open::Purpose::Zone(_) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
-        // Nobody may ask this of a region's daemon, and nothing would be understood.
-        open::Purpose::Copy(_) | open::Purpose::Gather(_) => {}
-        open::Purpose::Control(_) => {
-            stream.send(&ControlResponse { body: Some(control_response::Body::Refusal(refusal)) }).await?;
-        }
-    }
-    stream.finish().await;
-    Ok(())
 }

@@ -1,24 +1,35 @@
-//! The part of a secondary: takes redo, and keeps the region's standby fed. How it gets data to begin with is in `rejoin`.
+//! The part of a secondary: takes redo, and keeps the region's standby fed. How it gets data to begin with is
+//! in `rejoin`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use postgres::instance::{Instance, InstanceError, Part, WALSENDER_PORT, socket_path};
-use postgres::walsender::StandbyProgress;
-use proto::messages::{RegionStatus, ReplicateOpen};
+use postgres::instance::{Instance, InstanceError, Part};
+use postgres::protocol::walsender::StandbyProgress;
+use postgres::sockets::{WALSENDER_PORT, socket_path};
+use proto::messages::ReplicateOpen;
 use proto::{Epoch, Lsn, SystemId};
-use secondary::{Inbound, feed};
+use runtime::clock::{now, steady_us};
+use runtime::task::Task;
+use secondary::feed::{self, Heard};
+use secondary::{Data, Inbound};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use transport::Stream;
-use volume::Volume;
+use volume::{Claim, Volume};
 
-use super::engine::Engine;
+use super::engine::{self, Engine};
 use super::lost;
-use super::state::{Record, StateError};
+use crate::events::Journal;
+use crate::facts::FollowerFacts;
 use crate::layout::RegionLayout;
+use crate::region_file::{RegionFile, StateError};
+
+/// The size of PostgreSQL's WAL segments, as `initdb` makes them.
+const WAL_SEGMENT_BYTES: u64 = 16 << 20;
 
 /// A secondary region at work.
 #[derive(Debug)]
@@ -27,11 +38,40 @@ pub struct Follower {
     pub(super) instance: Instance,
     pub(super) volume: Volume,
     pub(super) inbound: Arc<Inbound>,
-    progress: watch::Sender<StandbyProgress>,
-    pub(super) record: Arc<Record>,
+    heard: Heard,
+    /// When the standby said last how far it is.
+    reported: Arc<Mutex<Option<Instant>>>,
+    /// Why the data cannot be gone on with; empty where there are none, or nothing is wrong with them.
+    lacks: Arc<Mutex<String>>,
+    pub(super) record: Arc<RegionFile>,
     following: tokio::sync::Mutex<Option<Following>>,
     pub(super) seeding: tokio::sync::Mutex<()>,
+    /// Keeps all redo of the volume, until it is known which of it this region still needs.
+    pub(super) hold: Hold,
+    pub(super) journal: Journal,
     pub(super) seed_total_bytes: AtomicU64,
+}
+
+/// A claim to all redo of the volume, shared by whoever may end it.
+#[derive(Debug, Clone)]
+pub struct Hold(Arc<Mutex<Option<Claim>>>);
+
+impl Hold {
+    /// Keeps everything as long as `claim` is not released.
+    #[must_use]
+    pub fn new(claim: Claim) -> Hold {
+        Hold(Arc::new(Mutex::new(Some(claim))))
+    }
+
+    /// The region's data are what they are to be: retention goes on by age.
+    pub fn release(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Redo that only this region has is to be kept aside first.
+    pub fn take(&self, volume: &Volume) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| volume.hold("rejoin"));
+    }
 }
 
 /// A standby and what feeds it.
@@ -40,7 +80,11 @@ struct Following {
     /// None once it was given away.
     engine: Option<Engine>,
     stop_feed: CancellationToken,
-    feed: JoinHandle<()>,
+    feed: Task<()>,
+    /// Its need of redo; it ends with this.
+    _keeping: Task<()>,
+    /// Finds out when that need cannot be met; it ends with this.
+    _starving: Task<()>,
 }
 
 /// Why the standby does not follow, or a seed was not taken.
@@ -73,6 +117,9 @@ pub enum FollowError {
     /// The data cannot be rewound.
     #[error("the data cannot be rewound, and a seed is needed: {0}")]
     Rewind(String),
+    /// No PostgreSQL here runs what came.
+    #[error("{0}")]
+    OtherMajor(String),
     /// The primary that sent the seed is shut out.
     #[error(
         "the primary of epoch {0} is being replaced: its data are not used, and the next primary brings some"
@@ -80,7 +127,9 @@ pub enum FollowError {
     Overtaken(Epoch),
     /// The data directory is another PostgreSQL's.
     #[error(
-        "the data directory has system identifier {found}, and this region's record says {expected}: it is another PostgreSQL's. Put the right one back, or remove the region's directory to have it seeded anew"
+        "the data directory has system identifier {found}, and this region's record says {expected}: it is another \
+         PostgreSQL's, and is not started. Put the right one back; or have this region seeded anew, which sets what it has aside: replicator \
+         reseed --region R"
     )]
     OtherSystem {
         /// The data directory's.
@@ -99,23 +148,30 @@ impl Follower {
         layout: RegionLayout,
         instance: Instance,
         volume: Volume,
-        record: Arc<Record>,
+        record: Arc<RegionFile>,
+        hold: Hold,
+        journal: Journal,
     ) -> Result<Arc<Follower>, FollowError> {
-        let progress = watch::Sender::new(StandbyProgress::default());
-        let inbound = Inbound::new(volume.clone(), record.get().epoch(), progress.subscribe());
+        let heard = Heard::default();
+        let inbound = Inbound::new(volume.clone(), record.get().epoch(), heard.progress.subscribe());
         let follower = Follower {
             layout,
             instance,
             volume,
             inbound,
-            progress,
+            heard,
+            reported: Arc::default(),
+            lacks: Arc::default(),
             record,
             following: tokio::sync::Mutex::new(None),
             seeding: tokio::sync::Mutex::new(()),
+            hold,
+            journal,
             seed_total_bytes: AtomicU64::new(0),
         };
         match follower.system_id() {
             _ if follower.record.get().rejoining => {
+                follower.hold.take(&follower.volume);
                 tracing::warn!(
                     "this region led an epoch that is over: it waits for the primary to have it rewind"
                 );
@@ -135,15 +191,29 @@ impl Follower {
         Ok(Arc::new(follower))
     }
 
-    /// Serves a replication stream of the primary.
-    pub async fn replicate(&self, open: ReplicateOpen, stream: Stream) {
+    /// Serves a replication stream of the primary, while it is `wanted`.
+    pub async fn replicate(&self, open: ReplicateOpen, stream: Stream, wanted: impl Fn() -> bool) {
+        self.inbound.serve(open, stream, self.data(), wanted).await;
+    }
+
+    /// What a primary's redo can be taken with.
+    fn data(&self) -> Data {
         let state = self.record.get();
         // Recorded, the data are whole; without, a seed or a rewind was not finished.
-        let recorded = state.system_id == Some(SystemId(open.system_id));
-        let can_rewind = recorded && self.instance.exists() && !self.instance.has_tablespaces();
-        // What a region that led before has may not be what the primary has.
-        let system_id = if state.rejoining { None } else { state.system_id };
-        self.inbound.serve(open, stream, system_id, can_rewind).await;
+        let Some(system_id) = state.system_id else { return self.no_data() };
+        let can_rewind = self.instance.exists() && !self.instance.has_tablespaces();
+        match state.rejoining {
+            true => Data::Led { system_id, can_rewind },
+            false => Data::Whole { system_id, can_rewind },
+        }
+    }
+
+    fn no_data(&self) -> Data {
+        Data::None { why: self.lacks(), runs: self.instance.options().installations.clone() }
+    }
+
+    fn lacks(&self) -> String {
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Feeds and starts the standby.
@@ -152,18 +222,52 @@ impl Follower {
         let options = self.instance.options();
         let listener = self.listen(WALSENDER_PORT)?;
         let stop_feed = CancellationToken::new();
-        let feed = tokio::spawn(feed::serve_standbys(
-            listener,
-            self.volume.clone(),
-            system_id,
-            options.account.user_id,
-            options.installation.version.clone(),
-            self.progress.clone(),
-            stop_feed.clone(),
-        ));
-        let engine = Engine::start(self.instance.clone());
-        *self.following.lock().await = Some(Following { engine: Some(engine), stop_feed, feed });
+        let feed = Task::spawn(
+            "feed standbys",
+            feed::serve_standbys(
+                listener,
+                self.volume.clone(),
+                system_id,
+                options.account.user_id,
+                self.instance.installation().version.clone(),
+                self.heard.clone(),
+                stop_feed.clone(),
+            ),
+        );
+        let engine = Engine::start(self.instance.clone(), self.journal.clone());
+        self.heard.missing.send_replace(None);
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let progress = self.heard.progress.subscribe();
+        let keeping =
+            Task::spawn("keep redo for the standby", keep(&self.volume, progress, self.reported.clone()));
+        let starving = Task::spawn("see what the standby lacks", self.starve());
+        self.hold.release();
+        let (engine, _keeping, _starving) = (Some(engine), keeping, starving);
+        *self.following.lock().await = Some(Following { engine, stop_feed, feed, _keeping, _starving });
         Ok(())
+    }
+
+    /// Waits until the standby needs redo that the volume does not keep any more. It never gets on then: the
+    /// region has no data that it could lead with, and asks the primary for a seed. The standby goes on
+    /// answering what it has until that comes.
+    fn starve(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut missing, lacks) = (self.heard.missing.subscribe(), self.lacks.clone());
+        let (record, inbound, volume) = (self.record.clone(), self.inbound.clone(), self.volume.clone());
+        async move {
+            // The sender lives as long as the follower.
+            let Ok(Some(lsn)) = missing.wait_for(Option::is_some).await.map(|lsn| *lsn) else { return };
+            let why = format!(
+                "its standby needs redo from {lsn} on, and the oldest that the region keeps is {}",
+                volume.bounds().horizon_lsn
+            );
+            tracing::error!("{why}; the primary is asked for a seed");
+            *lacks.lock().unwrap_or_else(PoisonError::into_inner) = why;
+            // Recorded first: the primary asks again at once, and is then answered so.
+            if let Err(e) = record.change(|state| state.system_id = None) {
+                tracing::error!("{e}");
+            }
+            inbound.interrupt().await;
+        }
     }
 
     /// Makes the socket at which the region's PostgreSQL finds another server by its `port`.
@@ -175,16 +279,15 @@ impl Follower {
     }
 
     pub(super) async fn unfollow(&self) -> Result<(), InstanceError> {
-        let Some(Following { engine, stop_feed, feed }) = self.following.lock().await.take() else {
-            return Ok(());
-        };
+        let Some(following) = self.following.lock().await.take() else { return Ok(()) };
+        let Following { engine, stop_feed, feed, _keeping, _starving } = following;
         let stopped = match engine {
             Some(engine) => engine.stop().await,
             None => Ok(()),
         };
         stop_feed.cancel();
         let _ = feed.await;
-        self.progress.send_replace(StandbyProgress::default());
+        self.heard.progress.send_replace(StandbyProgress::default());
         stopped
     }
 
@@ -196,36 +299,25 @@ impl Follower {
         }
     }
 
-    /// The region's own row.
-    pub async fn row(&self, name: &str, url: String) -> RegionStatus {
-        let inbound = self.inbound.state();
-        let bounds = self.volume.bounds();
-        let trouble = self.following.lock().await.as_ref().and_then(|f| f.engine.as_ref()?.trouble());
-        let seed_total_bytes = self.seed_total_bytes.load(Ordering::Relaxed);
-        let seeded = self.system_id().is_some();
-        let (state, detail) = if seed_total_bytes > 0 {
-            ("seeding", String::new())
-        } else if !seeded {
-            ("waiting", "no data yet: waiting for the primary to send a seed".into())
-        } else if let Some(trouble) = trouble {
-            ("starting", trouble)
-        } else if inbound.streaming {
-            ("streaming", String::new())
-        } else {
-            ("disconnected", inbound.detail)
-        };
-        RegionStatus {
-            name: name.to_owned(),
-            role: "secondary".into(),
-            state: state.into(),
-            timeline: bounds.timeline.0,
-            durable_lsn: seeded.then_some(bounds.durable_lsn.0),
-            applied_lsn: seeded.then(|| self.progress.borrow().applied_lsn.min(bounds.durable_lsn).0),
-            redo_bytes: inbound.redo_bytes,
-            url,
-            seed_total_bytes,
-            detail,
-            ..RegionStatus::default()
+    /// What is known of it.
+    pub async fn facts(&self) -> FollowerFacts {
+        let (inbound, bounds) = (self.inbound.state(), self.volume.bounds());
+        let postgres_trouble =
+            self.following.lock().await.as_ref().and_then(|f| f.engine.as_ref()?.trouble());
+        let applied_lsn = self.heard.progress.borrow().applied_lsn.min(bounds.durable_lsn);
+        let now_us = steady_us();
+        FollowerFacts {
+            epoch: self.epoch(),
+            seeded: self.system_id().is_some(),
+            lacks: self.lacks(),
+            seed_total_bytes: self.seed_total_bytes.load(Ordering::Relaxed),
+            postgres_trouble,
+            timeline: bounds.timeline,
+            durable_lsn: bounds.durable_lsn,
+            applied_lsn,
+            silent_us: inbound.heard.silent_us(now_us),
+            heard_lag_us: inbound.heard.lag_us(now_us, applied_lsn),
+            inbound,
         }
     }
 
@@ -238,15 +330,14 @@ impl Follower {
         self.record.get().system_id
     }
 
-    /// Takes no more of the present stream, and answers it no more.
-    pub async fn interrupt(&self) {
-        self.inbound.interrupt().await;
+    /// How far the primary was durable, as it said last.
+    pub fn heard(&self) -> Lsn {
+        self.inbound.state().primary_lsn
     }
 
-    /// What is known of the old primary: how far it was durable, and how long ago it was answered.
-    pub fn heard(&self) -> (Lsn, Option<tokio::time::Instant>) {
-        let state = self.inbound.state();
-        (state.primary_lsn, state.answered)
+    /// Ends the present stream: from here on nothing that it brings is answered.
+    pub fn shut_out(&self) {
+        self.inbound.shut_out();
     }
 
     /// Takes the redo that another survivor has beyond this region's.
@@ -259,18 +350,54 @@ impl Follower {
 
     /// Waits until the standby has applied all redo up to `lsn`.
     pub async fn until_applied(&self, lsn: Lsn) {
-        let mut progress = self.progress.subscribe();
+        let mut progress = self.heard.progress.subscribe();
         // The progress lives as long as this.
         let _ = progress.wait_for(|progress| progress.applied_lsn >= lsn).await;
     }
 
-    /// Whether its standby runs.
-    pub async fn runs(&self) -> bool {
-        self.following.lock().await.as_ref().is_some_and(|following| following.engine.is_some())
+    /// How far the standby has applied redo; none while none runs.
+    pub fn applied(&self) -> Option<Lsn> {
+        self.reported().map(|_| self.heard.progress.borrow().applied_lsn)
+    }
+
+    /// How long ago the standby said how far it is; none when it has not since it was started.
+    pub fn reported(&self) -> Option<Duration> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    }
+
+    /// Stops the standby; it is started again with what it needs by then.
+    ///
+    /// # Errors
+    /// When it cannot be stopped.
+    pub async fn restart_standby(&self) -> Result<(), InstanceError> {
+        // Not held while it stops: `status` looks there.
+        let kept = self.following.lock().await.as_ref().is_some_and(|following| following.engine.is_some());
+        if kept { engine::restart(&self.instance).await } else { Ok(()) }
     }
 
     /// Gives the running standby to whoever promotes it. It is fed until this is stopped.
     pub async fn give_engine(&self) -> Option<Engine> {
         self.following.lock().await.as_mut()?.engine.take()
+    }
+}
+
+/// Keeps the redo that the standby has not applied, however old it is.
+fn keep(
+    volume: &Volume,
+    mut progress: watch::Receiver<StandbyProgress>,
+    reported: Arc<Mutex<Option<Instant>>>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let claim = volume.claim("standby", volume.bounds().horizon_lsn);
+    *reported.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    async move {
+        loop {
+            let applied_lsn = progress.borrow_and_update().applied_lsn;
+            // A standby that starts asks from where its WAL segment begins.
+            claim.advance(applied_lsn.segment_begin(WAL_SEGMENT_BYTES));
+            if progress.changed().await.is_err() {
+                return;
+            }
+            *reported.lock().unwrap_or_else(PoisonError::into_inner) = Some(now());
+        }
     }
 }

@@ -5,14 +5,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use postgres::wal::segment::SegmentSize;
 use proto::{Lsn, TimelineHistory};
 use serde::{Deserialize, Serialize};
 use volume::{Start, Volume};
 
 use crate::layout::{RegionLayout, write_durably};
-
-/// The size of PostgreSQL's WAL segments, as `initdb` makes them.
-const WAL_SEGMENT_BYTES: u64 = 16 << 20;
 
 /// What is known of redo that was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +25,21 @@ pub struct Lost {
     pub to_lsn: String,
     /// How much it is.
     pub bytes: u64,
+}
+
+impl Lost {
+    /// What a `lost.json` says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(content: &[u8]) -> Result<Lost, String> {
+        let lost: Lost = serde_json::from_slice(content).map_err(|e| e.to_string())?;
+        // They become arguments of a program.
+        for text in [&lost.from_lsn, &lost.to_lsn] {
+            text.parse::<Lsn>().map_err(|e| format!("{text:?}: {e}"))?;
+        }
+        Ok(lost)
+    }
 }
 
 /// Why redo cannot be kept, or read.
@@ -45,7 +58,8 @@ pub enum LostError {
     Volume(#[from] volume::VolumeError),
 }
 
-/// Keeps what the volume has beyond what it has in common with `history`, if that is anything. On disk when this returns.
+/// Keeps what the volume has beyond what it has in common with `history`, if that is anything. On disk when
+/// this returns.
 ///
 /// # Errors
 /// When it cannot be read or written; nothing may be overwritten then.
@@ -54,6 +68,7 @@ pub async fn keep(
     volume: &Volume,
     history: &TimelineHistory,
     epoch: u64,
+    segment_size: SegmentSize,
 ) -> Result<(), LostError> {
     let bounds = volume.bounds();
     let fork_lsn = fork(volume, history);
@@ -63,7 +78,7 @@ pub async fn keep(
     let name = format!("epoch-{epoch}-{:X}-{:X}", fork_lsn.0, bounds.durable_lsn.0);
     let directory = layout.lost().join(name);
     std::fs::create_dir_all(&directory).map_err(io(&directory))?;
-    write_segments(volume, fork_lsn, &directory).await?;
+    write_segments(volume, fork_lsn, &directory, segment_size).await?;
     let lost = Lost {
         epoch,
         timeline: bounds.timeline.0,
@@ -95,34 +110,38 @@ pub fn fork(volume: &Volume, history: &TimelineHistory) -> Lsn {
     mine.common_end(history).max(bounds.horizon_lsn)
 }
 
-/// Writes the volume's redo from the WAL segment of `from_lsn` on to its end into `directory`, as WAL segments of its newest timeline.
+/// Writes the volume's redo from the WAL segment of `from_lsn` on to its end into `directory`, as WAL
+/// segments of its newest timeline.
 ///
 /// # Errors
 /// When it cannot be read or written.
-pub async fn write_segments(volume: &Volume, from_lsn: Lsn, directory: &Path) -> Result<(), LostError> {
+pub async fn write_segments(
+    volume: &Volume,
+    from_lsn: Lsn,
+    directory: &Path,
+    segment_size: SegmentSize,
+) -> Result<(), LostError> {
     let bounds = volume.bounds();
     // From the beginning of the WAL segment, so that it has its header; the zeroes behind the end end it.
-    let begin_lsn = from_lsn.segment_begin(WAL_SEGMENT_BYTES).max(bounds.horizon_lsn);
+    let begin_lsn = segment_size.begin(from_lsn).max(bounds.horizon_lsn);
     let mut cursor = volume.cursor(begin_lsn, Start::Batch)?;
     let mut next_lsn = begin_lsn;
-    let mut open: Option<(u64, std::fs::File, PathBuf)> = None;
+    let mut open: Option<(Lsn, std::fs::File, PathBuf)> = None;
     while next_lsn < bounds.durable_lsn {
         let redo = cursor.next().await?;
         let skip = usize::try_from(next_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
         let mut bytes = &redo.bytes[skip.min(redo.bytes.len())..];
         while !bytes.is_empty() {
-            let number = next_lsn.0 / WAL_SEGMENT_BYTES;
-            if open.as_ref().is_none_or(|(of, ..)| *of != number) {
-                let per_id = (1 << 32) / WAL_SEGMENT_BYTES;
-                let file = format!("{:08X}{:08X}{:08X}", bounds.timeline.0, number / per_id, number % per_id);
-                let path = directory.join(file);
+            let segment_lsn = segment_size.begin(next_lsn);
+            if open.as_ref().is_none_or(|(of, ..)| *of != segment_lsn) {
+                let path = directory.join(segment_size.name(bounds.timeline, next_lsn));
                 let file = std::fs::File::create(&path).map_err(io(&path))?;
-                file.set_len(WAL_SEGMENT_BYTES).map_err(io(&path))?;
-                sync(open.replace((number, file, path)))?;
+                file.set_len(segment_size.bytes()).map_err(io(&path))?;
+                sync(open.replace((segment_lsn, file, path)))?;
             }
             let Some((_, file, path)) = &mut open else { break };
-            let offset = next_lsn.0 % WAL_SEGMENT_BYTES;
-            let room = usize::try_from(WAL_SEGMENT_BYTES - offset).unwrap_or(usize::MAX);
+            let offset = next_lsn - segment_lsn;
+            let room = usize::try_from(segment_size.bytes() - offset).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             std::os::unix::fs::FileExt::write_all_at(file, now, offset).map_err(io(path))?;
             next_lsn = next_lsn + now.len() as u64;
@@ -132,7 +151,7 @@ pub async fn write_segments(volume: &Volume, from_lsn: Lsn, directory: &Path) ->
     sync(open)
 }
 
-fn sync(written: Option<(u64, std::fs::File, PathBuf)>) -> Result<(), LostError> {
+fn sync(written: Option<(Lsn, std::fs::File, PathBuf)>) -> Result<(), LostError> {
     written.map_or(Ok(()), |(_, file, path)| file.sync_all().map_err(io(&path)))
 }
 
@@ -149,9 +168,17 @@ pub fn list(layout: &RegionLayout) -> Result<Vec<(PathBuf, Lost)>, LostError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&directory).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        let content = std::fs::read(path.join("lost.json")).unwrap_or_default();
-        if let Ok(lost) = serde_json::from_slice(&content) {
-            found.push((path, lost));
+        let manifest = path.join("lost.json");
+        match std::fs::read(&manifest) {
+            Ok(content) => match Lost::parse(&content) {
+                Ok(lost) => found.push((path, lost)),
+                Err(what) => {
+                    tracing::error!("{}: {what}; what is kept there is not shown", manifest.display())
+                }
+            },
+            // It was being written when the daemon was killed: nothing was cut off yet.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io(e)),
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -177,8 +204,8 @@ pub struct Transaction {
     pub relations: BTreeSet<String>,
 }
 
-/// The transactions in what pg_waldump prints, in the order in which they begin there. Lines without a transaction, and any that are not
-/// understood, are left out.
+/// The transactions in what pg_waldump prints, in the order in which they begin there. Lines without a
+/// transaction, and any that are not understood, are left out.
 #[must_use]
 pub fn transactions(dump: &str) -> Vec<Transaction> {
     let mut found: Vec<Transaction> = Vec::new();

@@ -1,15 +1,20 @@
-//! How a secondary gets data to go on with: a seed, or a rewind of what it has. What only it had is kept aside first.
+//! How a secondary gets data to go on with: a seed, or a rewind of what it has. What only it had is kept
+//! aside first.
 //!
-//! While its data are being replaced the region has none, as far as its record goes: so when that is interrupted, a seed is taken.
+//! While its data are being replaced the region has none, as far as its record goes: so when that is
+//! interrupted, a seed is taken.
 
 use std::process::{Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use postgres::instance::socket_path;
-use postgres::rewind::REWIND_PORT;
-use postgres::seed::Seed;
-use proto::messages::refusal::Kind;
+use postgres::backup::seed::Seed;
+use postgres::instance::Stop;
+use postgres::major::Major;
+use postgres::sockets::REWIND_PORT;
+use postgres::sockets::socket_path;
+use postgres::wal::segment::SegmentSize;
+use proto::messages::refusal::Kind as Refused;
 use proto::messages::{Refusal, RewindOpen, SeedAnswer, SeedOpen};
 use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
 use secondary::rewind::Tunnel;
@@ -17,11 +22,16 @@ use transport::Stream;
 
 use super::follower::{FollowError, Follower};
 use super::{lost, secrets};
+use crate::events::Kind;
 
 /// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
 const LEFT_RUNNING: Duration = Duration::from_secs(30);
 
-/// How far before the fork a checkpoint is looked for in the region's own redo. PostgreSQL writes one at the latest after `max_wal_size`, 1 GiB.
+/// How long a standby that was killed may take to end its recovery, before its data are rewound.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// How far before the fork a checkpoint is looked for in the region's own redo. PostgreSQL writes one at the
+/// latest after `max_wal_size`, 1 GiB.
 const BEFORE_FORK_BYTES: u64 = 1 << 30;
 
 impl Follower {
@@ -32,15 +42,33 @@ impl Follower {
             return stream.finish().await;
         };
         self.seed_total_bytes.store(open.total_bytes, Ordering::Relaxed);
-        tracing::info!("receiving a seed of about {}", crate::units::show_bytes(open.total_bytes));
+        let size = crate::units::show_bytes(open.total_bytes);
+        tracing::info!("receiving a seed of about {size}");
+        let name = self.instance.options().name.clone();
+        self.journal.note(
+            Kind::SeedBegun,
+            format!(
+                "region {name}: a seed of about {size} is coming; its PostgreSQL starts once it is in place"
+            ),
+        );
         let answer = match self.take_seed(open, &mut stream).await {
             Ok(consistent_lsn) => {
                 tracing::info!("the seed is in place; it is consistent from {consistent_lsn} on");
+                self.journal.note(
+                    Kind::SeedOver,
+                    format!(
+                        "region {name}: the seed is in place; redo up to {consistent_lsn} makes it consistent"
+                    ),
+                );
                 SeedAnswer::default()
             }
             Err(e) => {
                 tracing::error!("the seed failed: {e}");
-                SeedAnswer { refusal: Some(Refusal::new(Kind::Failed, e.to_string())) }
+                self.journal.note(
+                    Kind::SeedFailed,
+                    format!("region {name}: the seed failed, {e}; the primary sends another"),
+                );
+                SeedAnswer { refusal: Some(Refusal::new(Refused::Failed, e.to_string())) }
             }
         };
         self.seed_total_bytes.store(0, Ordering::Relaxed);
@@ -53,6 +81,10 @@ impl Follower {
         let seed = Seed::begin(&options.data_dir, &options.account)?;
         stream.send(&SeedAnswer::default()).await.map_err(secondary::seed::SeedError::from)?;
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
+        // A primary that did not say it before sends what nobody here can run.
+        if let Some(why) = options.installations.lacks(unpacked.major().unwrap_or(Major(0))) {
+            return Err(FollowError::OtherMajor(why));
+        }
         let epoch = Epoch(open.epoch);
         self.leave_data(epoch, &parse(open.timeline, &open.history)?).await?;
         self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
@@ -68,15 +100,28 @@ impl Follower {
             return tunnel.finish(Some(busy())).await;
         };
         tracing::info!("rewinding the data of this region, to follow epoch {}", open.epoch);
+        let (name, epoch) = (self.instance.options().name.clone(), open.epoch);
+        self.journal.note(
+            Kind::RewindBegun,
+            format!("region {name}: its data are being rewound to follow epoch {epoch}; what only it had is kept aside"),
+        );
         let refusal = match self.take_rewind(open, &mut tunnel).await {
             Ok(begin_lsn) => {
                 tracing::info!("the data are rewound; they need redo from {begin_lsn} on");
+                self.journal.note(
+                    Kind::RewindOver,
+                    format!("region {name}: its data are rewound; it follows with redo from {begin_lsn} on"),
+                );
                 None
             }
             Err(e) => {
                 tracing::error!("{e}");
+                self.journal.note(
+                    Kind::RewindFailed,
+                    format!("region {name}: not rewound, {e}; a seed is sent instead"),
+                );
                 // Tried again soon, with a seed.
-                Some(Refusal::new(Kind::Busy, e.to_string()))
+                Some(Refusal::new(Refused::Busy, e.to_string()))
             }
         };
         let segments = self.layout.rewind();
@@ -91,7 +136,8 @@ impl Follower {
     async fn take_rewind(&self, open: RewindOpen, tunnel: &mut Tunnel) -> Result<Lsn, FollowError> {
         let (epoch, history) = (Epoch(open.epoch), parse(open.timeline, &open.history)?);
         self.leave_data(epoch, &history).await?;
-        self.instance.stop(true, LEFT_RUNNING).await?;
+        self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
+        self.instance.settle_standby(SETTLE).await?;
         self.write_segments(&history).await?;
         self.run_pg_rewind(tunnel).await?;
         let rewound_lsn = self.instance.rewound()?;
@@ -101,18 +147,20 @@ impl Follower {
         Ok(rewound_lsn)
     }
 
-    /// Redo for pg_rewind to read what PostgreSQL has removed by now: from before the last checkpoint that both have.
+    /// Redo for pg_rewind to read what PostgreSQL has removed by now: from before the last checkpoint that
+    /// both have.
     async fn write_segments(&self, history: &TimelineHistory) -> Result<(), FollowError> {
         let directory = self.layout.rewind();
         let account = &self.instance.options().account;
         account.make_private(&directory).map_err(postgres::instance::InstanceError::from)?;
         let fork_lsn = lost::fork(&self.volume, history);
-        let checkpoint_lsn = self.instance.checkpoint_redo_lsn()?;
+        let control = self.instance.control_data()?;
+        let checkpoint_lsn = control.checkpoint_redo_lsn;
         let from_lsn = match checkpoint_lsn <= fork_lsn {
             true => checkpoint_lsn,
             false => Lsn(fork_lsn.0.saturating_sub(BEFORE_FORK_BYTES)),
         };
-        lost::write_segments(&self.volume, from_lsn, &directory).await?;
+        lost::write_segments(&self.volume, from_lsn, &directory, control.segment_size).await?;
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             account.own(&entry.path()).map_err(postgres::instance::InstanceError::from)?;
         }
@@ -137,12 +185,16 @@ impl Follower {
         succeeded(&output.map_err(cannot)?)
     }
 
-    /// The region gives up the data it has; what only it has is kept aside. From here to [`Follower::take_data`] it has none.
+    /// The region gives up the data it has; what only it has is kept aside. From here to
+    /// [`Follower::take_data`] it has none.
     async fn leave_data(&self, epoch: Epoch, history: &TimelineHistory) -> Result<(), FollowError> {
         self.inbound.interrupt().await;
         self.still_led(epoch)?;
-        lost::keep(&self.layout, &self.volume, history, epoch.0).await?;
-        // Recorded first, so that a stream that comes now is answered so, and then what still comes from an older one is ended.
+        // Where the data directory is gone nothing else says it.
+        let segment_size = self.instance.control_data().map_or(SegmentSize::USUAL, |c| c.segment_size);
+        lost::keep(&self.layout, &self.volume, history, epoch.0, segment_size).await?;
+        // Recorded first, so that a stream that comes now is answered so, and then what still comes from an
+        // older one is ended.
         self.record.change(|state| state.system_id = None)?;
         self.inbound.interrupt().await;
         Ok(self.unfollow().await?)
@@ -153,10 +205,7 @@ impl Follower {
         secrets::keep(&self.layout, password, self.instance.options().listen).map_err(FollowError::Secret)?;
         // Shut out meanwhile, that primary may not send the redo any more that makes the data consistent.
         self.still_led(epoch)?;
-        self.record.change(|state| {
-            state.system_id = Some(system_id);
-            state.rejoining = false;
-        })?;
+        self.record.change(|state| state.was_given(system_id))?;
         self.follow(system_id).await
     }
 
@@ -169,7 +218,7 @@ impl Follower {
 }
 
 fn busy() -> Refusal {
-    Refusal::new(Kind::Busy, "this region's data are being replaced already")
+    Refusal::new(Refused::Busy, "this region's data are being replaced already")
 }
 
 fn parse(timeline: u32, history: &[u8]) -> Result<TimelineHistory, FollowError> {

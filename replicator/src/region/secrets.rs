@@ -3,15 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 
-use postgres::instance::SUPERUSER;
+use postgres::sockets::SUPERUSER;
 
 use crate::layout::{RegionLayout, write_durably};
 
 /// Draws a password.
 #[must_use]
-#[allow(clippy::disallowed_methods, reason = "a secret must not be predictable")]
 pub fn draw() -> String {
-    let bytes: [u8; 24] = rand::random();
+    let bytes: [u8; 24] = runtime::random::draw();
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use coordination::leadership::{Change, Done, Next};
 use coordination::promotion::{Fence, Grant, Outcome, after};
-use coordination::record::{Change, Done, Next};
-use coordination::{Promotion, Record, Step};
+use coordination::{Leadership, Promotion, Step};
 use proto::messages::{self as m, control_request, control_response};
 use proto::{Lsn, RegionName, Timeline};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Asked, ChangeError, ROUND, Said, Voter, now, steady_us, wire};
+use runtime::clock::now;
+
+use super::{Asked, ChangeError, ROUND, Said, Voter, wire};
 use crate::client::AskError;
 
 /// How long the primary may take to hand over; it rolls back by itself before.
-const HAND_OVER: Duration = Duration::from_secs(40);
+const HAND_OVER: Duration = Duration::from_secs(75);
 
 /// How long the new primary may take to gather and apply what survives, before it is asked again.
 const GET_READY: Duration = Duration::from_secs(60);
@@ -27,11 +29,19 @@ const LEAD: Duration = Duration::from_secs(30);
 /// How long the region that shall lead may be unreachable before another one leads, or the old one again.
 const TARGET_GONE: Duration = Duration::from_secs(5);
 
+/// How long a region is waited for that has accepted that the old primary is shut out, and whose volume is
+/// not open yet.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// How long the region that shall lead may answer that it cannot, before another one leads. Applying what it
+/// has may take that long; a standby that is paused, or data that are being replaced, take for ever.
+const TARGET_UNABLE: Duration = Duration::from_secs(30);
+
 /// The wait before a step is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// How long the rest of the voters are waited for, once a majority has accepted that the old primary is shut out: one of them
-/// may have redo that nobody else has.
+/// How long the rest of the voters are waited for, once a majority has accepted that the old primary is shut
+/// out: one of them may have redo that nobody else has.
 const STRAGGLERS: Duration = Duration::from_millis(600);
 
 impl Voter {
@@ -87,7 +97,7 @@ struct Coordinator {
 
 impl Coordinator {
     async fn run(&mut self) {
-        let mut unreached: Option<Instant> = None;
+        let (mut unreached, mut unable): (Option<Instant>, Option<Instant>) = (None, None);
         let mut last = String::new();
         loop {
             let record = match self.voter.change(&Change::Read).await {
@@ -107,25 +117,23 @@ impl Coordinator {
             };
             let outcome = match tried {
                 Ok(outcome) => {
-                    unreached = None;
+                    (unreached, unable) = (None, None);
                     outcome
                 }
                 Err(trouble) => {
                     self.say(&mut last, trouble.to_string());
-                    if trouble.target_unreached() {
-                        unreached.get_or_insert_with(now);
-                    } else {
-                        unreached = None;
-                    }
-                    if unreached.is_none_or(|since| since.elapsed() < TARGET_GONE) {
+                    unreached = trouble.target_unreached().then(|| unreached.unwrap_or_else(now));
+                    unable = trouble.is_the_targets().then(|| unable.unwrap_or_else(now));
+                    let gone = unreached.is_some_and(|since| since.elapsed() >= TARGET_GONE);
+                    if !gone && unable.is_none_or(|since| since.elapsed() < TARGET_UNABLE) {
                         tokio::time::sleep(AGAIN).await;
                         continue;
                     }
-                    unreached = None;
+                    (unreached, unable) = (None, None);
                     Outcome::TargetGone { others: self.survey().await }
                 }
             };
-            let Some(next) = after(&record, volume::now_us(), outcome) else {
+            let Some(next) = after(&record, runtime::clock::wall_us(), outcome) else {
                 self.say(&mut last, "no region that can be reached has redo to lead with".into());
                 tokio::time::sleep(AGAIN).await;
                 continue;
@@ -180,13 +188,15 @@ impl Coordinator {
         }
     }
 
-    async fn shut_out(&mut self, record: &Record, promotion: &Promotion) -> Result<Outcome, Trouble> {
+    async fn shut_out(&mut self, record: &Leadership, promotion: &Promotion) -> Result<Outcome, Trouble> {
         let voter = self.voter.clone();
         let lease_us = u64::try_from(voter.lease.as_micros()).unwrap_or(u64::MAX);
-        let mut fence = Fence::new(voter.majority(), lease_us, record.clone());
-        // The old primary is not waited for beyond its lease.
+        let mut fence = Fence::new(record.electorate(&voter.file).clone(), lease_us, record.clone());
+        // The old primary is not waited for beyond its lease, nor are voters that an operator's word says are
+        // lost.
         let others = || voter.voters.iter().filter(|other| other.name != promotion.from);
-        let all = |fence: &Fence| fence.holds() && others().all(|other| fence.has(&other.name));
+        let waited = || others().filter(|other| !promotion.lost.contains(&other.name));
+        let all = |fence: &Fence| fence.holds() && waited().all(|other| fence.hears(&other.name));
         let mut asked;
         let mut asked_twice = false;
         loop {
@@ -200,12 +210,12 @@ impl Coordinator {
             asked_twice = true;
         }
         if !fence.holds() {
-            let (count, voters) = (fence.count(), voter.voters.len());
+            let (count, voters) = (fence.count(), record.electorate(&voter.file).names().len());
             return Err(Trouble::Other(format!("{count} of {voters} voters have shut the old primary out")));
         }
         self.times.done("fence the old primary");
         while let Some(until_us) = fence.waits_until() {
-            let wait = Duration::from_micros(until_us.saturating_sub(steady_us()));
+            let wait = Duration::from_micros(until_us.saturating_sub(voter.clock_us()));
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(wait) => {
@@ -217,12 +227,18 @@ impl Coordinator {
                 }
             }
         }
+        // One whose volume is being opened may have what nobody else has.
+        let begin = now();
+        while fence.has_unheard() && begin.elapsed() < OPENING {
+            tokio::time::sleep(AGAIN).await;
+            voter.grants(&mut fence).await.map_err(|e| Trouble::Other(e.to_string()))?;
+        }
         if fence.has(&promotion.to) && !fence.can_lead(&promotion.to) {
             tracing::warn!("{} has redo that was cut off: another region leads", promotion.to);
             let others = fence.grants().map(|(name, grant)| (name.clone(), grant.clone())).collect();
             return Ok(Outcome::TargetGone { others });
         }
-        let elsewhere = voter.commits_elsewhere && others().all(|other| fence.has(&other.name));
+        let elsewhere = voter.commits_elsewhere && others().all(|other| fence.hears(&other.name));
         let ahead = fence.ahead_of(&promotion.to);
         let gathers = ahead.is_some();
         let request = m::GetReadyRequest {
@@ -274,7 +290,7 @@ impl Coordinator {
     fn heard(&self, fence: &mut Fence, said: Said) -> bool {
         match (said.answer, said.grant) {
             (Ok(coordination::register::Answer::Accepted), Some(grant)) => {
-                fence.granted(steady_us(), said.voter, grant);
+                fence.granted(self.voter.clock_us(), said.voter, grant);
                 false
             }
             (answer, _) => answer.is_ok(),
@@ -323,6 +339,11 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// Whether the region that shall lead does not do what it is asked.
+    fn is_the_targets(&self) -> bool {
+        matches!(self, Trouble::Target(..))
+    }
+
     /// Whether the region that shall lead was not reached at all.
     fn target_unreached(&self) -> bool {
         matches!(self, Trouble::Target(_, AskError::Transport(_) | AskError::Slow(_)))

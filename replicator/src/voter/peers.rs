@@ -15,18 +15,22 @@ use crate::config::Place;
 
 /// The other voters, as far as they are connected.
 #[derive(Debug)]
-pub(super) struct Peers {
+pub(crate) struct Peers {
     endpoint: Endpoint,
     cluster_id: ClusterId,
     connections: Mutex<BTreeMap<RegionName, Connection>>,
 }
 
 impl Peers {
-    pub(super) fn new(endpoint: Endpoint, cluster_id: ClusterId) -> Peers {
+    pub(crate) fn new(endpoint: Endpoint, cluster_id: ClusterId) -> Peers {
         Peers { endpoint, cluster_id, connections: Mutex::default() }
     }
 
-    async fn ask(
+    /// Asks over the connection that there is, or a new one.
+    ///
+    /// # Errors
+    /// When it cannot be reached, refuses, or is too slow.
+    pub(crate) async fn ask(
         &self,
         place: &Place,
         body: control_request::Body,

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordination::Promotion;
-use coordination::record::Change;
+use coordination::leadership::Change;
 use proto::messages::{self as m, control_request, control_response};
 use tokio::time::Instant;
 
-use super::{Voter, now, wire};
+use runtime::clock::now;
+
+use super::Voter;
 
 /// How often a voter looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -16,17 +18,33 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long a coordinator may take to say that it is at work.
 const SAY: Duration = Duration::from_millis(500);
 
-/// For how long a coordinator must not have said so before another voter goes on; each voter waits a second longer than the one
-/// before it in the file, so that they do not all begin.
+/// For how long a coordinator must not have said so before another voter goes on; each voter waits a second
+/// longer than the one before it in the file, so that they do not all begin.
 const GONE: Duration = Duration::from_secs(2);
 
 /// How long something may be accepted here before it is found out whether it is agreed.
 const UNSURE_MS: u64 = 700;
 
 impl Voter {
-    /// Watches for ever.
+    /// Watches for ever, and goes on with a promotion whose coordinator is gone.
     pub async fn watch(self: Arc<Self>) {
+        self.look_after(true).await;
+    }
+
+    /// Watches for ever, and takes no promotion over: a witness keeps its knowledge fresh, and shapes
+    /// nothing. A promotion that it took over would stand still: nobody carries out its steps.
+    pub async fn watch_only(self: Arc<Self>) {
+        self.look_after(false).await;
+    }
+
+    async fn look_after(self: Arc<Self>, promotions: bool) {
         let (mut unsure, mut silent) = (Since::default(), Since::default());
+        while !self.remembers() {
+            self.recall(false).await;
+            if !self.remembers() {
+                tokio::time::sleep(LOOK * 3).await;
+            }
+        }
         loop {
             let wait = Duration::from_millis(UNSURE_MS + self.draw_below(UNSURE_MS));
             if unsure.holds_for(self.is_unsure(), wait) {
@@ -34,8 +52,13 @@ impl Voter {
                 let _ = self.change(&Change::Read).await;
                 unsure = Since::default();
             }
+            self.settle().await;
             if let Some(promotion) = self.accepted().promotion {
-                let gone = if promotion.coordinator == self.me {
+                let gone = if !promotions || !self.electorate().may_lead(&self.me) {
+                    // It may be over without this voter having heard so: the coordinator tells.
+                    self.is_at_work(&promotion).await;
+                    false
+                } else if promotion.coordinator == self.me {
                     // It was restarted, or is being told so just now.
                     self.coordinates() != promotion.id && self.knows_agreed(&promotion)
                 } else {
@@ -67,17 +90,22 @@ impl Voter {
         Duration::from_secs(u64::try_from(rank).unwrap_or(0))
     }
 
-    /// Whether the coordinator says that it coordinates this promotion. What it knows to be agreed is taken.
-    async fn is_at_work(&self, promotion: &Promotion) -> bool {
+    /// Whether the coordinator says that it coordinates this promotion. What it says is agreed is looked
+    /// into.
+    async fn is_at_work(self: &Arc<Self>, promotion: &Promotion) -> bool {
         let body = control_request::Body::Survey(m::SurveyRequest {});
         let Ok(control_response::Body::Granted(granted)) = self.ask(&promotion.coordinator, body, SAY).await
         else {
             return false;
         };
-        if let Some(Ok(agreed)) = granted.agreed.as_ref().map(wire::to_accepted)
-            && let Err(e) = self.learn(&agreed)
+        if let Some(agreed) = &granted.agreed
+            && let Err(refusal) = self.answer_learn(&promotion.coordinator, agreed)
         {
-            tracing::error!("{e}");
+            tracing::warn!(
+                "{} says that something is agreed that cannot be: {}",
+                promotion.coordinator,
+                refusal.reason
+            );
         }
         granted.coordinates == promotion.id
     }

@@ -7,12 +7,13 @@ use bytes::{Bytes, BytesMut};
 use proto::messages as m;
 use proto::messages::{CopyOpen, Open, PROTOCOL_VERSION, copy_open, open};
 use proto::{ClusterId, Lsn, frame};
-use tokio::sync::mpsc;
+use runtime::task::Task;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use transport::stream::{Receiver, Sender};
 use transport::{Connection, Stream, TransportError};
 use volume::VolumeError;
 use volume::copy::{Answer, Contents, Link, Listener, Order, Scrubbed, SegmentInfo, Stored};
-use volume::quorum::CopyId;
+use volume::quorum::{CopyId, Writer};
 use volume::segment::SEGMENT_BYTES_MAX;
 
 use super::wire::{self, MAX_ANSWER_BYTES};
@@ -23,6 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many bytes of orders are sent at once.
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// The most orders on their way to one copy: with more it is too slow, is given up, and is filled from its
+/// peers when it is back. The volume sends nothing more to a copy that is 64 MiB of redo behind, which is far
+/// fewer orders unless batches are tiny.
+const ORDERS_MAX: usize = 1 << 16;
+
 /// The way to one copy, over the connection that its zone made.
 #[derive(Debug)]
 pub struct RemoteLink {
@@ -30,11 +36,19 @@ pub struct RemoteLink {
     place: String,
     connection: Connection,
     cluster_id: ClusterId,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
+    _carrying: Task<()>,
+}
+
+impl Drop for RemoteLink {
+    fn drop(&mut self) {
+        self.connection.close("the copy is not asked any more");
+    }
 }
 
 impl RemoteLink {
-    /// A link to `copy` over `connection`; `listener` hears it. When the stream of orders breaks, the connection is closed.
+    /// A link to `copy` over `connection`; `listener` hears it. When the stream of orders breaks, the
+    /// connection is closed.
     pub fn start(
         copy: CopyId,
         place: String,
@@ -42,13 +56,12 @@ impl RemoteLink {
         cluster_id: ClusterId,
         listener: Listener,
     ) -> Arc<RemoteLink> {
-        // Bounded by the volume: a copy with too much on its way is sent no more.
-        let (orders, queue) = mpsc::unbounded_channel();
-        let link = Arc::new(RemoteLink { copy, place, connection: connection.clone(), cluster_id, orders });
-        let open = link.open(copy_open::Body::Orders(m::CopyNothing {}));
-        tokio::spawn(async move {
+        let (orders, queue) = mpsc::channel(ORDERS_MAX);
+        let open = open(copy, cluster_id, copy_open::Body::Orders(m::CopyNothing {}));
+        let way = connection.clone();
+        let carrying = Task::spawn("carry a copy's orders", async move {
             let result = async {
-                let (sender, receiver) = connection.open_stream(&open).await?.split();
+                let (sender, receiver) = way.open_stream(&open).await?.split();
                 tokio::select! {
                     ended = send_orders(sender, queue) => ended,
                     ended = hear_events(receiver, &listener) => ended,
@@ -57,18 +70,9 @@ impl RemoteLink {
             if let Err(e) = result.await {
                 tracing::warn!("copy {copy}: {e}");
             }
-            connection.close("the stream of orders ended");
+            way.close("the stream of orders ended");
         });
-        link
-    }
-
-    fn open(&self, body: copy_open::Body) -> Open {
-        let copy = CopyOpen { copy: self.copy.to_string(), body: Some(body) };
-        Open {
-            protocol: PROTOCOL_VERSION,
-            cluster_id: self.cluster_id.0.to_vec().into(),
-            purpose: Some(open::Purpose::Copy(copy)),
-        }
+        Arc::new(RemoteLink { copy, place, connection, cluster_id, orders, _carrying: carrying })
     }
 
     fn failed(&self, e: impl ToString) -> VolumeError {
@@ -77,7 +81,7 @@ impl RemoteLink {
     }
 
     async fn ask(&self, body: copy_open::Body) -> Result<Stream, VolumeError> {
-        self.connection.open_stream(&self.open(body)).await.map_err(|e| self.failed(e))
+        self.connection.open_stream(&open(self.copy, self.cluster_id, body)).await.map_err(|e| self.failed(e))
     }
 
     async fn receive<M: prost::Message + Default>(&self, stream: &mut Stream) -> Result<M, VolumeError> {
@@ -97,8 +101,18 @@ impl RemoteLink {
 
 impl Link for RemoteLink {
     fn order(&self, order: Order) {
-        // When the way is gone, so is the copy, and the volume is being told.
-        let _ = self.orders.send(order);
+        match self.orders.try_send(order) {
+            // When the way is gone, so is the copy, and the volume is being told.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(
+                    "copy {}: it does not keep up, with {ORDERS_MAX} orders on their way; it is given up, and filled when it \
+                     joins again",
+                    self.copy
+                );
+                self.connection.close("too many orders are on their way");
+            }
+        }
     }
 
     fn place(&self) -> String {
@@ -141,9 +155,10 @@ impl Link for RemoteLink {
         }))
     }
 
-    fn put(&self, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
+    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
         Box::pin(self.in_time(async move {
-            let mut stream = self.ask(copy_open::Body::Put(wire::segment(segment))).await?;
+            let put = m::CopyPut { by: Some(wire::writer(writer)), segment: Some(wire::segment(segment)) };
+            let mut stream = self.ask(copy_open::Body::Put(put)).await?;
             for chunk in wire::chunks(&bytes) {
                 stream.send(&chunk).await.map_err(|e| self.failed(e))?;
             }
@@ -162,10 +177,16 @@ impl Link for RemoteLink {
     }
 }
 
-async fn send_orders(
-    mut sender: Sender,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-) -> Result<(), TransportError> {
+fn open(copy: CopyId, cluster_id: ClusterId, body: copy_open::Body) -> Open {
+    let copy = CopyOpen { copy: copy.to_string(), body: Some(body) };
+    Open {
+        protocol: PROTOCOL_VERSION,
+        cluster_id: cluster_id.0.to_vec().into(),
+        purpose: Some(open::Purpose::Copy(copy)),
+    }
+}
+
+async fn send_orders(mut sender: Sender, mut orders: mpsc::Receiver<Order>) -> Result<(), TransportError> {
     let mut frames = BytesMut::new();
     while let Some(first) = orders.recv().await {
         frame::encode(&wire::order(first), &mut frames);

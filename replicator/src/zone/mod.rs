@@ -1,10 +1,11 @@
 //! A zone of a region as a process of its own: `replicator run --region R --az b`.
 //!
-//! It holds the zone's two copies, goes to the region's daemon over QUIC with the region's own certificate, and offers
-//! them. The daemon then opens streams on that connection: one of orders for each copy, and one for each question.
+//! It holds the zone's two copies, goes to the region's daemon over QUIC with the region's own certificate,
+//! and offers them. The daemon then opens streams on that connection: one of orders for each copy, and one
+//! for each question.
 
 pub mod link;
-mod wire;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,20 +19,22 @@ use proto::messages::{
     open,
 };
 use proto::{ClusterId, RegionName};
-use tokio::sync::mpsc;
+use runtime::task::Tasks;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use transport::stream::{Receiver, Sender};
-use transport::{Connection, Endpoint, Stream, TransportError};
-use volume::copy::{Event, Link, LocalCopy, LocalLink, directory_of};
+use transport::{Connection, Endpoint, Peer, Stream, TransportError};
+use volume::copy::{Event, Lane, Link, LocalCopy, LocalLink, directory_of};
 use volume::quorum::CopyId;
 use volume::segment::SEGMENT_BYTES_MAX;
 use volume::{Volume, VolumeError};
 
 use crate::client;
 use crate::config::{Config, RegionConfig};
+use crate::daemon::authority::{Asked, Names};
+use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::serve::{Door, first_message};
 use crate::layout::Layout;
-use crate::region::{self, RegionError};
 use wire::MAX_ANSWER_BYTES;
 
 /// The wait before going to the region's daemon again.
@@ -43,14 +46,42 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a copy that failed is opened again.
 const REOPEN: Duration = Duration::from_secs(2);
 
+/// The most events of one copy that wait to be sent: about one for each order that is on its way.
+const EVENTS_MAX: usize = 1 << 16;
+
+/// Why a zone's process cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ZoneError {
+    /// `regions.toml` has no such region.
+    #[error("there is no region '{name}' in regions.toml; there are: {known}")]
+    Unknown {
+        /// The name asked for.
+        name: RegionName,
+        /// The regions there are.
+        known: String,
+    },
+    /// See [`EnterError`].
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    /// See [`TransportError`].
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A copy's directory is another's.
+    #[error("the volume: {0}")]
+    Volume(#[from] VolumeError),
+}
+
 /// A zone's process at work.
 struct Zone {
     own: RegionConfig,
     zone: char,
     volume_directory: PathBuf,
     cluster_id: ClusterId,
+    door: Arc<Door>,
     endpoint: Endpoint,
     copies: Mutex<Vec<(CopyId, Arc<LocalCopy>)>>,
+    /// Appends to both.
+    lane: Arc<Lane>,
 }
 
 /// Runs zone `zone` of region `name` until `stop`.
@@ -63,17 +94,23 @@ pub async fn run(
     name: RegionName,
     zone: char,
     stop: CancellationToken,
-) -> Result<(), RegionError> {
-    let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
+) -> Result<(), ZoneError> {
+    let own = config
+        .region(&name)
+        .cloned()
+        .ok_or_else(|| ZoneError::Unknown { name: name.clone(), known: config.region_names() })?;
     let places = layout.region(&name);
-    let (_lock, identity) = region::enter(&places, &places.zone_lock(zone), &name)?;
+    let (_lock, identity) = enter(&places, &places.zone_lock(zone), &name)?;
+    let names = Names::of(&config, &name);
     let zone = Zone {
+        door: Arc::new(Door { asked: Asked::Zone, cluster_id: identity.cluster_id, names }),
         own,
         zone,
         volume_directory: places.volume(),
         cluster_id: identity.cluster_id,
         endpoint: Endpoint::bind(None, &identity)?,
         copies: Mutex::new(Vec::new()),
+        lane: Lane::start(),
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -86,7 +123,7 @@ pub async fn run(
 
 impl Zone {
     /// Offers the copies again and again.
-    async fn serve(&self) -> Result<(), RegionError> {
+    async fn serve(&self) -> Result<(), ZoneError> {
         let mut last = String::new();
         loop {
             self.open_copies()?;
@@ -103,13 +140,14 @@ impl Zone {
     }
 
     /// Opens the copies that are not open.
-    fn open_copies(&self) -> Result<(), RegionError> {
+    fn open_copies(&self) -> Result<(), ZoneError> {
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         for copy in CopyId::all().filter(|copy| copy.zone() == self.zone) {
             if copies.iter().any(|(open, _)| *open == copy) {
                 continue;
             }
-            match LocalCopy::start(directory_of(&self.volume_directory, copy), self.cluster_id, copy) {
+            let (directory, lane) = (directory_of(&self.volume_directory, copy), self.lane.clone());
+            match LocalCopy::start_in(directory, self.cluster_id, copy, Some(lane)) {
                 Ok(opened) => copies.push((copy, opened)),
                 Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => {
                     return Err(e.into());
@@ -148,9 +186,9 @@ impl Zone {
         tracing::info!("zone {} serves the daemon of region {}", self.zone, self.own.name);
         let failed = CancellationToken::new();
         let serving = async {
-            let tasks = TaskTracker::new();
+            let tasks = Tasks::new();
             while let Some(stream) = connection.accept_stream().await {
-                self.spawn_answer(&tasks, stream, &failed);
+                self.spawn_answer(&tasks, connection.peer(), stream, &failed);
             }
         };
         let reopen = async {
@@ -169,19 +207,19 @@ impl Zone {
         Ok(())
     }
 
-    fn spawn_answer(&self, tasks: &TaskTracker, mut stream: Stream, failed: &CancellationToken) {
+    fn spawn_answer(&self, tasks: &Tasks, peer: &Peer, mut stream: Stream, failed: &CancellationToken) {
         // The stream says at once what it wants, and the copies are here.
         let (copies, failed) =
             (self.copies.lock().unwrap_or_else(PoisonError::into_inner).clone(), failed.clone());
-        let cluster_id = self.cluster_id;
+        let (door, peer) = (self.door.clone(), peer.clone());
         tasks.spawn(async move {
-            let first = stream.receive::<Open>(MAX_CONTROL_MESSAGE_BYTES).await;
-            let Ok(Some(Open { purpose: Some(open::Purpose::Copy(open)), cluster_id: of, .. })) = first
-            else {
-                return;
-            };
+            let Ok(Some(first)) = first_message(&mut stream).await else { return };
+            if let Err(refusal) = door.admit(&peer, &first) {
+                return tracing::warn!("refused {peer}: {}", refusal.reason);
+            }
+            let Some(open::Purpose::Copy(open)) = first.purpose else { return };
             let found = copies.iter().find(|(copy, _)| copy.to_string() == open.copy);
-            if let Some((_, copy)) = found.filter(|_| of[..] == cluster_id.0)
+            if let Some((_, copy)) = found
                 && let Err(e) = answer(copy, open, stream, &failed).await
             {
                 tracing::debug!("a stream of the region's daemon ended: {e}");
@@ -213,7 +251,9 @@ async fn answer(
                     .await?;
             }
         },
-        copy_open::Body::Put(segment) => {
+        copy_open::Body::Put(m::CopyPut { by, segment }) => {
+            let writer = wire::to_writer(by).map_err(TransportError::Lost)?;
+            let segment = segment.ok_or_else(|| TransportError::Lost("a segment is not named".into()))?;
             let mut bytes = BytesMut::new();
             loop {
                 let chunk: Option<m::CopyChunk> = stream.receive(MAX_ANSWER_BYTES).await?;
@@ -226,7 +266,7 @@ async fn answer(
                     break;
                 }
             }
-            let put = link.put(wire::to_segment(segment), bytes.freeze()).await;
+            let put = link.put(writer, wire::to_segment(segment), bytes.freeze()).await;
             stream.send(&m::CopyDone { error: put.err().map(|e| wire::error(&e)) }).await?;
         }
         copy_open::Body::Scrub(_) => stream.send(&wire::scrubbed(link.scrub().await)).await?,
@@ -242,10 +282,17 @@ async fn obey(
     failed: &CancellationToken,
 ) -> Result<(), TransportError> {
     let (sender, receiver) = stream.split();
-    // Bounded by what the daemon sends ahead.
-    let (events, queue) = mpsc::unbounded_channel();
-    let link = copy.link(Arc::new(move |event| drop(events.send(event))));
+    let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let full = CancellationToken::new();
+    let overflow = full.clone();
+    let link = copy.link(Arc::new(move |event| {
+        if let Err(TrySendError::Full(_)) = events.try_send(event) {
+            overflow.cancel();
+        }
+    }));
     tokio::select! {
+        // The daemon must not miss one: with a new stream it hears of everything again.
+        () = full.cancelled() => Err(TransportError::Lost("the daemon does not take what the copies say".into())),
         ended = send_events(sender, queue, failed) => ended,
         ended = receive_orders(receiver, &link) => ended,
     }
@@ -260,7 +307,7 @@ async fn receive_orders(mut receiver: Receiver, link: &LocalLink) -> Result<(), 
 
 async fn send_events(
     mut sender: Sender,
-    mut events: mpsc::UnboundedReceiver<Event>,
+    mut events: mpsc::Receiver<Event>,
     failed: &CancellationToken,
 ) -> Result<(), TransportError> {
     let mut frames = BytesMut::new();

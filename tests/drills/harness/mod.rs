@@ -1,7 +1,8 @@
 //! The harness of all drills: a [`Site`] of regions in containers, its [`wan`], and the [`Score`] of a drill.
 //!
-//! Whatever happens in a drill, a failure or Ctrl-C included, its containers, networks and volumes are removed; after a failure their logs are kept.
-//! What a killed test process leaves has the label `replicator.drill`, by which `scripts/drills.sh` removes it.
+//! Whatever happens in a drill, a failure or Ctrl-C included, its containers, networks and volumes are
+//! removed; after a failure their logs are kept. What a killed test process leaves has the label
+//! `replicator.drill`, by which `scripts/drills.sh` removes it.
 
 mod site;
 pub mod wan;
@@ -11,7 +12,6 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 
 use futures_util::FutureExt;
-use rand::RngExt;
 
 pub use site::{Site, gap_ms};
 
@@ -98,10 +98,9 @@ pub async fn drill(plan: Plan, scenario: impl AsyncFnOnce(&mut Site, &mut Score)
 }
 
 /// What decides what the network loses and how late it is.
-#[allow(clippy::disallowed_methods, reason = "a new run draws new numbers, and says which")]
 fn seed() -> u64 {
     let given = std::env::var("DRILL_SEED").ok().and_then(|seed| seed.parse().ok());
-    given.unwrap_or_else(|| rand::rng().random_range(0..1_000_000))
+    given.unwrap_or_else(|| runtime::random::below(1_000_000))
 }
 
 fn directory() -> PathBuf {

@@ -1,7 +1,8 @@
 //! The wide-area network between regions: it forwards their datagrams, late, or not at all.
 //!
-//! Each region is on a network of its own. What it sends to another goes to an address of this process on that network, one for each other region; from
-//! there it is sent on with the network's delay and loss, from an address on the other's network; and what is answered goes back the same way.
+//! Each region is on a network of its own. What it sends to another goes to an address of this process on
+//! that network, one for each other region; from there it is sent on with the network's delay and loss, from
+//! an address on the other's network; and what is answered goes back the same way.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,9 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+/// The most datagrams on one way: 90 MB of full ones, more than a fast link has under way.
+const UNDER_WAY_MAX: usize = 1 << 16;
 
 /// What a datagram can be at most.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
@@ -47,7 +51,7 @@ struct Shared {
     weather: Mutex<Weather>,
     dice: Mutex<SmallRng>,
     regions: Mutex<Vec<SocketAddr>>,
-    ways: HashMap<(usize, usize), mpsc::UnboundedSender<Late>>,
+    ways: HashMap<(usize, usize), mpsc::Sender<Late>>,
 }
 
 /// A datagram on its way.
@@ -65,7 +69,7 @@ impl Wan {
         let (mut places, mut tasks, mut ways) = (HashMap::new(), JoinSet::new(), HashMap::new());
         for from in 0..gateways.len() {
             for to in (0..gateways.len()).filter(|to| *to != from) {
-                let (sender, receiver) = mpsc::unbounded_channel();
+                let (sender, receiver) = mpsc::channel(UNDER_WAY_MAX);
                 ways.insert((from, to), sender);
                 tasks.spawn(deliver(receiver));
             }
@@ -170,13 +174,14 @@ impl Shared {
         let late = weather.delay + Duration::from_micros(dice.random_range(0..=jitter_us));
         drop(dice);
         let (socket, datagram) = (socket.clone(), datagram.to_vec());
-        // At the end of a drill nobody delivers any more.
-        let _ = self.ways[&way].send(Late { due: now() + late, socket, target, datagram });
+        // What a way has no room for is lost, as in any network. At the end of a drill nobody delivers any
+        // more.
+        let _ = self.ways[&way].try_send(Late { due: now() + late, socket, target, datagram });
     }
 }
 
 /// Delivers what goes one way, in order.
-async fn deliver(mut way: mpsc::UnboundedReceiver<Late>) {
+async fn deliver(mut way: mpsc::Receiver<Late>) {
     while let Some(Late { due, socket, target, datagram }) = way.recv().await {
         tokio::time::sleep_until(due).await;
         // What the other side has no room for is lost.

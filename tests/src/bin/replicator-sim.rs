@@ -1,15 +1,20 @@
-//! `replicator-sim volume|coordination [SEED [COUNT]]`: runs seeds of a simulation; a single one tells everything that happens.
+//! `replicator-sim volume|coordination [SEED [COUNT [BUG]]]`: runs seeds of a simulation; a single one tells
+//! everything that happens. With the name of a planted bug of the coordination it is run with that, until it
+//! is found.
 
 use std::process::ExitCode;
 
 use replicator_tests::simulation::{coordination, volume};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let bug = coordination::Bug::ALL.into_iter().find(|bug| arguments.get(3) == Some(&format!("{bug:?}")));
+    arguments.truncate(if bug.is_some() { 3 } else { usize::MAX });
+    let bug = bug.unwrap_or_default();
     let numbers: Vec<u64> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
     let what = arguments.first().map_or("", String::as_str);
     if !["volume", "coordination"].contains(&what) || numbers.len() + 1 != arguments.len() {
-        eprintln!("usage: replicator-sim volume|coordination [SEED [COUNT]]");
+        eprintln!("usage: replicator-sim volume|coordination [SEED [COUNT [BUG]]]");
         return ExitCode::from(2);
     }
     let first = numbers.first().copied().unwrap_or(0);
@@ -19,7 +24,7 @@ fn main() -> ExitCode {
         let ran = if what == "volume" {
             volume::run(seed, volume::Bug::None, count == 1).map(|report| volumes.add(&report))
         } else {
-            coordination::run(seed, coordination::Bug::None, count == 1).map(|report| leaders.add(&report))
+            coordination::run(seed, bug, count == 1).map(|report| leaders.add(&report))
         };
         if let Err(violated) = ran {
             eprintln!("{violated}\n\nagain: replicator-sim {what} {seed}");

@@ -1,6 +1,7 @@
 //! Seeded simulations of what can lose data: the real state machines, under virtual time, network and disks.
 //!
-//! A seed decides everything that happens. `replicator-sim volume 17` runs seed 17 again, and says what happened; so does `replicator-sim coordination 17`.
+//! A seed decides everything that happens. `replicator-sim volume 17` runs seed 17 again, and says what
+//! happened; so does `replicator-sim coordination 17`.
 
 pub mod coordination;
 pub mod volume;

@@ -6,23 +6,36 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use proto::{ClusterId, Lsn, Timeline, TimelineHistory};
+use ring::Blocks;
+use tokio::time::Instant;
 
-use super::meta::{Meta, MetaError};
+use super::errors::{at, damaged};
+use super::files;
+use super::meta::{Lost, Meta, MetaError};
 use super::reader::{SegmentReader, end_of};
 use super::{SegmentInfo, Stored};
 use crate::ballot::Ballot;
-use crate::quorum::{Adoption, CopyId, Keep, Vote};
+use crate::quorum::{CopyId, Vote};
 use crate::segment::{self, Found, HEADER_BYTES, Header};
 use crate::{Durable, VolumeError};
+use direct::Direct;
 
-/// How much of a segment is filled with zeroes ahead of what is written, so that a commit's `fdatasync` seldom has a
-/// file to grow.
+mod direct;
+#[cfg(test)]
+mod tests;
+
+/// How much of a segment is filled with zeroes ahead of what is written, so that a commit's `fdatasync`
+/// seldom has a file to grow.
 const GROW_BYTES: u64 = 1 << 20;
+
+/// How often it is seen that the file written to is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The segments of a copy, oldest first, as readers see them: up to what is on disk.
 pub type Segments = Arc<Mutex<Vec<SegmentInfo>>>;
@@ -38,9 +51,11 @@ pub struct Disk {
     /// The newest segment's file, once something is written to it.
     open: Option<Open>,
     end: Durable,
-    /// How far the volume is known to have been durable.
-    proven_lsn: Lsn,
     buffer: Vec<u8>,
+    /// Used for one direct write after the other.
+    blocks: Blocks,
+    /// When it was last seen that the file written to is still there.
+    seen: Option<Instant>,
     /// Held while this is open: a directory has one writer.
     _lock: File,
 }
@@ -51,16 +66,19 @@ struct Open {
     path: PathBuf,
     /// How far the file is filled, with records or zeroes.
     filled_bytes: u64,
+    direct: Option<Direct>,
+    /// There are no direct writes to this file.
+    no_direct: bool,
 }
 
 impl Disk {
-    /// Opens the copy in `directory`, or makes an empty one. A torn end is cut off; so is damaged redo in the newest
-    /// segment, and the copy then proves more than it has.
+    /// Opens the copy in `directory`, or makes an empty one. A torn end is cut off; so is damaged redo in the
+    /// newest segment, and the copy then proves more than it has.
     ///
     /// # Errors
     /// When the directory cannot be used, or is another cluster's or copy's.
     pub fn open(directory: &Path, cluster_id: ClusterId, copy: CopyId) -> Result<Disk, VolumeError> {
-        std::fs::create_dir_all(directory).map_err(at(directory))?;
+        create_directory(directory)?;
         let lock = take_lock(&directory.join("copy.lock"))?;
         let path = directory.join("copy.meta");
         let shown = path.display().to_string();
@@ -75,7 +93,8 @@ impl Disk {
                 Err(MetaError::OtherCopy(found)) => {
                     return Err(VolumeError::OtherCopy { path: shown, found, expected: copy });
                 }
-                // What it promised is forgotten, so it is as a copy that was lost: it is made anew from its peers.
+                // What it promised is forgotten, so it is as a copy that was lost: it is made anew from its
+                // peers.
                 Err(MetaError::Damaged(what)) => {
                     tracing::error!("{shown}: {what}; the copy is made anew");
                     Meta::default()
@@ -90,13 +109,14 @@ impl Disk {
             meta,
             segments: Segments::default(),
             open: None,
-            proven_lsn: Lsn::ZERO,
             buffer: Vec::new(),
+            blocks: Blocks::default(),
+            seen: None,
             _lock: lock,
         };
         disk.remove_leftovers()?;
         if disk.meta.generation > 0 {
-            std::fs::create_dir_all(disk.log_directory()).map_err(at(directory))?;
+            create_directory(&disk.log_directory())?;
             disk.recover()?;
         }
         Ok(disk)
@@ -112,6 +132,18 @@ impl Disk {
     #[must_use]
     pub fn promised(&self) -> Ballot {
         self.meta.promised
+    }
+
+    /// What `copy.meta` says.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Whether the log has no segment yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.segments).is_empty()
     }
 
     /// Where the redo ends.
@@ -133,93 +165,38 @@ impl Disk {
             ballots: self.meta.ballots.clone(),
             begin,
             end: self.end,
-            proven_lsn: self.proven_lsn,
+            proven_lsn: self.meta.proven_lsn,
+            held: self.meta.held,
         }
     }
 
-    /// Promises to take nothing below `ballot`. On disk when this returns.
+    /// Begins the log anew as `meta` says, with nothing in it. On disk when this returns.
     ///
     /// # Errors
-    /// The ballot promised already, when it is higher; or the disk's.
-    pub fn promise(&mut self, ballot: Ballot) -> Result<Result<Vote, Ballot>, VolumeError> {
-        match self.meta.promise(ballot) {
-            Err(higher) => Ok(Err(higher)),
-            Ok(meta) => {
-                if meta != self.meta {
-                    self.write_meta(meta)?;
-                }
-                Ok(Ok(self.vote()))
+    /// When the disk fails.
+    pub fn begin_anew(&mut self, meta: Meta) -> Result<(), VolumeError> {
+        self.open = None;
+        lock(&self.segments).clear();
+        if meta.generation == self.meta.generation && self.log_directory().exists() {
+            // The same log anew. A crash in here leaves a copy with less, which its vote will say.
+            for path in list(&self.log_directory())?.into_iter().rev() {
+                std::fs::remove_file(&path).map_err(at(&path))?;
             }
+            // They must be gone before the ballots below speak of other redo.
+            sync_directory(&self.log_directory())?;
         }
+        create_directory(&self.directory.join(format!("log.{}", meta.generation)))?;
+        let begin = meta.begin;
+        self.write_meta(meta)?;
+        self.end = begin;
+        self.remove_leftovers()
     }
 
-    /// Adopts the chosen log: cuts off what it does not have. On disk when this returns.
+    /// Writes records that follow each other at the end of the newest segment, with one `fdatasync`.
     ///
     /// # Errors
-    /// The ballot promised, when it is not the adoption's; or the disk's.
-    pub fn adopt(&mut self, adoption: &Adoption) -> Result<Result<Durable, Ballot>, VolumeError> {
-        let meta = match self.meta.adopt(adoption) {
-            Err(promised) => return Ok(Err(promised)),
-            Ok(meta) => meta,
-        };
-        match adoption.keep {
-            Keep::Before(lsn) => {
-                // Cut first: the ballots of the chosen log speak of what is left.
-                self.cut(lsn)?;
-                self.write_meta(meta)?;
-            }
-            Keep::Nothing(begin) => {
-                self.open = None;
-                lock(&self.segments).clear();
-                if adoption.generation == self.meta.generation && self.log_directory().exists() {
-                    // The same log anew. A crash in here leaves a copy with less, which its vote will say.
-                    for path in list(&self.log_directory())?.into_iter().rev() {
-                        std::fs::remove_file(&path).map_err(at(&path))?;
-                    }
-                }
-                let directory = self.directory.join(format!("log.{}", meta.generation));
-                std::fs::create_dir_all(&directory).map_err(at(&directory))?;
-                self.write_meta(meta)?;
-                (self.end, self.proven_lsn) = (begin, Lsn::ZERO);
-                self.remove_leftovers()?;
-            }
-        }
-        Ok(Ok(self.end))
-    }
-
-    /// Appends `group` durably with one `fdatasync`. What the copy has already is passed over.
-    ///
-    /// # Errors
-    /// When the disk fails, or redo is missing before the group's.
-    pub fn append(&mut self, group: &[Stored]) -> Result<Durable, VolumeError> {
-        let mut rest = group;
-        while let Some(first) = rest.first() {
-            if first.batch.end_lsn <= self.end.lsn {
-                rest = &rest[1..];
-                continue;
-            }
-            if first.batch.begin_lsn != self.end.lsn {
-                return Err(VolumeError::Discontinuous {
-                    begin_lsn: first.batch.begin_lsn,
-                    timeline: first.batch.timeline,
-                    epoch: first.batch.epoch,
-                    end_lsn: self.end.lsn,
-                    why: "redo before it is missing in this copy",
-                });
-            }
-            if first.begins_segment || lock(&self.segments).is_empty() {
-                self.roll(first)?;
-            }
-            let count = 1 + rest[1..].iter().take_while(|stored| !stored.begins_segment).count();
-            let (now, later) = rest.split_at(count);
-            self.write(now)?;
-            rest = later;
-        }
-        Ok(self.end)
-    }
-
-    /// Writes records that follow each other in the newest segment.
-    fn write(&mut self, records: &[Stored]) -> Result<(), VolumeError> {
+    /// When the disk fails.
+    pub fn write(&mut self, records: &[Stored]) -> Result<(), VolumeError> {
         self.buffer.clear();
         for stored in records {
             self.buffer.extend_from_slice(&stored.record);
@@ -237,13 +214,27 @@ impl Disk {
             self.buffer.resize(self.buffer.len() + zeroes, 0);
             open.filled_bytes = filled;
         }
-        open.file.write_all_at(&self.buffer, offset).map_err(&io)?;
-        open.file.sync_data().map_err(&io)?;
-        // A file that was deleted or cut short under us is no copy, whatever its `fdatasync` says.
-        let found = open.file.metadata().map_err(&io)?;
-        if found.nlink() == 0 || found.len() < offset + length {
-            let what = if found.nlink() == 0 { "it was deleted" } else { "it was cut short" };
-            return Err(damaged(&open.path, offset, what));
+        // What a direct write would begin with has changed.
+        open.direct = None;
+        files::write_at(&open.file, &open.path, &self.buffer, offset).map_err(&io)?;
+        files::sync_data(&open.file, &open.path).map_err(&io)?;
+        self.grown(records, offset, length)
+    }
+
+    /// What was written at `offset` is on the disk: the log ends behind it, if the file is still there. A
+    /// file that was deleted or cut short under us is no copy, whatever its disk says. To look costs as much
+    /// as a small write, so it is done once in a while: a copy whose file is lost is one copy less, whether
+    /// that is noticed at once or a moment later.
+    fn grown(&mut self, records: &[Stored], offset: u64, length: u64) -> Result<(), VolumeError> {
+        let Some(open) = &self.open else { return Err(VolumeError::Closed) };
+        let now = runtime::clock::now();
+        if self.seen.is_none_or(|seen| now.duration_since(seen) >= LOOK_EVERY) {
+            let found = open.file.metadata().map_err(at(&open.path))?;
+            if found.nlink() == 0 || found.len() < offset + length {
+                let what = if found.nlink() == 0 { "it was deleted" } else { "it was cut short" };
+                return Err(damaged(&open.path, offset, what));
+            }
+            self.seen = Some(now);
         }
         if let (Some(last), Some(segment)) = (records.last(), lock(&self.segments).last_mut()) {
             let batch = &last.batch;
@@ -256,7 +247,10 @@ impl Disk {
     }
 
     /// Seals the newest segment and begins the one whose first record is `first`.
-    fn roll(&mut self, first: &Stored) -> Result<(), VolumeError> {
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn roll(&mut self, first: &Stored) -> Result<(), VolumeError> {
         self.seal()?;
         let begin_lsn = first.batch.begin_lsn;
         let path = self.log_directory().join(segment::file_name(begin_lsn));
@@ -265,7 +259,9 @@ impl Disk {
         let header = Header { cluster_id: self.cluster_id, begin_lsn, timeline: first.batch.timeline };
         file.write_all_at(&header.encode(), 0).and_then(|()| file.sync_all()).map_err(&io)?;
         sync_directory(&self.log_directory())?;
-        self.open = Some(Open { file, path, filled_bytes: HEADER_BYTES as u64 });
+        self.open =
+            Some(Open { file, path, filled_bytes: HEADER_BYTES as u64, direct: None, no_direct: false });
+        self.seen = None;
         lock(&self.segments).push(SegmentInfo {
             begin_lsn,
             end_lsn: begin_lsn,
@@ -319,7 +315,10 @@ impl Disk {
     }
 
     /// Cuts the log at `lsn`, which is where a record ends; what is behind it goes.
-    pub(crate) fn cut(&mut self, lsn: Lsn) -> Result<(), VolumeError> {
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn cut(&mut self, lsn: Lsn) -> Result<(), VolumeError> {
         if lsn >= self.end.lsn {
             return Ok(());
         }
@@ -358,12 +357,17 @@ impl Disk {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn distrust_newest(&mut self) -> Result<Durable, VolumeError> {
+    pub fn distrust_newest(&mut self) -> Result<(), VolumeError> {
         let newest = { lock(&self.segments).last().copied() };
         if let Some(newest) = newest {
-            self.proven_lsn = self.proven_lsn.max(newest.end_lsn);
             self.open = None;
             let path = self.path_of(newest.begin_lsn);
+            let reader = SegmentReader::open(&path, newest);
+            let behind = reader.and_then(|reader| reader.behind(HEADER_BYTES as u64)).unwrap_or_default();
+            let lost = Lost { proven_lsn: behind.proven_lsn, end_lsn: self.end.lsn };
+            if let Some(meta) = self.meta.lose(newest.begin_lsn, lost) {
+                self.write_meta(meta)?;
+            }
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&path)(e)),
                 _ => drop(lock(&self.segments).pop()),
@@ -374,7 +378,7 @@ impl Disk {
                 None => self.meta.begin,
             };
         }
-        Ok(self.end)
+        Ok(())
     }
 
     /// Keeps a timeline's history. On disk when this returns.
@@ -404,7 +408,8 @@ impl Disk {
         }
     }
 
-    /// Sees whether the files are still there: a directory that was removed is noticed before the next append.
+    /// Sees whether the files are still there: a directory that was removed is noticed before the next
+    /// append.
     ///
     /// # Errors
     /// When they are not.
@@ -439,7 +444,11 @@ impl Disk {
         newest.map(|begin_lsn| self.path_of(begin_lsn)).ok_or(VolumeError::Closed)
     }
 
-    fn write_meta(&mut self, meta: Meta) -> Result<(), VolumeError> {
+    /// Replaces `copy.meta`. On disk when this returns.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn write_meta(&mut self, meta: Meta) -> Result<(), VolumeError> {
         let text = meta.text(self.cluster_id, self.copy);
         write_durably(&self.directory.join("copy.meta"), text.as_bytes())?;
         self.meta = meta;
@@ -463,7 +472,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Finds the segments by their names, and the end of the newest. The sealed ones are not read, and not opened.
+    /// Finds the segments by their names, and the end of the newest. The sealed ones are not read, and not
+    /// opened.
     fn recover(&mut self) -> Result<(), VolumeError> {
         let mut found: Vec<(Lsn, PathBuf)> = list(&self.log_directory())?
             .into_iter()
@@ -499,7 +509,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Finds where the readable records of the newest segment end, and cuts off what is behind; none in one without any.
+    /// Finds where the readable records of the newest segment end, and cuts off what is behind; none in one
+    /// without any.
     fn recover_newest(
         &mut self,
         path: &Path,
@@ -508,6 +519,7 @@ impl Disk {
         let Ok(mut reader) = SegmentReader::open(path, *info) else { return Ok(None) };
         let mut end = None;
         let mut expected_lsn = info.begin_lsn;
+        let mut proven_lsn = Lsn::ZERO;
         loop {
             let offset = reader.offset();
             match reader.next_found()? {
@@ -516,20 +528,28 @@ impl Disk {
                     expected_lsn = batch.end_lsn;
                     end = Some(Durable { lsn: batch.end_lsn, timeline: batch.timeline, epoch: batch.epoch });
                     info.newest_commit_us = batch.newest_commit_us;
-                    self.proven_lsn = self.proven_lsn.max(record.durable_lsn);
+                    proven_lsn = proven_lsn.max(record.durable_lsn);
                 }
                 other => {
-                    if let Some(proven_lsn) = reader.later_proof(offset)? {
-                        self.proven_lsn = self.proven_lsn.max(proven_lsn);
-                    }
-                    if self.proven_lsn > expected_lsn && !matches!(other, Found::End) {
+                    let behind = reader.behind(offset)?;
+                    let proven_lsn = proven_lsn.max(behind.proven_lsn);
+                    // A write that was torn was never called durable; damage was.
+                    let damaged = proven_lsn > expected_lsn;
+                    if damaged && !matches!(other, Found::End) {
                         tracing::error!(
                             "copy {}: {} is damaged at byte {offset}; redo from {expected_lsn} is taken from its peers",
                             self.copy,
                             path.display()
                         );
                     }
+                    let lost = Lost { proven_lsn, end_lsn: behind.end_lsn.max(proven_lsn) };
+                    if let Some(meta) = self.meta.lose(expected_lsn, lost).filter(|_| damaged) {
+                        self.write_meta(meta)?;
+                    }
                     truncate(path, offset)?;
+                    // What can be read may lie in memory alone: after a flush that failed, the system takes
+                    // it for written. So it is written again before this copy says that it has it.
+                    write_again(path, offset)?;
                     (info.stored_bytes, info.end_lsn) = (offset, expected_lsn);
                     return Ok(end);
                 }
@@ -553,7 +573,7 @@ impl Open {
         let io = at(&path);
         let file = OpenOptions::new().write(true).open(&path).map_err(&io)?;
         let filled_bytes = file.metadata().map_err(&io)?.len();
-        Ok(Open { file, path, filled_bytes })
+        Ok(Open { file, path, filled_bytes, direct: None, no_direct: false })
     }
 }
 
@@ -564,7 +584,10 @@ pub(crate) fn prepare(
     info: SegmentInfo,
     bytes: &Bytes,
 ) -> Result<PathBuf, VolumeError> {
-    let path = log_directory.join(format!("{:016X}.put", info.begin_lsn.0));
+    // Two may bring the same segment at once.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = log_directory.join(format!("{:016X}-{number}.put", info.begin_lsn.0));
     segment::verify(bytes, cluster_id, info.begin_lsn, info.end_lsn)
         .map_err(|(offset, what)| damaged(&path, offset, &what))?;
     let written = File::create(&path).and_then(|mut file| {
@@ -606,6 +629,35 @@ fn truncate(path: &Path, length: u64) -> Result<(), VolumeError> {
     cut.map_err(at(path))
 }
 
+/// Writes the first `length` bytes of a file again, the same ones, and makes them durable.
+fn write_again(path: &Path, length: u64) -> Result<(), VolumeError> {
+    let again = || {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut buffer = vec![0; usize::try_from(length.min(GROW_BYTES)).unwrap_or_default()];
+        let mut offset = 0;
+        while offset < length {
+            let count = buffer.len().min(usize::try_from(length - offset).unwrap_or(usize::MAX));
+            file.read_exact_at(&mut buffer[..count], offset)?;
+            files::write_at(&file, path, &buffer[..count], offset)?;
+            offset += count as u64;
+        }
+        files::sync_data(&file, path)
+    };
+    again().map_err(at(path))
+}
+
+/// Makes a directory, and those above it that are missing, so that a power loss leaves it.
+fn create_directory(path: &Path) -> Result<(), VolumeError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
+    for directory in missing.into_iter().rev() {
+        match std::fs::create_dir(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(directory)(e)),
+            _ => directory.parent().filter(|parent| parent.exists()).map_or(Ok(()), sync_directory)?,
+        }
+    }
+    Ok(())
+}
+
 fn list(directory: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     let entries = std::fs::read_dir(directory).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
     entries.map_err(at(directory))
@@ -626,13 +678,4 @@ fn write_durably(path: &Path, content: &[u8]) -> Result<(), VolumeError> {
 
 fn sync_directory(directory: &Path) -> Result<(), VolumeError> {
     File::open(directory).and_then(|d| d.sync_all()).map_err(at(directory))
-}
-
-pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> VolumeError + use<> {
-    let path = path.display().to_string();
-    move |e| VolumeError::Io { path: path.clone(), what: e.to_string() }
-}
-
-pub(crate) fn damaged(path: &Path, offset: u64, what: &str) -> VolumeError {
-    VolumeError::Damaged { path: path.display().to_string(), offset, what: what.into() }
 }

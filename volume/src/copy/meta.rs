@@ -1,10 +1,12 @@
-//! `copy.meta`: whose copy a directory holds, what it has promised, and under which ballots its redo was written. Pure.
+//! `copy.meta`: whose copy a directory holds, what it has promised, and under which ballots its redo was
+//! written. Pure.
 
 use proto::{ClusterId, Epoch, Lsn, Timeline};
 
 use crate::Durable;
 use crate::ballot::{Ballot, Ballots};
-use crate::quorum::{Adoption, CopyId, Keep};
+use crate::planted::{self, Bug};
+use crate::quorum::{Adoption, CopyId, Held, Keep};
 
 /// The first line of `copy.meta`.
 const FORMAT: &str = "replicator copy 2";
@@ -20,6 +22,21 @@ pub struct Meta {
     pub promised: Ballot,
     /// Under which ballots the redo was written.
     pub ballots: Ballots,
+    /// How far this log was durable for certain, where redo before that could not be read any more; zero
+    /// otherwise.
+    pub proven_lsn: Lsn,
+    /// How far this log went before damage was cut off, or may have gone in a copy that has forgotten
+    /// everything; nothing where neither was.
+    pub held: Held,
+}
+
+/// Redo that cannot be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// How far the volume was durable, as it says.
+    pub proven_lsn: Lsn,
+    /// Where it ended.
+    pub end_lsn: Lsn,
 }
 
 /// Why a `copy.meta` is none of this copy's.
@@ -53,21 +70,46 @@ impl Meta {
         if adoption.ballot != self.promised {
             return Err(self.promised);
         }
-        let (generation, begin) = match adoption.keep {
-            Keep::Before(_) => (self.generation, self.begin),
-            Keep::Nothing(begin) => (adoption.generation, begin),
+        let (generation, begin, may_have_held) = match adoption.keep {
+            Keep::Before(_) => (self.generation, self.begin, Held::default()),
+            Keep::Nothing { begin, held } => (adoption.generation, begin, held),
         };
-        Ok(Meta { generation, begin, promised: self.promised, ballots: adoption.ballots.clone() })
+        // What was lost is of one log. It stays lost: the adopted log may go before it is durable.
+        let (proven_lsn, held) = match generation == self.generation {
+            true => (self.proven_lsn, self.held),
+            false => (Lsn::ZERO, Held::default()),
+        };
+        // One that begins anew says so until it has been filled: it may be the one that made redo durable.
+        let held = if planted::is(Bug::ForgetsLost) { held } else { held.max(may_have_held) };
+        let ballots = adoption.ballots.clone();
+        Ok(Meta { generation, begin, promised: self.promised, ballots, proven_lsn, held })
+    }
+
+    /// What is to be on disk before the log is cut at `end_lsn`, where it cannot be read any more, although
+    /// it went on: what says so is cut off with the rest. None when that is known.
+    #[must_use]
+    pub fn lose(&self, end_lsn: Lsn, lost: Lost) -> Option<Meta> {
+        let Lost { proven_lsn, end_lsn: lost_lsn } = lost;
+        let proven_lsn = if proven_lsn > end_lsn { proven_lsn.max(self.proven_lsn) } else { self.proven_lsn };
+        let held = self.held.max(Held { ballot: self.ballots.written_at(lost_lsn), lsn: lost_lsn });
+        let news = (proven_lsn, held) != (self.proven_lsn, self.held);
+        (news && !planted::is(Bug::ForgetsLost)).then(|| Meta { proven_lsn, held, ..self.clone() })
     }
 
     /// The file's content.
     #[must_use]
     pub fn text(&self, cluster_id: ClusterId, copy: CopyId) -> String {
-        let Meta { generation, begin, promised, ballots } = self;
+        let Meta { generation, begin, promised, ballots, proven_lsn, held } = self;
         let mut text = format!(
             "{FORMAT}\ncluster {cluster_id}\ncopy {copy}\ngeneration {generation}\nbegin {} {} {}\npromised {promised}\n",
             begin.lsn, begin.timeline, begin.epoch
         );
+        if *proven_lsn > Lsn::ZERO {
+            text += &format!("proven {proven_lsn}\n");
+        }
+        if *held != Held::default() {
+            text += &format!("held {} {}\n", held.ballot, held.lsn);
+        }
         for (ballot, lsn) in ballots.entries() {
             text += &format!("ballot {ballot} {lsn}\n");
         }
@@ -104,6 +146,18 @@ impl Meta {
         let generation = field("generation")?.parse().map_err(|_| bad("its generation is no number"))?;
         let begin = position(field("begin")?).ok_or_else(|| bad("its beginning is no position"))?;
         let promised = field("promised")?.parse().map_err(|e: String| bad(&e))?;
+        let mut proven_lsn = Lsn::ZERO;
+        if let Some(text) = lines.peek().and_then(|line| line.strip_prefix("proven ")) {
+            proven_lsn = text.parse().map_err(|_| bad("its proof is no LSN"))?;
+            lines.next();
+        }
+        let mut held = Held::default();
+        if let Some(text) = lines.peek().and_then(|line| line.strip_prefix("held ")) {
+            let (ballot, lsn) = text.split_once(' ').ok_or_else(|| bad("what it held has no end"))?;
+            let lsn = lsn.parse().map_err(|_| bad("what it held ends at no LSN"))?;
+            held = Held { ballot: ballot.parse().map_err(|e: String| bad(&e))?, lsn };
+            lines.next();
+        }
         let mut entries = Vec::new();
         for line in lines {
             let entry = line.strip_prefix("ballot ").and_then(|rest| {
@@ -113,7 +167,7 @@ impl Meta {
             entries.push(entry.ok_or_else(|| bad("a line is no ballot"))?);
         }
         let ballots = Ballots::new(entries).ok_or_else(|| bad("its ballots do not ascend"))?;
-        Ok(Meta { generation, begin, promised, ballots })
+        Ok(Meta { generation, begin, promised, ballots, proven_lsn, held })
     }
 }
 
@@ -126,6 +180,33 @@ fn position(text: &str) -> Option<Durable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// A file with these words, and the checksum that belongs to them.
+    fn sealed(body: &str) -> String {
+        format!("{body}crc {:08x}\n", crc32c::crc32c(body.as_bytes()))
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_meta_or_refused(
+            lines in proptest::collection::vec(
+                "(cluster|copy|generation|begin|promised|proven|held|ballot|crc)? ?[0-9a-f/. -]{0,40}\n?",
+                0..12,
+            ),
+            text in ".{0,300}",
+            with_head: bool,
+        ) {
+            let (cluster, copy) = (ClusterId([5; 16]), CopyId(2));
+            let head = if with_head { format!("{FORMAT}\ncluster {cluster}\ncopy {copy}\n") } else { String::new() };
+            let body = head + &lines.concat();
+            if let Ok(meta) = Meta::parse(&sealed(&body), cluster, copy) {
+                prop_assert_eq!(Meta::parse(&meta.text(cluster, copy), cluster, copy), Ok(meta));
+            }
+            let _ = (Meta::parse(&text, cluster, copy), Meta::parse(&sealed(&text), cluster, copy));
+            let _ = text.parse::<Ballot>();
+        }
+    }
 
     #[test]
     fn round_trips_and_refuses_what_is_not_its_own() {
@@ -134,6 +215,8 @@ mod tests {
             begin: Durable { lsn: Lsn(16), timeline: Timeline(2), epoch: Epoch(4) },
             promised: Ballot { epoch: Epoch(4), opening: 9, writer: 7 },
             ballots: Ballots::default(),
+            proven_lsn: Lsn(0x1_0000_0008),
+            held: Held { ballot: Ballot { epoch: Epoch(2), opening: 3, writer: 5 }, lsn: Lsn(0x1_0000_0010) },
         };
         meta.ballots.begin(Ballot { epoch: Epoch(1), opening: 2, writer: 8 }, Lsn(16));
         meta.ballots.begin(Ballot { epoch: Epoch(4), opening: 9, writer: 7 }, Lsn(0x1_0000_0000));

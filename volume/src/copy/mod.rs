@@ -1,9 +1,13 @@
 //! One copy: a thread that writes, a directory it writes to, and the [`Link`] by which the volume reaches it.
 //!
-//! The volume does not know whether a copy lies in this process or in another: it gives orders over a link, and hears what
-//! came of them as events, in order.
+//! The volume does not know whether a copy lies in this process or in another: it gives orders over a link,
+//! and hears what came of them as events, in order.
 
 pub mod disk;
+mod errors;
+mod files;
+pub mod keeper;
+mod lane;
 pub mod meta;
 mod reader;
 
@@ -17,13 +21,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::{Batch, ClusterId, Lsn, TimelineHistory};
+use runtime::task::Thread;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::VolumeError;
 use crate::ballot::Ballot;
-use crate::quorum::{Adoption, CopyId, Vote};
+use crate::quorum::{Adoption, CopyId, Vote, Writer};
 use crate::segment::{self, Found, Record};
+use crate::{Durable, VolumeError};
 use disk::{Disk, Segments};
+use keeper::{Keeper, Store, Work};
+pub use lane::Lane;
+use lane::{Handed, Later};
+use meta::Meta;
 use reader::SegmentReader;
 
 /// How long an append that nobody waits for may lie before it is written with those that came meanwhile.
@@ -79,19 +89,19 @@ pub enum Order {
     Adopt(Adoption),
     /// Append; hurried when somebody waits for it.
     Append {
-        /// The ballot that writes it.
-        ballot: Ballot,
+        /// Who writes it, and to which log.
+        writer: Writer,
         /// What to append.
         stored: Stored,
         /// Whether a commit waits for this copy.
         hurried: bool,
     },
     /// Keep a timeline's history.
-    History(TimelineHistory),
+    History(Writer, TimelineHistory),
     /// Drop segments that end at or before this.
-    DropBefore(Lsn),
+    DropBefore(Writer, Lsn),
     /// The newest segment was found damaged: cut the log where it begins.
-    DistrustNewest,
+    DistrustNewest(Writer),
     /// See whether the files are still there.
     Check,
 }
@@ -154,19 +164,21 @@ pub trait Link: Send + Sync + fmt::Debug {
     fn place(&self) -> String;
     /// What the copy holds.
     fn contents(&self) -> Answer<'_, Contents>;
-    /// Records that follow each other, from the one that holds `lsn` on; some, and at least one. Each with whether a segment
-    /// begins with it.
+    /// Records that follow each other, from the one that holds `lsn` on; some, and at least one. Each with
+    /// whether a segment begins with it.
     fn read(&self, lsn: Lsn) -> Answer<'_, Vec<Stored>>;
     /// A whole sealed segment.
     fn fetch(&self, segment: SegmentInfo) -> Answer<'_, Bytes>;
-    /// Puts a whole segment in place: the next one, or instead of a damaged one.
-    fn put(&self, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()>;
+    /// Puts a whole segment of the writer's log in place: the next one, or instead of a damaged one. How far
+    /// the copy then holds the log is heard by the listener of the link that asked for its promise, among all
+    /// else that the copy says.
+    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()>;
     /// Reads everything back.
     fn scrub(&self) -> Answer<'_, Scrubbed>;
 }
 
-/// A copy in this process: a directory and its thread. Whoever writes to it does so by a [`LocalLink`]; when there are two,
-/// the one with the higher ballot does.
+/// A copy in this process: a directory and its thread. Whoever writes to it does so by a [`LocalLink`]; when
+/// there are two, the one with the higher ballot does.
 pub struct LocalCopy {
     id: CopyId,
     directory: PathBuf,
@@ -174,6 +186,10 @@ pub struct LocalCopy {
     promised: Ballot,
     queue: Arc<Queue>,
     reading: Arc<Mutex<Reading>>,
+    /// Ends when the queue is closed, as it is when this is dropped.
+    _thread: Thread,
+    /// Ends with its last copy.
+    _lane: Option<Arc<Lane>>,
 }
 
 /// What readers share with the copy's thread.
@@ -190,21 +206,14 @@ pub struct LocalLink {
     listener: Listener,
 }
 
-/// A task for the copy's thread, and who hears what comes of it.
-struct Task {
-    work: Work,
-    listener: Listener,
-}
-
-enum Work {
-    Order(Order),
-    Install { info: SegmentInfo, prepared: PathBuf, done: oneshot::Sender<Result<(), VolumeError>> },
-}
+/// A task for the copy's thread.
+type Task = keeper::Task<PathBuf>;
 
 #[derive(Default)]
 struct Queue {
     state: Mutex<QueueState>,
     changed: Condvar,
+    lane: Option<Arc<lane::Shared>>,
 }
 
 #[derive(Default)]
@@ -214,6 +223,12 @@ struct QueueState {
     hurried: bool,
     /// The thread sleeps until something comes.
     idle: bool,
+    /// When unhurried tasks have gathered for long enough.
+    due: Option<Instant>,
+    /// The lane has the copy, and not its thread.
+    at_lane: bool,
+    /// The copy on its way back.
+    handed: Option<Box<Handed>>,
     closed: bool,
 }
 
@@ -233,15 +248,29 @@ impl LocalCopy {
         cluster_id: ClusterId,
         id: CopyId,
     ) -> Result<Arc<LocalCopy>, VolumeError> {
+        LocalCopy::start_in(directory, cluster_id, id, None)
+    }
+
+    /// As [`LocalCopy::start`]; a lane that it shares with other copies does the appends where that can be.
+    ///
+    /// # Errors
+    /// As [`LocalCopy::start`].
+    pub fn start_in(
+        directory: PathBuf,
+        cluster_id: ClusterId,
+        id: CopyId,
+        lane: Option<Arc<Lane>>,
+    ) -> Result<Arc<LocalCopy>, VolumeError> {
         let disk = Disk::open(&directory, cluster_id, id)?;
         let promised = disk.promised();
         let reading = Reading { segments: disk.segments(), log_directory: disk.log_directory(), last: None };
         let reading = Arc::new(Mutex::new(reading));
-        let queue = Arc::new(Queue::default());
-        let worker = Worker { id, disk, queue: queue.clone(), reading: reading.clone(), failed: None };
-        let thread = std::thread::Builder::new().name(format!("copy-{id}"));
-        thread.spawn(move || worker.run()).map_err(disk::at(&directory))?;
-        Ok(Arc::new(LocalCopy { id, directory, cluster_id, promised, queue, reading }))
+        let queue = Arc::new(Queue { lane: lane.as_ref().map(|lane| lane.shared()), ..Queue::default() });
+        let keeper = Keeper::new(id, Files { disk, reading: reading.clone() });
+        let tasks = queue.clone();
+        let thread = Thread::spawn(&format!("copy-{id}"), move || keep(keeper, &tasks));
+        let _thread = thread.map_err(errors::at(&directory))?;
+        Ok(Arc::new(LocalCopy { id, directory, cluster_id, promised, queue, reading, _thread, _lane: lane }))
     }
 
     /// A way to the copy; `listener` hears what comes of the orders that go this way.
@@ -267,7 +296,7 @@ impl LocalCopy {
     ) -> Answer<'_, T> {
         let reading = self.reading.clone();
         Box::pin(async move {
-            let done = tokio::task::spawn_blocking(move || work(&reading)).await;
+            let done = runtime::task::blocking("files of a copy", move || work(&reading)).await;
             done.map_err(|_| VolumeError::Closed)?
         })
     }
@@ -275,8 +304,14 @@ impl LocalCopy {
 
 impl Drop for LocalCopy {
     fn drop(&mut self) {
-        guard(&self.queue.state).closed = true;
-        self.queue.changed.notify_one();
+        let mut state = guard(&self.queue.state);
+        state.closed = true;
+        let at_lane = state.at_lane;
+        drop(state);
+        match &self.queue.lane {
+            Some(lane) if at_lane => lane.wake(),
+            _ => self.queue.changed.notify_one(),
+        }
     }
 }
 
@@ -287,7 +322,7 @@ impl fmt::Debug for LocalLink {
 }
 
 impl LocalLink {
-    fn task(&self, work: Work) -> Task {
+    fn task(&self, work: Work<PathBuf>) -> Task {
         Task { work, listener: self.listener.clone() }
     }
 }
@@ -321,7 +356,7 @@ impl Link for LocalLink {
         self.copy.blocking(move |_| reader::read_whole(&path, cluster_id, segment))
     }
 
-    fn put(&self, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
+    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
         let cluster_id = self.copy.cluster_id;
         let prepared = self.copy.blocking(move |reading| {
             let directory = guard(reading).log_directory.clone();
@@ -329,7 +364,7 @@ impl Link for LocalLink {
         });
         Box::pin(async move {
             let (done, installed) = oneshot::channel();
-            let work = Work::Install { info: segment, prepared: prepared.await?, done };
+            let work = Work::Install { writer, info: segment, prepared: prepared.await?, done };
             self.copy.queue.push(self.task(work), true);
             installed.await.map_err(|_| VolumeError::Closed)?
         })
@@ -397,7 +432,7 @@ fn read_from(reading: &mut Reading, lsn: Lsn) -> Result<Vec<Stored>, VolumeError
             // The first may begin before what was asked for; after it each continues the one before.
             if record.batch.begin_lsn > next_lsn || !found.is_empty() && record.batch.begin_lsn != next_lsn {
                 let path = reading.log_directory.join(segment::file_name(info.begin_lsn));
-                return Err(disk::damaged(
+                return Err(errors::damaged(
                     &path,
                     reader.offset(),
                     &format!("redo from {next_lsn} is missing"),
@@ -410,7 +445,7 @@ fn read_from(reading: &mut Reading, lsn: Lsn) -> Result<Vec<Stored>, VolumeError
         }
         if next_lsn < info.end_lsn && bytes < READ_BYTES_MAX {
             let path = reading.log_directory.join(segment::file_name(info.begin_lsn));
-            return Err(disk::damaged(&path, reader.offset(), &format!("redo from {next_lsn} is missing")));
+            return Err(errors::damaged(&path, reader.offset(), &format!("redo from {next_lsn} is missing")));
         }
         reading.last = Some((next_lsn, reader));
     }
@@ -428,7 +463,21 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Queue {
     fn push(&self, task: Task, hurried: bool) {
         let mut state = guard(&self.state);
+        if state.at_lane && !hurried && state.tasks.is_empty() {
+            state.due = Some(runtime::clock::now() + UNHURRIED);
+        }
+        let first = state.tasks.is_empty();
         state.tasks.push_back(task);
+        if state.at_lane {
+            // It is to know when what is not hurried has gathered.
+            let wake = first || hurried && !state.hurried;
+            state.hurried |= hurried;
+            drop(state);
+            if let Some(lane) = self.lane.as_ref().filter(|_| wake) {
+                lane.wake();
+            }
+            return;
+        }
         // A thread that sleeps over unhurried tasks is woken by hurried ones only; an idle one by any.
         let wake = state.idle || hurried && !state.hurried;
         state.hurried |= hurried;
@@ -436,6 +485,54 @@ impl Queue {
         if wake {
             self.changed.notify_one();
         }
+    }
+
+    /// The lane takes the copy.
+    fn go_to_lane(&self) {
+        let mut state = guard(&self.state);
+        state.at_lane = true;
+        state.due = None;
+    }
+
+    /// The lane gives the copy back to its thread.
+    fn hand(&self, handed: Handed) {
+        let mut state = guard(&self.state);
+        state.at_lane = false;
+        state.handed = Some(Box::new(handed));
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Waits until the lane gives the copy back.
+    fn handed(&self) -> Handed {
+        let mut state = guard(&self.state);
+        loop {
+            if let Some(handed) = state.handed.take() {
+                return *handed;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes the tasks that are due, for the lane.
+    fn take_now(&self, into: &mut VecDeque<Task>, now: Instant) -> Result<(), Later> {
+        let mut state = guard(&self.state);
+        if state.tasks.is_empty() {
+            return Err(if state.closed { Later::Closed } else { Later::Idle });
+        }
+        match state.due {
+            Some(due) if due > now && !state.hurried && !state.closed => return Err(Later::At(due)),
+            _ => {}
+        }
+        (state.hurried, state.due) = (false, None);
+        into.extend(state.tasks.drain(..));
+        Ok(())
+    }
+
+    /// Whether the copy is closed, and everything is done.
+    fn is_over(&self) -> bool {
+        let state = guard(&self.state);
+        state.closed && state.tasks.is_empty()
     }
 
     /// Waits for tasks; none once the copy is closed. Unhurried ones gather for a while.
@@ -460,110 +557,124 @@ impl Queue {
     }
 }
 
-/// The copy's thread.
-struct Worker {
-    id: CopyId,
-    disk: Disk,
-    queue: Arc<Queue>,
-    reading: Arc<Mutex<Reading>>,
-    /// A write failed: what is on disk behind the last flush is unknown, and asking again would not tell. Nothing more is
-    /// written, so nothing more is called durable, until the copy is opened again.
-    failed: Option<String>,
+/// Does what comes, until the copy is closed. Where there is a lane, it has the copy while there are only
+/// appends.
+fn keep(mut keeper: Keeper<Files>, queue: &Arc<Queue>) {
+    let mut tasks = Vec::new();
+    loop {
+        keeper = match &queue.lane {
+            Some(lane) if !keeper.has_failed() && keeper.store_mut().disk.make_direct() => {
+                match lane.give(keeper, queue) {
+                    None => {
+                        let Handed { mut keeper, group, tasks } = queue.handed();
+                        if let Some(group) = group {
+                            keeper.write(group);
+                        }
+                        keeper.work(tasks.into_iter());
+                        if queue.is_over() {
+                            return;
+                        }
+                        keeper
+                    }
+                    Some(keeper) => return keep_alone(keeper, queue),
+                }
+            }
+            _ => keeper,
+        };
+        if queue.lane.is_none() || keeper.has_failed() || !keeper.store_mut().disk.make_direct() {
+            if queue.take(&mut tasks).is_none() {
+                return;
+            }
+            keeper.work(tasks.drain(..));
+        }
+    }
 }
 
-impl Worker {
-    fn run(mut self) {
-        let (mut tasks, mut group) = (Vec::new(), Vec::new());
-        while self.queue.take(&mut tasks).is_some() {
-            let mut appender = None;
-            for Task { work, listener } in tasks.drain(..) {
-                match work {
-                    Work::Order(Order::Append { ballot, stored, .. }) if ballot == self.disk.promised() => {
-                        group.push(stored);
-                        appender = Some(listener);
-                    }
-                    other => {
-                        self.append(&mut group, appender.as_ref());
-                        self.carry_out(other, &listener);
-                    }
-                }
-            }
-            self.append(&mut group, appender.as_ref());
-        }
+/// Does what comes, until the copy is closed.
+fn keep_alone(mut keeper: Keeper<Files>, queue: &Queue) {
+    let mut tasks = Vec::new();
+    while queue.take(&mut tasks).is_some() {
+        keeper.work(tasks.drain(..));
+    }
+}
+
+/// The directory as the copy's thread changes it, and what its readers know of it.
+struct Files {
+    disk: Disk,
+    reading: Arc<Mutex<Reading>>,
+}
+
+impl Files {
+    /// What was read before may be gone, and other redo in its place.
+    fn renew(&self) {
+        let mut reading = guard(&self.reading);
+        (reading.log_directory, reading.last) = (self.disk.log_directory(), None);
+    }
+}
+
+impl Store for Files {
+    type Prepared = PathBuf;
+
+    fn meta(&self) -> &Meta {
+        self.disk.meta()
     }
 
-    fn append(&mut self, group: &mut Vec<Stored>, listener: Option<&Listener>) {
-        let Some(listener) = listener.filter(|_| !group.is_empty()) else { return };
-        let appended = match &self.failed {
-            None => self.disk.append(group).map_err(|e| e.to_string()),
-            Some(why) => Err(why.clone()),
-        };
-        group.clear();
-        match appended {
-            Ok(end) => listener(Event::Flushed(end.lsn)),
-            Err(e) => self.fail(e, listener),
-        }
+    fn vote(&self) -> Vote {
+        self.disk.vote()
     }
 
-    fn carry_out(&mut self, work: Work, listener: &Listener) {
-        if let Some(why) = &self.failed {
-            return listener(Event::Failed(why.clone()));
-        }
-        let result = match work {
-            Work::Install { info, prepared, done } => {
-                let installed = self.disk.install(info, &prepared);
-                if let Ok(end) = &installed {
-                    listener(Event::Flushed(end.lsn));
-                }
-                // Whoever asked and went away needs no answer.
-                let _ = done.send(installed.map(drop));
-                Ok(None)
-            }
-            Work::Order(order) => self.obey(order),
-        };
-        match result {
-            Ok(Some(event)) => listener(event),
-            Ok(None) => {}
-            Err(e) => self.fail(e.to_string(), listener),
-        }
+    fn end(&self) -> Durable {
+        self.disk.end()
     }
 
-    fn obey(&mut self, order: Order) -> Result<Option<Event>, VolumeError> {
-        match order {
-            Order::Promise(ballot) => {
-                return Ok(Some(match self.disk.promise(ballot)? {
-                    Ok(vote) => Event::Promised(ballot, vote),
-                    Err(higher) => Event::Refused(higher),
-                }));
-            }
-            Order::Adopt(adoption) => {
-                let adopted = self.disk.adopt(&adoption)?;
-                let mut reading = guard(&self.reading);
-                (reading.log_directory, reading.last) = (self.disk.log_directory(), None);
-                return Ok(Some(match adopted {
-                    Ok(end) => Event::Adopted(adoption.ballot, adoption.generation, end.lsn),
-                    Err(higher) => Event::Refused(higher),
-                }));
-            }
-            // Those of the promised ballot were taken before they came here.
-            Order::Append { .. } => return Ok(Some(Event::Refused(self.disk.promised()))),
-            Order::History(history) => self.disk.put_history(&history)?,
-            Order::DropBefore(lsn) => self.disk.drop_before(lsn),
-            Order::DistrustNewest => {
-                self.disk.distrust_newest()?;
-                guard(&self.reading).last = None;
-            }
-            Order::Check => self.disk.check()?,
-        }
-        Ok(None)
+    fn is_empty(&self) -> bool {
+        self.disk.is_empty()
     }
 
-    fn fail(&mut self, why: String, listener: &Listener) {
-        if self.failed.is_none() {
-            tracing::error!("copy {} takes no more redo: {why}", self.id);
-            self.failed = Some(why.clone());
-        }
-        listener(Event::Failed(why));
+    fn write_meta(&mut self, meta: Meta) -> Result<(), VolumeError> {
+        self.disk.write_meta(meta)
+    }
+
+    fn cut(&mut self, lsn: Lsn) -> Result<(), VolumeError> {
+        let cut = self.disk.cut(lsn);
+        self.renew();
+        cut
+    }
+
+    fn begin_anew(&mut self, meta: Meta) -> Result<(), VolumeError> {
+        let begun = self.disk.begin_anew(meta);
+        self.renew();
+        begun
+    }
+
+    fn roll(&mut self, first: &Stored) -> Result<(), VolumeError> {
+        self.disk.roll(first)
+    }
+
+    fn write(&mut self, records: &[Stored]) -> Result<(), VolumeError> {
+        self.disk.write(records)
+    }
+
+    fn install(&mut self, info: SegmentInfo, prepared: PathBuf) -> Result<Durable, VolumeError> {
+        self.disk.install(info, &prepared)
+    }
+
+    fn put_history(&mut self, history: &TimelineHistory) -> Result<(), VolumeError> {
+        self.disk.put_history(history)
+    }
+
+    fn drop_before(&mut self, lsn: Lsn) {
+        self.disk.drop_before(lsn);
+    }
+
+    fn distrust_newest(&mut self) -> Result<(), VolumeError> {
+        let distrusted = self.disk.distrust_newest();
+        self.renew();
+        distrusted
+    }
+
+    fn check(&self) -> Result<(), VolumeError> {
+        self.disk.check()
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use proto::Lsn;
 
 use super::SegmentInfo;
-use super::disk::{at, damaged};
+use super::errors::{at, damaged};
 use crate::segment::{self, Found, HEADER_BYTES, Header, Record};
 use crate::{Durable, VolumeError};
 
@@ -104,25 +104,35 @@ impl SegmentReader {
         Ok(true)
     }
 
-    /// Looks behind an unreadable place for what a later record says was durable.
-    pub(crate) fn later_proof(&self, offset: u64) -> Result<Option<Lsn>, VolumeError> {
+    /// Looks behind an unreadable place for what later records say was durable, and for where they end.
+    pub(crate) fn behind(&self, offset: u64) -> Result<Behind, VolumeError> {
         let io = at(&self.path);
         let length = self.file.metadata().map_err(&io)?.len();
         let rest = usize::try_from(length.saturating_sub(offset)).unwrap_or(0);
         let mut bytes = vec![0; rest];
         self.file.read_exact_at(&mut bytes, offset).map_err(&io)?;
         let bytes = Bytes::from(bytes);
-        let mut proof = None;
+        let mut found = Behind::default();
         for start in 0..bytes.len().saturating_sub(segment::RECORD_HEADER_BYTES) {
             if bytes[start..start + 4] == [0; 4] {
                 continue;
             }
             if let Found::Record(record) = segment::read_record(&bytes.slice(start..)) {
-                proof = proof.max(Some(record.durable_lsn));
+                found.proven_lsn = found.proven_lsn.max(record.durable_lsn);
+                found.end_lsn = found.end_lsn.max(record.batch.end_lsn);
             }
         }
-        Ok(proof)
+        Ok(found)
     }
+}
+
+/// What lies behind a place that cannot be read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Behind {
+    /// How far the volume was durable, as the records there say.
+    pub(crate) proven_lsn: Lsn,
+    /// Where the last of them ends.
+    pub(crate) end_lsn: Lsn,
 }
 
 /// Where a segment's redo ends.

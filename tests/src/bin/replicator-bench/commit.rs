@@ -1,5 +1,5 @@
-//! What durable commits cost the writer: stock PostgreSQL with no receiver, one and six synchronous ones, and a region
-//! whose volume has six copies, all on one disk, in one run.
+//! What durable commits cost the writer: stock PostgreSQL with no receiver, one and six synchronous ones, and
+//! a region whose volume has six copies, all on one disk, in one run.
 
 use replicator_tests::Cluster;
 use replicator_tests::bench::{Stock, pgbench, pgbench_init, sending_seconds};
@@ -13,7 +13,8 @@ const VARIANTS: [&str; 5] = [
     "ours, commit = \"local\"",
 ];
 
-/// One run of pgbench: transactions a second, 95th percentile in ms, microseconds of sending and receiving a transaction.
+/// One run of pgbench: transactions a second, 95th percentile in ms, microseconds of sending and receiving a
+/// transaction.
 type Run = [f64; 3];
 
 /// Runs every variant `runs` times in turn, `seconds` each, and prints the medians.

@@ -1,10 +1,12 @@
-//! What a rehearsal costs: the primary's throughput and the region's lag with drills going on, and without, in turn.
+//! What a rehearsal costs: the primary's throughput and the region's lag with drills going on, and without,
+//! in turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use replicator_tests::Cluster;
 use replicator_tests::bench::{pgbench, pgbench_init};
+use runtime::task::Task;
 
 /// `rounds` pairs of runs of `seconds` each, on one primary and one secondary.
 pub async fn run(rounds: u64, seconds: u64) {
@@ -24,14 +26,15 @@ pub async fn run(rounds: u64, seconds: u64) {
         let stop = Arc::new(AtomicBool::new(false));
         let drilling = (with == 1).then(|| {
             let (cluster, stop, drills) = (cluster.clone(), stop.clone(), drills.clone());
-            tokio::task::spawn_blocking(move || {
+            let drill_on = move || {
                 while !stop.load(Ordering::Relaxed) {
                     let report = cluster.printed(&["drill", "--region", "eu-west", "--json"]);
                     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
                     assert_eq!(report["passed"], true, "{report:#}");
                     drills.fetch_add(1, Ordering::Relaxed);
                 }
-            })
+            };
+            Task::spawn("drill again and again", runtime::task::blocking("drill again and again", drill_on))
         });
         let (run_tps, _) = pgbench(&url, seconds, async || {
             let status = cluster.status();
@@ -41,7 +44,7 @@ pub async fn run(rounds: u64, seconds: u64) {
         tps[with].push(run_tps);
         stop.store(true, Ordering::Relaxed);
         if let Some(drilling) = drilling {
-            drilling.await.unwrap();
+            drilling.await.unwrap().unwrap();
         }
     }
     println!("{:34} {:>16} {:>16} {:>8}", "", "without", "with drills", "ratio");

@@ -1,4 +1,5 @@
-//! Whether a volume gets slower as it grows: appending, reading and starting up with a little and with much redo held.
+//! Whether a volume gets slower as it grows: appending, reading and starting up with a little and with much
+//! redo held.
 
 use std::time::Duration;
 

@@ -1,13 +1,17 @@
-//! `make bench`: one primary and two secondaries beside stock streaming replication, in the same run on the same disk.
+//! `make bench`: one primary and two secondaries beside stock streaming replication, in the same run on the
+//! same disk.
 //!
-//! Prints how long after its commit a row is visible on a secondary, what that costs the writer, and what crosses the
-//! network. Every figure stands beside its baseline.
+//! Prints how long after its commit a row is visible on a secondary, what that costs the writer, and what
+//! crosses the network. Every figure stands beside its baseline.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
 mod commit;
+mod cost;
 mod drill;
 mod growth;
+mod links;
+mod load;
 mod rejoin;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
@@ -20,9 +24,19 @@ const WARM_UP: usize = 50;
 
 /// What to measure, from the command line: `replicator-bench regions [SECONDARIES [PGBENCH-SECONDS]]` or
 /// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
-/// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]`.
+/// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]` or
+/// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
+/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        // The ends of a bulk transfer, which `links` runs in places of their own.
+        Some(end @ ("bulk-sender" | "bulk-receiver")) => links::bulk_end(end == "bulk-sender"),
+        _ => measure(),
+    }
+}
+
 #[tokio::main]
-async fn main() {
+async fn measure() {
     let mut arguments = std::env::args().skip(1);
     let what = arguments.next().unwrap_or_else(|| "regions".into());
     let mut numbers = arguments.map(|a| a.parse::<u64>().expect("a number"));
@@ -32,11 +46,20 @@ async fn main() {
             let secondaries = usize::try_from(first.unwrap_or(2)).expect("at most five");
             regions(secondaries, second.unwrap_or(20)).await;
         }
+        "cost" => {
+            let secondaries = usize::try_from(first.unwrap_or(2)).expect("at most five");
+            cost::run(secondaries, second.unwrap_or(8_000)).await;
+        }
         "commit" => commit::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
-        other => panic!("there is no '{other}': regions, commit, growth, drill, rejoin"),
+        "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
+        "links" => {
+            let work = move || links::run(first.unwrap_or(25), second);
+            runtime::task::blocking("links", work).await.expect("it runs to its end");
+        }
+        other => panic!("there is no '{other}': regions, commit, cost, growth, drill, rejoin, load, links"),
     }
 }
 
@@ -101,7 +124,8 @@ fn counters(cluster: &Cluster) -> (f64, f64) {
     (of("redo_bytes"), of("wan_bytes"))
 }
 
-/// Milliseconds from the return of a commit until its row is seen on the other side: median and 95th percentile.
+/// Milliseconds from the return of a commit until its row is seen on the other side: median and 95th
+/// percentile.
 async fn visible_after(primary: &str, secondary: &str) -> [f64; 2] {
     let mut writer = PgConnection::connect(primary).await.unwrap();
     let mut reader = PgConnection::connect(secondary).await.unwrap();

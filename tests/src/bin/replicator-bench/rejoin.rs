@@ -8,8 +8,9 @@ use sqlx::Executor;
 /// Rows of this many bytes fill the database.
 const ROW_BYTES: u64 = 1024;
 
-/// One primary and two secondaries with `gib` GiB of incompressible rows, of which one in `one_in` is updated at each turn. The primary is killed, another region led meanwhile, and it comes back:
-/// first with its data, which are rewound, and then, after another failover, without, so that it is seeded.
+/// One primary and two secondaries with `gib` GiB of incompressible rows, of which one in `one_in` is updated
+/// at each turn. The primary is killed, another region led meanwhile, and it comes back: first with its data,
+/// which are rewound, and then, after another failover, without, so that it is seeded.
 pub async fn run(gib: u64, one_in: u64) {
     println!(
         "{gib} GiB of random rows, one in {one_in} of which is updated in each region alone; three regions on this machine's one disk; the network is loopback, which favours the seed.\n"
@@ -37,7 +38,8 @@ pub async fn run(gib: u64, one_in: u64) {
     println!("{:34} {:>9.2}x {:>11.3}x", "ratio", rewound.0 / seeded.0, rewound.1 / seeded.1);
 }
 
-/// Kills `old` while it writes, has `new` lead, and starts the old one, without data if they are `lost`: seconds until it streams, and bytes sent for it.
+/// Kills `old` while it writes, has `new` lead, and starts the old one, without data if they are `lost`:
+/// seconds until it streams, and bytes sent for it.
 async fn comes_back(cluster: &Cluster, [old, new]: [&str; 2], one_in: u64, lost: bool) -> (f64, f64) {
     let update = |rest: u64| format!("UPDATE t SET id = id WHERE id % {one_in} = {rest}");
     cluster.until_level_enough(new).await;

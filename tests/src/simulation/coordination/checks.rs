@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use coordination::record::{HISTORY_MAX, Past};
+use coordination::leadership::{HISTORY_MAX, Past};
 use coordination::register::Accepted;
-use coordination::{Mode, Number, Promotion, Record};
+use coordination::{Leadership, Mode, Number, Promotion};
 use proto::{Epoch, RegionName};
 use tokio::time::Instant;
 
@@ -32,7 +32,7 @@ struct Inner {
     newest_epoch: Epoch,
     last_us: u64,
     primaries: BTreeMap<Epoch, RegionName>,
-    agreed: BTreeMap<Number, Record>,
+    agreed: BTreeMap<Number, Leadership>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,8 @@ struct Acknowledged {
     row: Row,
     at: usize,
     lost: bool,
+    /// The disks that had it are gone.
+    gone: bool,
 }
 
 impl Checks {
@@ -98,7 +100,7 @@ impl Checks {
         inner.newest_epoch = newest.max(row.epoch);
         inner.last_us = now_us;
         inner.report.acknowledged += 1;
-        inner.acknowledged.insert(row.id, Acknowledged { row, at, lost: false });
+        inner.acknowledged.insert(row.id, Acknowledged { row, at, lost: false, gone: false });
     }
 
     /// An epoch has one primary, a number one record, and what is agreed on later never has a lower epoch.
@@ -120,8 +122,11 @@ impl Checks {
             }
             let before = inner.agreed.range(..*number).next_back().map(|(_, r)| r);
             let after = inner.agreed.range(*number..).nth(1).map(|(_, r)| r);
-            let falls = |older: &Record, newer: &Record| {
-                newer.epoch < older.epoch || newer.history.len() < older.history.len()
+            let falls = |older: &Leadership, newer: &Leadership| {
+                let steps = |record: &Leadership| record.voters.as_ref().map_or(0, |voters| voters.steps);
+                newer.epoch < older.epoch
+                    || newer.history.len() < older.history.len()
+                    || steps(newer) < steps(older)
             };
             if before.is_some_and(|before| falls(before, record))
                 || after.is_some_and(|after| falls(record, after))
@@ -137,7 +142,7 @@ impl Checks {
     }
 
     /// What is lost when an epoch begins to acknowledge was at risk, as the promotion says that cut it off.
-    pub(super) fn promoted(&self, record: &Record, log: &[Row]) {
+    pub(super) fn promoted(&self, record: &Leadership, log: &[Row]) {
         let mut what = None;
         {
             let inner = &mut *lock(&self.inner);
@@ -161,7 +166,8 @@ impl Checks {
                         cut_off.by_ref().map(|past| format!("{:?}", past.promotion)).collect();
                     what = Some(format!("{lost}, and no failover says so: {cut_off:#?}"));
                 } else if self.remote && inner.gentle && count == 1 {
-                    // With two epochs two primaries were lost in a row, each of which may have been the only one that was left to have it.
+                    // With two epochs two primaries were lost in a row, each of which may have been the only
+                    // one that was left to have it.
                     what = Some(format!("{lost}, though another region had it"));
                 }
                 found.lost = true;
@@ -173,12 +179,32 @@ impl Checks {
         }
     }
 
+    /// A database is made only before anything was ever acknowledged.
+    pub(super) fn creates(&self, region: usize) {
+        if !lock(&self.inner).acknowledged.is_empty() {
+            self.fail(format!("{region} makes an empty database, and commits were acknowledged"));
+        }
+    }
+
+    /// A disk is lost, and with it what only it had; `disks` are those that are left.
+    pub(super) fn disk_lost(&self, disks: &[(Vec<Row>, Vec<Row>)]) {
+        let inner = &mut *lock(&self.inner);
+        for found in inner.acknowledged.values_mut() {
+            let is = |row: &Row| row.id == found.row.id;
+            let there =
+                disks.iter().any(|(log, aside)| log.get(found.at).is_some_and(is) || aside.iter().any(is));
+            found.gone |= !there;
+        }
+    }
+
     /// Counts promotions that are over.
-    pub(super) fn history(&self, record: &Record) {
+    pub(super) fn history(&self, record: &Leadership) {
         let inner = &mut *lock(&self.inner);
         let rolled_back = record.history.iter().filter(|past| past.rolled_back.is_some()).count() as u64;
         inner.report.promotions = inner.report.promotions.max(record.history.len() as u64);
         inner.report.rolled_back = inner.report.rolled_back.max(rolled_back);
+        let steps = record.voters.as_ref().map_or(0, |voters| voters.steps);
+        inner.report.changes = inner.report.changes.max(steps / 2);
     }
 
     /// At the end: every acknowledged commit is in all logs, or kept aside where it was lost.
@@ -193,10 +219,10 @@ impl Checks {
                 ));
             }
         }
-        for Acknowledged { row, at, lost } in inner.acknowledged.values() {
+        for Acknowledged { row, at, lost, gone } in inner.acknowledged.values() {
             let there = disks.iter().any(|(log, _)| log.get(*at).is_some_and(|found| found.id == row.id));
             let kept = disks.iter().any(|(_, kept)| kept.iter().any(|found| found.id == row.id));
-            if !(there || *lost && kept) {
+            if !(there || *lost && (kept || *gone)) {
                 return Err(format!(
                     "commit {} was acknowledged, and is neither in the log nor kept aside",
                     row.id

@@ -46,6 +46,17 @@ impl Links {
         format!("{victim} is cut off")
     }
 
+    /// Those in `side` reach each other, and so do the others; nobody else does.
+    pub(super) fn part(&mut self, side: &BTreeSet<usize>) -> String {
+        self.cut.clear();
+        for (a, b) in (0..self.count).flat_map(|a| (0..self.count).map(move |b| (a, b))) {
+            if side.contains(&a) != side.contains(&b) {
+                self.cut.insert((a, b));
+            }
+        }
+        format!("{side:?} on one side")
+    }
+
     /// Cuts something: one daemon off, one link in one or both ways, or everybody into two halves.
     pub(super) fn split(&mut self, victim: usize, dice: &mut Dice) -> String {
         let other = usize::try_from(dice.below(self.count as u64)).unwrap_or(0);
@@ -150,7 +161,8 @@ impl Network for Wire {
             let asked = async {
                 match self.carry(to, body).await {
                     Some(answer) => Ok(answer),
-                    // QUIC sends again what the network loses; what never comes is a connection that is gone, and that is noticed.
+                    // QUIC sends again what the network loses; what never comes is a connection that is gone,
+                    // and that is noticed.
                     None => {
                         tokio::time::sleep(IDLE).await;
                         Err(AskError::Transport(TransportError::Lost("the connection is gone".into())))
@@ -177,7 +189,12 @@ pub(super) async fn ship<T>(
         return None;
     }
     let node = world.node(to)?;
-    let answer = deliver(&node).await;
+    let dies = node.dies();
+    let answer = tokio::select! {
+        biased;
+        () = dies.cancelled() => return None,
+        answer = deliver(&node) => answer,
+    };
     (world.way(to, from.index).await && world.lives(to, node.life) && world.lives(from.index, from.life))
         .then_some(answer)
 }

@@ -1,28 +1,31 @@
-//! A daemon: a real voter, and a region around it whose redo is a row of numbers. See `replicator/src/region/promotion.rs` for what
-//! this is a model of.
+//! A daemon: the real voter and, in a region, the real owner of its part; around them a [`Model`] of what is
+//! not ours: PostgreSQL, the disks under it, and the streams between regions, whose redo is a row of numbers.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coordination::promotion::Grant;
-use coordination::record::Change;
-use coordination::{Acceptor, Record, Standing, Step};
+use coordination::leadership::{Change, Loss, Next, Order};
+use coordination::planted::{self, Bug};
+use coordination::region::{Database, Part};
+use coordination::register::Accepted;
+use coordination::{Acceptor, Electorate, Leadership, Lineage, Mode, Redo as Reach, Standing, Step};
 use primary::gate::Lease;
-use primary::shipper::machine::{Log, Plan, Position, plan};
+use primary::shipper::machine::{Log, Plan, Position, Redo as Has, plan};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
-use proto::{Batch, ClusterId, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
+use proto::{Batch, BatchId, ClusterId, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
 use replicator::config::{Place, Role};
-use replicator::region::state::{Record as Kept, RegionState};
-use replicator::voter::{Seat, Voter, VoterOptions, wire};
+use replicator::part::{Cluster, Observed, Owner, Trouble, lease};
+use replicator::region_file::{RegionFile, RegionState};
+use replicator::voter::{Seat, Voter, VoterOptions, of_a_voter, wire};
+use runtime::task::Tasks;
 use secondary::receiver::{Receiver, Verdict};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::network::{Wire, ship};
-use super::{Bug, LEASE, LEASE_US, World, lock};
-use crate::now;
+use super::{LEASE_US, World, lock};
 
 type Ask = control_request::Body;
 type Answer = control_response::Body;
@@ -32,9 +35,6 @@ const BEAT: Duration = Duration::from_millis(100);
 
 /// The most commits in one batch on the way.
 const BATCH: usize = 50;
-
-/// How long a primary may take to hand over.
-const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// One commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +46,10 @@ pub(super) struct Row {
 /// What a crash leaves.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) kept: Arc<Kept>,
+    pub(super) kept: Arc<RegionFile>,
     redo: Mutex<Redo>,
+    /// A writer goes on running that the daemon before left behind.
+    writer_left: AtomicBool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -78,29 +80,72 @@ impl Redo {
         self
     }
 
+    /// What tells the row at this place from every other that was ever written.
+    fn batch_id(&self, at: usize) -> Option<BatchId> {
+        let row = self.log.get(at)?;
+        Some(BatchId {
+            epoch: row.epoch,
+            timeline: Timeline(self.timeline_at(at)),
+            begin_lsn: Lsn(at as u64),
+            end_lsn: Lsn(at as u64 + 1),
+            newest_commit_us: i64::from_le_bytes(row.id.to_le_bytes()),
+            redo_crc32c: 0,
+        })
+    }
+
     fn timeline_at(&self, at: usize) -> u32 {
         self.forks.iter().find(|(_, end)| at < *end).map_or(self.timeline, |(timeline, _)| *timeline)
     }
 }
 
+/// What a directory that was just made says.
+fn fresh(places: &[Place], index: usize, id: u64, voters: Option<Electorate>) -> RegionState {
+    let role = if index == 0 { Role::Primary } else { Role::Secondary };
+    let first = Leadership { voters, ..Leadership::first(Epoch(1), places[0].name.clone()) };
+    RegionState::new(ClusterId([1; 16]), places[index].name.clone(), role, first, id)
+}
+
 impl Disk {
-    pub(super) fn new(places: &[Place], index: usize) -> Disk {
-        let state = RegionState {
-            cluster_id: ClusterId([1; 16]),
-            region: places[index].name.clone(),
-            role: if index == 0 { Role::Primary } else { Role::Secondary },
-            acceptor: Acceptor::new(Record::first(Epoch(1), places[0].name.clone())),
-            rejoining: false,
-            system_id: Some(SystemId(1)),
-        };
-        let redo = Redo { timeline: 1, ..Redo::default() };
-        Disk { kept: Arc::new(Kept::in_memory(state)), redo: Mutex::new(redo) }
+    pub(super) fn new(places: &[Place], index: usize, id: u64, voters: Option<Electorate>) -> Disk {
+        let state = fresh(places, index, id, voters);
+        Disk {
+            kept: Arc::new(RegionFile::in_memory(state)),
+            redo: Mutex::default(),
+            writer_left: AtomicBool::new(false),
+        }
+    }
+
+    /// Everything on it is gone; the directory that is made anew has `id`.
+    pub(super) fn lose(&self, places: &[Place], index: usize, id: u64, voters: Option<Electorate>) {
+        let _ = self.kept.change(|state| *state = fresh(places, index, id, voters));
+        *lock(&self.redo) = Redo::default();
+        self.writer_left.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether its voter remembers what it has promised.
+    pub(super) fn remembers(&self) -> bool {
+        self.kept.get().memory.remembers
+    }
+
+    pub(super) fn has_data(&self) -> bool {
+        let state = self.kept.get();
+        state.system_id.is_some() && !state.rejoining
     }
 
     /// The bug of a voter that has not written down what it promised.
     pub(super) fn forget(&self, primary: RegionName) {
-        let forgotten = Acceptor::new(Record::first(Epoch(1), primary));
+        let forgotten = Acceptor::new(Leadership::first(Epoch(1), primary));
         let _ = self.kept.change(|state| state.acceptor = forgotten);
+    }
+
+    /// It has data on the line of `record`, and did not lead last.
+    pub(super) fn can_lead(&self, record: &Leadership) -> bool {
+        let redo = {
+            let redo = lock(&self.redo);
+            Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64))
+        };
+        let follows = self.has_data() && self.kept.get().role == Role::Secondary;
+        follows && Lineage::of(record).on_line(redo).is_some()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -121,32 +166,38 @@ pub(super) struct Node {
     pub(super) life: u64,
     pub(super) disk: Arc<Disk>,
     pub(super) voter: Arc<Voter>,
+    /// None for a witness.
+    owner: Option<Arc<Owner<Model>>>,
     world: Weak<World>,
     me: RegionName,
     /// How fast its clock runs, percent.
     drift: u64,
-    stop: CancellationToken,
-    started: Instant,
-    turn: tokio::sync::Mutex<()>,
+    tasks: Arc<Tasks>,
+}
+
+/// A region's PostgreSQL, volume and streams.
+#[derive(Debug)]
+pub(super) struct Model {
+    index: usize,
+    life: u64,
+    disk: Arc<Disk>,
+    voter: Arc<Voter>,
+    world: Weak<World>,
+    me: RegionName,
+    drift: u64,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    part: Part,
-    /// When it last answered a primary.
-    answered: Option<Instant>,
+    /// The volume is open.
+    open: bool,
+    leading: Option<Leading>,
     /// How far the primary was, as it said last.
     primary_len: usize,
     stream: Option<Taking>,
-}
-
-#[derive(Debug, Default)]
-enum Part {
-    #[default]
-    Starting,
-    Follower,
-    Leader(Leading),
+    /// A region has said that this primary's epoch is over.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -154,12 +205,13 @@ struct Leading {
     epoch: Epoch,
     running: bool,
     acknowledges: bool,
-    handed_over: Option<usize>,
     acknowledged: usize,
-    /// When the newest beat left that each voter answered, and how far its redo is durable.
-    answered: Vec<Option<Instant>>,
+    /// When the newest question left that each voter has answered, microseconds on this daemon's clock.
+    answered: Vec<Option<u64>>,
+    /// How far each region's redo is durable.
     durable: Vec<usize>,
-    stop: CancellationToken,
+    /// What ships, writes and asks for it; it ends with this.
+    _tasks: Tasks,
 }
 
 /// A stream that is being taken.
@@ -182,6 +234,8 @@ impl Node {
         let voter = Voter::with(VoterOptions {
             me: me.clone(),
             voters: world.places.clone(),
+            regions: world.places.iter().take(world.regions).map(|place| place.name.clone()).collect(),
+            agreement: m::Agreement::default(),
             // What it takes for a lease on its clock.
             lease: Duration::from_micros(LEASE_US * 100 / drift),
             commits_elsewhere: world.remote,
@@ -189,84 +243,126 @@ impl Node {
             network: Box::new(Wire { world: Arc::downgrade(world), from: index, life }),
             proposer,
         });
-        let node = Arc::new(Node {
-            index,
-            life,
-            disk,
-            voter,
-            world: Arc::downgrade(world),
-            me,
-            drift,
-            stop: CancellationToken::new(),
-            started: now(),
-            turn: tokio::sync::Mutex::new(()),
-            state: Mutex::default(),
+        let tasks = Arc::new(Tasks::new());
+        let (weak, is_region) = (Arc::downgrade(world), index < world.regions);
+        let owner = is_region.then(|| {
+            let model = Model {
+                index,
+                life,
+                disk: disk.clone(),
+                voter: voter.clone(),
+                world: weak.clone(),
+                me: me.clone(),
+                drift,
+                state: Mutex::default(),
+            };
+            Owner::new(me.clone(), voter.clone(), disk.kept.clone(), model)
         });
+        let node = Arc::new(Node { index, life, disk, voter, owner, world: weak, me, drift, tasks });
         let seat: Arc<dyn Seat> = node.clone();
         node.voter.sit(Arc::downgrade(&seat));
         let (watching, observing) = (node.voter.clone(), node.clone());
-        node.spawn(async move { watching.watch().await });
+        match is_region {
+            true => node.spawn(async move { watching.watch().await }),
+            false => node.spawn(async move { watching.watch_only().await }),
+        }
         node.spawn(async move { observing.observe().await });
-        if index < world.regions {
-            let taking = node.clone();
-            node.spawn(async move { taking.take_part().await });
+        if world.lies && !is_region {
+            let liar = node.clone();
+            node.spawn(async move { liar.tell_lies().await });
+        }
+        if let Some(owner) = node.owner.clone() {
+            let slow = !world.checks.is_gentle();
+            let opens_after_us = world.dice(|dice| match dice.one_in(6) && slow {
+                true => dice.below(6_000_000),
+                false => dice.below(100_000),
+            });
+            let opening = owner.clone();
+            node.spawn(async move {
+                tokio::time::sleep(Duration::from_micros(opens_after_us)).await;
+                lock(&opening.cluster().state).open = true;
+            });
+            node.spawn(async move { owner.run().await });
         }
         node
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.stop.clone().run_until_cancelled_owned(work));
+        self.tasks.spawn(work);
+    }
+
+    fn model(&self) -> Option<&Model> {
+        self.owner.as_ref().map(|owner| owner.cluster())
+    }
+
+    /// Told when the daemon is killed.
+    pub(super) fn dies(&self) -> CancellationToken {
+        self.tasks.token()
     }
 
     pub(super) fn kill(&self) {
         self.voter.stop();
-        self.stop.cancel();
-        if let Part::Leader(leading) = &lock(&self.state).part {
-            leading.stop.cancel();
+        self.tasks.stop();
+        let Some(model) = self.model() else { return };
+        let leading = lock(&model.state).leading.take();
+        // PostgreSQL may outlive the daemon.
+        let outlives = leading.is_some_and(|leading| leading.running)
+            && self.world.upgrade().is_some_and(|world| world.dice(|dice| dice.one_in(2)));
+        if outlives {
+            self.disk.writer_left.store(true, Ordering::Relaxed);
         }
     }
 
     pub(super) fn leads(&self) -> bool {
-        matches!(&lock(&self.state).part, Part::Leader(leading) if leading.running)
+        self.model().is_some_and(|model| lock(&model.state).leading.as_ref().is_some_and(|l| l.running))
     }
 
     pub(super) fn acknowledges(&self) -> bool {
-        matches!(&lock(&self.state).part, Part::Leader(leading) if leading.running && leading.acknowledges)
+        let acknowledges = |leading: &Leading| leading.running && leading.acknowledges;
+        self.model().is_some_and(|model| lock(&model.state).leading.as_ref().is_some_and(acknowledges))
     }
 
     pub(super) fn has_data(&self) -> bool {
-        let state = self.disk.kept.get();
-        state.system_id.is_some() && !state.rejoining
+        self.disk.has_data()
+    }
+
+    /// Its redo was not cut off by an epoch that began since: a region that is ordered to lead looks at this
+    /// first.
+    pub(super) fn is_on_line(&self, record: &Leadership) -> bool {
+        let redo = self.model().map(|model| model.observe().durable);
+        redo.is_some_and(|redo| Lineage::of(record).on_line(redo).is_some())
     }
 
     pub(super) fn is_able_follower(&self) -> bool {
-        self.has_data() && matches!(lock(&self.state).part, Part::Follower)
+        self.owner.as_ref().is_some_and(|owner| owner.able_follower().is_ok())
+    }
+
+    /// It should lead, and says that it has no data for that.
+    pub(super) fn has_lost(&self) -> bool {
+        let leads = self.voter.standing().is_some_and(|standing| !standing.forbids());
+        leads && self.disk.kept.get().system_id.is_none()
     }
 
     pub(super) fn describe(&self) -> String {
         let kept = self.disk.kept.get();
         let record = kept.acceptor.record();
-        let part = match &lock(&self.state).part {
-            Part::Starting => "starting".into(),
-            Part::Follower => format!("follows, rejoining {}", kept.rejoining),
-            Part::Leader(l) => {
-                format!("leads {}, runs {}, acknowledges {}", l.epoch, l.running, l.acknowledges)
-            }
-        };
+        let part = self.owner.as_ref().map(|owner| format!("{:?} {}", owner.part(), owner.trouble()));
         let promotion =
             record.promotion.as_ref().map(|p| (p.step, p.to.clone(), p.coordinator.clone(), p.attempt));
         format!(
-            "{}: {part}; {} rows; accepted {} {} {promotion:?}, standing {:?}",
+            "{}: {part:?}, rejoining {}; {} rows; accepted {} {} {promotion:?}, standing {:?}, voters {:?}",
             self.index,
+            kept.rejoining,
             self.disk.len(),
             record.epoch,
             record.primary,
-            self.voter.standing()
+            self.voter.standing(),
+            record.voters
         )
     }
 
-    /// Shows the checks every record that this voter knows to be agreed. It looks again and again, as the order in which a
-    /// `watch` wakes several is drawn by the runtime, and a seed must decide everything.
+    /// Shows the checks every record that this voter knows to be agreed. It looks again and again, as the
+    /// order in which a `watch` wakes several is drawn by the runtime, and a seed must decide everything.
     async fn observe(self: Arc<Self>) {
         let mut last = None;
         loop {
@@ -281,216 +377,131 @@ impl Node {
                     let p = p.map(|p| format!("{} to {} at {:?} by {}", p.mode, p.to, p.step, p.coordinator));
                     let (epoch, primary) = (known.record.epoch, &known.record.primary);
                     let p = p.unwrap_or_default();
-                    format!("{} knows {}: epoch {epoch} of {primary}, {p}", self.index, known.number)
+                    let voters = known.record.voters.as_ref();
+                    let voters =
+                        voters.map(|v| (v.steps, v.now.to_string(), v.before.is_some(), v.lost.to_string()));
+                    format!(
+                        "{} knows {}: epoch {epoch} of {primary}, {p} {voters:?}",
+                        self.index, known.number
+                    )
                 });
                 world.record_changed();
             }
         }
     }
 
-    async fn take_part(self: Arc<Self>) {
-        loop {
-            let starting = matches!(lock(&self.state).part, Part::Starting);
-            if starting && self.voter.standing().is_none() {
-                let _ = self.voter.change(&Change::Read).await;
-            }
-            self.reconcile().await;
-            tokio::time::sleep(Duration::from_millis(11)).await;
-        }
-    }
-
-    async fn reconcile(self: &Arc<Self>) {
-        let Some(standing) = self.voter.standing() else { return };
-        let _turn = self.turn.lock().await;
-        // What is known may have changed while the turn was waited for.
-        let standing = self.voter.standing().unwrap_or(standing);
-        let handing = self.voter.accepted().promotion.is_some_and(|p| p.step == Step::HandOver);
-        let kept = self.disk.kept.get();
-        enum Do {
-            Nothing,
-            Lead,
-            TakeOver,
-            StepDown,
-            Follow,
-        }
-        let what = match (standing, &mut lock(&self.state).part) {
-            (Standing::Leads, Part::Leader(leading)) if leading.handed_over.is_some() && !handing => Do::Lead,
-            (Standing::Leads | Standing::TakesOver, Part::Leader(leading)) => {
-                let allowed = standing == Standing::Leads && leading.handed_over.is_none();
-                if allowed && !leading.acknowledges {
-                    self.begins_to_acknowledge(leading.epoch);
-                }
-                leading.acknowledges = allowed;
-                Do::Nothing
-            }
-            (Standing::Leads, Part::Follower) if handing => Do::Nothing,
-            (Standing::Leads | Standing::TakesOver, Part::Follower) => {
-                if kept.rejoining || self.has_begun(kept.epoch()) { Do::Lead } else { Do::TakeOver }
-            }
-            (Standing::Leads | Standing::TakesOver, Part::Starting) => {
-                let stopped = kept.role == Role::Secondary && handing;
-                match stopped {
-                    true => Do::Nothing,
-                    false if self.has_begun(kept.epoch()) => Do::Lead,
-                    false => Do::TakeOver,
-                }
-            }
-            (Standing::Follows | Standing::Fenced, Part::Leader(leading)) => {
-                if leading.handed_over.is_some() { Do::Follow } else { Do::StepDown }
-            }
-            (Standing::Follows | Standing::Fenced, Part::Starting) => {
-                if kept.role == Role::Primary {
-                    let _ =
-                        self.disk.kept.change(|kept| (kept.role, kept.rejoining) = (Role::Secondary, true));
-                }
-                Do::Follow
-            }
-            (Standing::Follows | Standing::Fenced, Part::Follower) => Do::Nothing,
+    /// A record that this witness has made up: a region leads a new epoch. Half of them follow from what is
+    /// agreed.
+    fn lie(&self) -> Option<m::Accepted> {
+        let world = self.world.upgrade().filter(|world| world.lies && world.dice(|dice| dice.one_in(2)))?;
+        let acceptor = self.disk.kept.get().acceptor.clone();
+        let (to, id, follows) = world
+            .dice(|dice| (dice.below(world.regions as u64), 1 + dice.below(u64::MAX - 1), dice.one_in(2)));
+        let to = world.places[usize::try_from(to).unwrap_or(0)].name.clone();
+        let order = Order {
+            id,
+            mode: Mode::Failover,
+            to: to.clone(),
+            by: to.clone(),
+            forced: false,
+            lost: [].into(),
+            at_us: 0,
         };
-        match what {
-            Do::Nothing => {}
-            Do::Follow => self.follow(),
-            Do::StepDown => self.step_down(),
-            Do::Lead => self.lead(false).await,
-            Do::TakeOver => self.lead(true).await,
+        let next = Next::Promote { fork_lsn: Lsn::ZERO, parent: Timeline(1), loss: Loss::default() };
+        let finish = Next::Finish { at_us: 0, write_gap_us: 0 };
+        let advance = |next| Change::Advance { id, attempt: 0, next, done: Vec::new() };
+        let mut record = acceptor.record().apply(&Change::Begin(order)).ok()?;
+        for change in [advance(next), advance(finish)] {
+            record = record.apply(&change).ok()?;
         }
+        if !follows {
+            record = Leadership { primary: to, ..Leadership::first(Epoch(1), self.me.clone()) };
+        }
+        let number = acceptor.promised().next(id, false);
+        Some(wire::accepted(&Accepted { number, record }))
     }
 
-    fn has_begun(&self, epoch: Epoch) -> bool {
-        u64::from(lock(&self.disk.redo).timeline) == epoch.0
-    }
-
-    fn begins_to_acknowledge(&self, epoch: Epoch) {
-        let Some(world) = self.world.upgrade() else { return };
-        let agreed = self.voter.agreed();
-        if let Some(agreed) = agreed.filter(|agreed| agreed.record.epoch == epoch) {
-            world.checks.promoted(&agreed.record, &self.disk.contents().0);
-        }
-    }
-
-    fn follow(&self) {
-        let state = &mut *lock(&self.state);
-        if let Part::Leader(leading) = &state.part {
-            leading.stop.cancel();
-        }
-        state.part = Part::Follower;
-    }
-
-    fn step_down(&self) {
-        let _ = self.disk.kept.change(|kept| (kept.role, kept.rejoining) = (Role::Secondary, true));
-        self.follow();
-    }
-
-    /// Starts the writer, `promoted` from a standby: on a timeline that has the number of the epoch.
-    async fn lead(self: &Arc<Self>, promoted: bool) {
-        let Some(world) = self.world.upgrade() else { return };
-        let _ = self.disk.kept.change(|kept| (kept.role, kept.rejoining) = (Role::Primary, false));
-        let start_us = 20_000 + world.dice(|dice| dice.below(200_000));
-        tokio::time::sleep(Duration::from_micros(start_us)).await;
-        let epoch = self.disk.kept.get().epoch();
-        if promoted {
-            let redo = &mut *lock(&self.disk.redo);
-            let (timeline, len) = (redo.timeline, redo.log.len());
-            redo.forks.push((timeline, len));
-            redo.timeline = u32::try_from(epoch.0).unwrap_or(u32::MAX);
-        }
-        let count = world.places.len();
-        let stop = CancellationToken::new();
-        let leading = Leading {
-            epoch,
-            running: true,
-            acknowledges: false,
-            handed_over: None,
-            acknowledged: self.disk.len(),
-            answered: vec![None; count],
-            durable: vec![0; count],
-            stop: stop.clone(),
-        };
-        world.tell(|| format!("{} leads epoch {epoch} from {}", self.index, leading.acknowledged));
-        {
-            let state = &mut *lock(&self.state);
-            if let Part::Leader(before) = &state.part {
-                before.stop.cancel();
-            }
-            (state.part, state.stream) = (Part::Leader(leading), None);
-        }
-        let (node, of) = (self.clone(), stop.clone());
-        self.spawn(async move { of.run_until_cancelled_owned(node.write()).await.unwrap_or_default() });
-        for to in (0..count).filter(|to| *to != self.index) {
-            let (node, of) = (self.clone(), stop.clone());
-            let shipping = async move { node.ship(to, epoch).await };
-            self.spawn(async move { of.run_until_cancelled_owned(shipping).await.unwrap_or_default() });
-        }
-    }
-
-    /// The clients' load.
-    async fn write(self: Arc<Self>) {
-        let Some(world) = self.world.upgrade() else { return };
+    /// Says again and again that something is agreed which is not.
+    async fn tell_lies(self: Arc<Self>) {
         loop {
-            let pause_us = 10_000 + world.dice(|dice| dice.below(60_000));
+            let Some(world) = self.world.upgrade() else { return };
+            let (pause_us, to) = world.dice(|dice| (dice.below(4_000_000), dice.below(world.regions as u64)));
             tokio::time::sleep(Duration::from_micros(pause_us)).await;
-            let epoch = match &lock(&self.state).part {
-                Part::Leader(leading) if leading.running => leading.epoch,
-                _ => continue,
-            };
-            let id = world.dice(|dice| dice.below(u64::MAX));
-            lock(&self.disk.redo).log.push(Row { id, epoch });
-            self.acknowledge(&world);
+            let to = &world.places[usize::try_from(to).unwrap_or(0)].name;
+            if let Some(lie) = self.lie() {
+                let _ = self.voter.ask(to, Ask::Learn(lie), Duration::from_secs(1)).await;
+            }
         }
     }
 
-    /// Lets commits return that may.
-    fn acknowledge(&self, world: &Arc<World>) {
-        let (log, state) = (&lock(&self.disk.redo).log, &mut *lock(&self.state));
-        let Part::Leader(leading) = &mut state.part else { return };
-        let allowed = leading.acknowledges || world.bug == Bug::AcknowledgesEarly;
-        if !allowed || !leading.running {
-            return;
+    /// Answers what `from` asks.
+    pub(super) async fn reply(self: Arc<Self>, from: RegionName, body: Ask) -> Answer {
+        let not_here = || Refusal::new(Kind::NotAllowed, "a witness has no data");
+        let owner = self.owner.as_ref().ok_or_else(not_here);
+        let answered = match (body, owner) {
+            (Ask::Prepare(number), _) => self.voter.answer_prepare(number),
+            (body, _) if of_a_voter(&body) => self.voter.answer(&from, body),
+            (Ask::Accept(accept), Ok(owner)) => owner.vote(accept).await.map(Answer::Voted),
+            (Ask::Accept(accept), Err(_)) => self.voter.witness_vote(accept).map(Answer::Voted),
+            (Ask::Survey(_), Ok(owner)) => Ok(Answer::Granted(owner.survey())),
+            (Ask::Survey(_), Err(_)) => {
+                let survey = self.voter.witness_survey();
+                let lie = self.lie();
+                Ok(Answer::Granted(m::Granted { agreed: lie.or(survey.agreed.clone()), ..survey }))
+            }
+            (Ask::HandOver(request), Ok(owner)) => owner.ask_hand_over(request).await.map(Answer::HandedOver),
+            (Ask::GetReady(request), Ok(owner)) => {
+                owner.ask_get_ready(request).await.map(|lsn| Answer::ReadyLsn(lsn.0))
+            }
+            (Ask::Lead(request), Ok(owner)) => owner.ask_lead(request).await.map(|()| Answer::Done(true)),
+            (_, Err(refusal)) => Err(refusal),
+            (_, Ok(_)) => Err(Refusal::new(Kind::Protocol, "not simulated")),
+        };
+        let mut answer = answered.unwrap_or_else(Answer::Refusal);
+        // On its own clock; what goes elsewhere is seen by that one's clock.
+        if let Answer::Voted(m::Voted { body: Some(m::voted::Body::Accepted(granted)) })
+        | Answer::Granted(granted) = &mut answer
+            && from != self.me
+        {
+            granted.silent_us = granted.silent_us.saturating_mul(self.drift) / 100;
         }
-        let age_us =
-            |at: &Option<Instant>| at.map(|at| -i64::try_from(at.elapsed().as_micros()).unwrap_or(i64::MAX));
-        let others = leading.answered.iter().enumerate().filter(|(index, _)| *index != self.index);
-        let answered: Vec<Option<i64>> = others.map(|(_, at)| age_us(at)).collect();
-        let length = Duration::from_micros(LEASE_US * 100 / self.drift);
-        let lease = Lease { voters: world.places.len(), length };
-        if !lease.holds(0, &answered) && world.bug != Bug::NoLease {
-            return;
+        if let (Answer::Voted(m::Voted { body: Some(m::voted::Body::Accepted(granted)) }), Some(world)) =
+            (&answer, self.world.upgrade())
+        {
+            world.tell(|| {
+                let m::Granted { has_data, open, stopped, durable_lsn, .. } = granted;
+                format!(
+                    "{} grants {from}: to {durable_lsn}, data {has_data}, open {open}, stopped {stopped}",
+                    self.index
+                )
+            });
         }
-        let remote = leading.durable.iter().copied().max().unwrap_or(0);
-        let upto = if world.remote { remote.min(log.len()) } else { log.len() };
-        if leading.acknowledged < upto && !world.has_begun(leading.epoch) {
-            let (epoch, me) = (leading.epoch, self.index);
-            world.checks.fail(format!("{me} acknowledges in epoch {epoch}, whose promotion is not over"));
-        }
-        while leading.acknowledged < upto {
-            let at = leading.acknowledged;
-            leading.acknowledged += 1;
-            world.checks.acknowledged(self.index, log[at], at);
-        }
+        answer
     }
 
-    /// Ships to one region, or asks one witness, for as long as this life leads.
+    /// How this daemon's clock shows a duration on another's.
+    pub(super) fn seen_us(&self, us: u64) -> u64 {
+        us.saturating_mul(100) / self.drift
+    }
+
+    /// Ships to one region for as long as this life leads.
     async fn ship(self: Arc<Self>, to: usize, epoch: Epoch) {
         let Some(world) = self.world.upgrade() else { return };
         let (mut stream, mut count) = (None, 0_u64);
         loop {
             tokio::time::sleep(BEAT).await;
-            let left = now();
-            if to >= world.regions {
-                let body = Ask::Support(m::SupportRequest { epoch: epoch.0 });
-                if self.voter.ask(&world.places[to].name, body, LEASE / 4).await.is_ok() {
-                    self.answered(&world, to, left, 0);
-                }
-                continue;
-            }
             let Some(at) = stream else {
                 count += 1;
                 let id = (self.index, epoch, self.life << 32 | count);
-                let asked = ship(&world, &self, to, async |node| node.ready(id).await).await;
+                let history = lock(&self.disk.redo).history();
+                let asked = ship(&world, &self, to, async |node| node.ready(id, &history).await).await;
                 match asked {
                     Some(Ok(position)) => stream = self.begin(&world, to, id, position).await,
-                    // It knows of a later epoch, or of none: what is so is found out.
-                    Some(Err(Kind::StaleEpoch)) => drop(self.voter.change(&Change::Read).await),
+                    Some(Err(Kind::StaleEpoch)) => {
+                        if let Some(model) = self.model() {
+                            lock(&model.state).refused = true;
+                        }
+                    }
                     _ => {}
                 }
                 continue;
@@ -499,22 +510,14 @@ impl Node {
             let end = redo.log.len().min(at + BATCH);
             let id = (self.index, epoch, self.life << 32 | count);
             let taken = ship(&world, &self, to, async |node| node.take(&world, id, &redo, at, end)).await;
-            match taken {
-                Some(Some(len)) => {
-                    stream = Some(len);
-                    self.answered(&world, to, left, len);
+            stream = taken.flatten();
+            if let (Some(len), Some(model)) = (stream, self.model()) {
+                if let Some(leading) = &mut lock(&model.state).leading {
+                    leading.durable[to] = len;
                 }
-                _ => stream = None,
+                model.release(&world);
             }
         }
-    }
-
-    fn answered(&self, world: &Arc<World>, voter: usize, left: Instant, len: usize) {
-        if let Part::Leader(leading) = &mut lock(&self.state).part {
-            leading.answered[voter] = leading.answered[voter].max(Some(left));
-            leading.durable[voter] = len;
-        }
-        self.acknowledge(world);
     }
 
     /// What a region's answer to the probe leads to: a stream from somewhere, or a seed first.
@@ -527,8 +530,13 @@ impl Node {
     ) -> Option<usize> {
         let redo = lock(&self.disk.redo).clone();
         let durable_lsn = Lsn(redo.log.len() as u64);
-        let log = Log { horizon_lsn: Lsn::ZERO, durable_lsn, history: redo.history() };
-        let planned = plan(&log, position);
+        let common = match &position {
+            Position::Data { redo: theirs, .. } => theirs.common,
+            Position::NoData { .. } => None,
+        };
+        let there = common.and_then(|common| redo.batch_id(usize::try_from(common.begin_lsn.0).ok()?));
+        let log = Log { horizon_lsn: Lsn::ZERO, durable_lsn, history: redo.history(), there };
+        let planned = plan(&log, &position);
         world.tell(|| {
             let (forks, timeline, len) = (&redo.forks, redo.timeline, redo.log.len());
             format!("{} at {timeline}/{len} after {forks:?}, {to} at {position:?}: {planned:?}", self.index)
@@ -544,7 +552,8 @@ impl Node {
                 let took_us = 200_000 + world.dice(|dice| dice.below(600_000));
                 tokio::time::sleep(Duration::from_micros(took_us)).await;
                 let redo = lock(&self.disk.redo).clone();
-                let seeded = ship(world, self, to, async |node| node.seed(id, redo).await).await;
+                let system_id = self.disk.kept.get().system_id;
+                let seeded = ship(world, self, to, async |node| node.seed(id, redo, system_id)).await;
                 world.tell(|| format!("{} seeds {to}: {seeded:?}", self.index));
                 None
             }
@@ -552,29 +561,32 @@ impl Node {
     }
 
     /// A primary wants to stream.
-    async fn ready(self: &Arc<Self>, id: (usize, Epoch, u64)) -> Result<Position, Kind> {
+    async fn ready(
+        self: &Arc<Self>,
+        id: (usize, Epoch, u64),
+        theirs: &TimelineHistory,
+    ) -> Result<Position, Kind> {
         let Some(world) = self.world.upgrade() else { return Err(Kind::Busy) };
         let name = &world.places[id.0].name;
-        if id.1 > self.voter.accepted().epoch {
-            let _ = self.voter.change(&Change::Read).await;
-        }
-        let record = self.voter.accepted();
-        if !record.supports(name, id.1) {
-            return Err(if id.1 > record.epoch { Kind::Busy } else { Kind::StaleEpoch });
-        }
-        let state = &mut *lock(&self.state);
-        if !matches!(state.part, Part::Follower) {
-            return Err(Kind::NotAllowed);
-        }
+        let owner = self.owner.as_ref().ok_or(Kind::NotAllowed)?;
+        owner.admit(name, id.1).await.map_err(|refusal| refusal.kind())?;
+        let state = &mut *lock(&owner.cluster().state);
         let redo = lock(&self.disk.redo);
         let (timeline, durable_lsn) = (Timeline(redo.timeline), Lsn(redo.log.len() as u64));
         let epoch = redo.log.last().map_or(Epoch(0), |row| row.epoch);
         state.stream = Some(Taking { id, receiver: Receiver::new(epoch, timeline, durable_lsn) });
-        let rejoining = self.disk.kept.get().rejoining;
-        Ok(Position { needs_seed: rejoining, can_rewind: rejoining, timeline, durable_lsn })
+        let (led, has) = (self.disk.kept.get().rejoining, self.has_data());
+        if !led && !has {
+            return Ok(Position::NoData { why: String::new() });
+        }
+        let common_end = redo.history().common_end(theirs).min(durable_lsn);
+        let common = usize::try_from(common_end.0).unwrap_or(usize::MAX).checked_sub(1);
+        let redo = Has { timeline, durable_lsn, common: common.and_then(|at| redo.batch_id(at)) };
+        Ok(Position::Data { led, can_rewind: led, redo })
     }
 
-    /// Takes rows `[at, end)` of the primary's log, and answers how far it has come; none when the stream is over.
+    /// Takes rows `[at, end)` of the primary's log, and answers how far it has come; none when the stream is
+    /// over.
     fn take(
         &self,
         world: &Arc<World>,
@@ -583,9 +595,9 @@ impl Node {
         at: usize,
         end: usize,
     ) -> Option<usize> {
-        let state = &mut *lock(&self.state);
-        let supported = self.voter.accepted().supports(&world.places[id.0].name, id.1);
-        if !supported {
+        let owner = self.owner.as_ref()?;
+        let state = &mut *lock(&owner.cluster().state);
+        if !owner.still_admits(&world.places[id.0].name, id.1) {
             state.stream = None;
         }
         let taking = state.stream.as_mut().filter(|taking| taking.id == id)?;
@@ -623,205 +635,334 @@ impl Node {
                 }
             }
         }
-        state.answered = Some(now());
         state.primary_len = theirs.log.len();
         Some(mine.log.len())
     }
 
     /// Takes everything anew; what is here beyond what it has in common with that is kept aside first.
-    async fn seed(self: &Arc<Self>, id: (usize, Epoch, u64), theirs: Redo) -> bool {
-        let _turn = self.turn.lock().await;
-        let Some(world) = self.world.upgrade() else { return false };
-        let supported = self.voter.accepted().supports(&world.places[id.0].name, id.1);
-        let state = &mut *lock(&self.state);
-        if !supported || !matches!(state.part, Part::Follower) {
+    fn seed(&self, id: (usize, Epoch, u64), theirs: Redo, theirs_id: Option<SystemId>) -> bool {
+        let (Some(world), Some(owner)) = (self.world.upgrade(), self.owner.as_ref()) else { return false };
+        let supported = owner.still_admits(&world.places[id.0].name, id.1);
+        if !supported || owner.part() != Part::Following {
             return false;
         }
+        let state = &mut *lock(&owner.cluster().state);
         let mine = &mut *lock(&self.disk.redo);
         let common = mine.log.iter().zip(&theirs.log).take_while(|(a, b)| a == b).count();
         let surplus: Vec<Row> = mine.log[common..].to_vec();
         mine.aside.extend(surplus);
         (mine.log, mine.forks, mine.timeline) = (theirs.log, theirs.forks, theirs.timeline);
         state.stream = None;
-        self.disk.kept.change(|kept| kept.rejoining = false).is_ok()
+        let Some(system_id) = theirs_id else { return false };
+        self.disk.kept.change(|kept| kept.was_given(system_id)).is_ok()
+    }
+}
+
+impl Model {
+    fn world(&self) -> Result<Arc<World>, Trouble> {
+        self.world.upgrade().ok_or_else(|| Trouble::new("it is over"))
     }
 
-    async fn vote(self: &Arc<Self>, accept: m::Accept, from: &RegionName) -> Result<m::Voted, Refusal> {
-        let failed = |e: String| Refusal::new(Kind::Failed, e);
-        let proposal = wire::to_accepted(&accept.proposal.unwrap_or_default()).map_err(failed)?;
-        let next = wire::to_number(accept.next.unwrap_or_default());
-        let _turn = self.turn.lock().await;
-        let kept = self.disk.kept.get();
-        let over = !proposal.record.supports(kept.primary(), kept.epoch());
-        if kept.acceptor.would_accept(proposal.number) && over {
-            let forbidden =
-                matches!(proposal.record.standing(&self.me), Standing::Follows | Standing::Fenced);
-            let runs =
-                matches!(&lock(&self.state).part, Part::Leader(leading) if leading.handed_over.is_none());
-            if runs && forbidden {
-                self.step_down();
-            }
-            lock(&self.state).stream = None;
+    fn node(&self) -> Result<Arc<Node>, Trouble> {
+        let node = self.world()?.node(self.index).filter(|node| node.life == self.life);
+        node.ok_or_else(|| Trouble::new("it is over"))
+    }
+
+    /// A while of PostgreSQL's or a disk's, drawn below `most_us`.
+    async fn takes(&self, most_us: u64) {
+        let Ok(world) = self.world() else { return };
+        let took_us = world.dice(|dice| dice.below(most_us));
+        tokio::time::sleep(Duration::from_micros(took_us)).await;
+    }
+
+    /// Microseconds on this daemon's clock.
+    fn clock_us(&self) -> u64 {
+        self.world.upgrade().map_or(0, |world| world.checks.now_us() * self.drift / 100)
+    }
+
+    /// The clients' load.
+    async fn write(&self) {
+        let Some(world) = self.world.upgrade() else { return };
+        loop {
+            self.takes(60_000).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let epoch = match &lock(&self.state).leading {
+                Some(leading) if leading.running => leading.epoch,
+                _ => continue,
+            };
+            let id = world.dice(|dice| dice.below(u64::MAX));
+            lock(&self.disk.redo).log.push(Row { id, epoch });
+            self.release(&world);
         }
-        let answer = self.voter.accept(&proposal, next).map_err(|e| failed(e.to_string()))?;
-        Ok(wire::answer(&answer, wire::grant(&self.grant(&proposal.record, from))))
     }
 
-    fn grant(&self, record: &Record, from: &RegionName) -> Grant {
+    /// Lets commits return that may.
+    fn release(&self, world: &Arc<World>) {
+        let (log, state) = (&lock(&self.disk.redo).log, &mut *lock(&self.state));
+        let Some(leading) = state.leading.as_mut().filter(|leading| leading.running) else { return };
+        if !leading.acknowledges {
+            return;
+        }
+        let answered = |name: &RegionName| {
+            let at = world.places.iter().position(|place| place.name == *name);
+            at.and_then(|at| leading.answered[at])
+        };
+        let sets = self.voter.counted().borrow().clone();
+        let others = sets.iter().map(|set| {
+            let without_own = (!set.contains(&self.me)).then_some(None);
+            set.iter().filter(|name| **name != self.me).map(answered).chain(without_own).collect()
+        });
+        let others: Vec<Vec<Option<u64>>> = others.collect();
+        let lease = Lease { length: Duration::from_micros(LEASE_US) };
+        if !lease.holds(self.clock_us(), &others) && !planted::is(Bug::NoLease) {
+            return;
+        }
+        let remote = leading.durable.iter().copied().max().unwrap_or(0);
+        let upto = if world.remote { remote.min(log.len()) } else { log.len() };
+        if leading.acknowledged < upto && !world.has_begun(leading.epoch) {
+            let (epoch, me) = (leading.epoch, self.index);
+            world.checks.fail(format!("{me} acknowledges in epoch {epoch}, whose promotion is not over"));
+        }
+        while leading.acknowledged < upto {
+            let at = leading.acknowledged;
+            leading.acknowledged += 1;
+            world.checks.acknowledged(self.index, log[at], at);
+        }
+    }
+
+    fn begins_to_acknowledge(&self, epoch: Epoch) {
+        let Some(world) = self.world.upgrade() else { return };
+        let agreed = self.voter.agreed();
+        if let Some(agreed) = agreed.filter(|agreed| agreed.record.epoch == epoch) {
+            world.checks.promoted(&agreed.record, &self.disk.contents().0);
+        }
+    }
+}
+
+impl Cluster for Model {
+    fn observe(&self) -> Observed {
         let state = lock(&self.state);
         let redo = lock(&self.disk.redo);
-        let runs = matches!(&state.part, Part::Leader(leading) if leading.handed_over.is_none());
-        let forgets = self.world.upgrade().is_some_and(|world| world.bug == Bug::ForgetsAnswers);
-        let silent = match state.answered {
-            _ if forgets => Duration::from_secs(1000),
-            Some(at) => at.elapsed(),
-            None => self.started.elapsed(),
+        let durable = match state.open {
+            true => Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64)),
+            false => Reach::new(Timeline(0), Lsn::ZERO),
         };
-        let silent_us = u64::try_from(silent.as_micros()).unwrap_or(u64::MAX);
-        let len = redo.log.len();
-        let region = self.world.upgrade().is_some_and(|world| self.index < world.regions);
-        Grant {
-            has_data: region && self.has_data(),
-            has_redo: region,
-            timeline: Timeline(redo.timeline),
-            durable_lsn: Lsn(len as u64),
-            // On its own clock; what goes elsewhere is seen by that one's clock.
-            silent_us: if *from == self.me { silent_us } else { silent_us * self.drift / 100 },
-            primary_lsn: Lsn(len.max(state.primary_len) as u64),
-            stopped: !runs && record.promotion.as_ref().is_some_and(|p| p.from == self.me),
+        let runs = state.leading.as_ref().is_some_and(|leading| leading.running);
+        Observed {
+            open: state.open,
+            durable,
+            has_redo: state.open && redo.timeline > 0,
+            writer_runs: runs || self.disk.writer_left.load(Ordering::Relaxed),
+            primary_lsn: Lsn(state.primary_len as u64),
+            refused: state.refused,
         }
     }
 
-    /// How this daemon's clock shows a duration on another's.
-    pub(super) fn seen_us(&self, us: u64) -> u64 {
-        us * 100 / self.drift
+    async fn database(&self, timeline: Timeline) -> Result<Database, Trouble> {
+        self.takes(3000).await;
+        Ok(match lock(&self.disk.redo).timeline {
+            0 => Database::Absent,
+            now if now == timeline.0 => Database::Begun,
+            _ => Database::Standby,
+        })
     }
 
-    async fn hand_over(self: &Arc<Self>, request: m::HandOverRequest) -> Result<m::HandedOver, Refusal> {
-        let busy = |reason: &str| Refusal::new(Kind::Busy, reason);
-        let to: RegionName = request.to.parse().map_err(|_| busy("no name"))?;
-        let world = self.world.upgrade().ok_or_else(|| busy("it is over"))?;
-        let to_index = world.places.iter().position(|place| place.name == to).ok_or_else(|| busy("who?"))?;
-        let recorded = || self.voter.accepted().hands_over(&to, Epoch(request.epoch));
-        if !recorded() {
-            self.voter.change(&Change::Read).await?;
+    async fn create(&self) -> Result<SystemId, Trouble> {
+        self.takes(300_000).await;
+        let world = self.world()?;
+        if let Some(other) = world.who_has_data() {
+            world.checks.fail(format!("{} makes an empty database, and {other} has data", self.index));
         }
-        let _turn = self.turn.lock().await;
-        let reach = |len: Option<usize>| m::HandedOver {
-            end_lsn: len.unwrap_or(0) as u64,
-            timeline: lock(&self.disk.redo).timeline,
-            ..m::HandedOver::default()
+        world.checks.creates(self.index);
+        let mut redo = lock(&self.disk.redo);
+        redo.timeline = 1;
+        world.tell(|| format!("{} makes the database", self.index));
+        Ok(SystemId(1 + world.dice(|dice| dice.below(u64::MAX))))
+    }
+
+    fn hold(&self) {
+        if let Some(leading) = &mut lock(&self.state).leading {
+            leading.acknowledges = false;
+        }
+    }
+
+    fn acknowledge(&self, allowed: bool) {
+        let begins = match &mut lock(&self.state).leading {
+            Some(leading) => {
+                let begins = allowed && !leading.acknowledges;
+                leading.acknowledges = allowed;
+                begins.then_some(leading.epoch)
+            }
+            None => None,
         };
-        match &mut lock(&self.state).part {
-            Part::Leader(Leading { handed_over: Some(end), .. }) => return Ok(reach(Some(*end))),
-            Part::Leader(leading) if recorded() => leading.running = false,
-            _ => return Err(busy("it does not lead, or no such switchover is recorded")),
+        if let Some(epoch) = begins {
+            self.begins_to_acknowledge(epoch);
         }
-        let stop_us = 10_000 + world.dice(|dice| dice.below(100_000));
-        tokio::time::sleep(Duration::from_micros(stop_us)).await;
-        let end = self.disk.len();
-        let applied = async {
-            loop {
-                match &lock(&self.state).part {
-                    Part::Leader(leading) if leading.durable[to_index] >= end => return,
-                    _ => {}
+    }
+
+    fn forget_refusal(&self) {
+        lock(&self.state).refused = false;
+    }
+
+    fn shut_out(&self) {
+        lock(&self.state).stream = None;
+    }
+
+    async fn settle(&self) {
+        self.takes(150_000).await;
+    }
+
+    async fn follow(&self) -> Result<(), Trouble> {
+        self.takes(50_000).await;
+        lock(&self.state).leading = None;
+        Ok(())
+    }
+
+    async fn apply(&self, lsn: Lsn) -> Result<(), Trouble> {
+        self.takes(50_000).await;
+        while (self.disk.len() as u64) < lsn.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn promote(&self, epoch: Epoch) -> Result<(), Trouble> {
+        if self.voter.standing().is_some_and(Standing::forbids) {
+            self.world()?.checks.fail(format!("{} promotes for epoch {epoch}, and is shut out", self.index));
+        }
+        self.takes(150_000).await;
+        {
+            let redo = &mut *lock(&self.disk.redo);
+            let (timeline, len) = (redo.timeline, redo.log.len());
+            redo.forks.push((timeline, len));
+            redo.timeline = u32::try_from(epoch.0).unwrap_or(u32::MAX);
+        }
+        self.takes(50_000).await;
+        Ok(())
+    }
+
+    async fn lead(&self, epoch: Epoch) -> Result<(), Trouble> {
+        self.takes(200_000).await;
+        let (world, node) = (self.world()?, self.node()?);
+        self.disk.writer_left.store(false, Ordering::Relaxed);
+        let count = world.places.len();
+        let tasks = Tasks::new();
+        for to in (0..count).filter(|to| *to != self.index) {
+            if to < world.regions {
+                tasks.spawn(node.clone().ship(to, epoch));
+            }
+            let clock = node.clone();
+            let clock_us = move || clock.model().map_or(0, Model::clock_us);
+            let answered = node.clone();
+            let answered = move |_: &RegionName, asked_at_us: u64| {
+                let (Some(model), Some(world)) = (answered.model(), answered.world.upgrade()) else {
+                    return false;
+                };
+                if let Some(leading) = &mut lock(&model.state).leading {
+                    leading.answered[to] = leading.answered[to].max(Some(asked_at_us));
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let done = tokio::time::timeout(HAND_OVER, applied).await.is_ok();
-        if done {
-            let kept = self.disk.kept.change(|kept| kept.role = Role::Secondary);
-            kept.map_err(|e| busy(&e.to_string()))?;
-        }
-        let Part::Leader(leading) = &mut lock(&self.state).part else { return Err(busy("it does not lead")) };
-        if done {
-            leading.handed_over = Some(end);
-            return Ok(reach(Some(end)));
-        }
-        leading.running = true;
-        Err(busy("not applied in time"))
-    }
-
-    async fn get_ready(self: &Arc<Self>, request: m::GetReadyRequest) -> Result<Answer, Refusal> {
-        let busy = |reason: &str| Refusal::new(Kind::Busy, reason);
-        let world = self.world.upgrade().ok_or_else(|| busy("it is over"))?;
-        if !self.is_able_follower() {
-            return Err(busy("no data to lead with"));
-        }
-        if !request.gather_from.is_empty() && world.bug != Bug::GathersNothing {
-            let from = world.places.iter().position(|p| p.name.as_str() == request.gather_from);
-            let from = from.ok_or_else(|| busy("who?"))?;
-            let shall_lead = |record: Record| {
-                record.promotion.is_some_and(|p| p.to == self.me && p.epoch.0 == request.epoch)
+                model.release(&world);
+                true
             };
-            let theirs = ship(&world, self, from, async |node| {
-                shall_lead(node.voter.accepted()).then(|| lock(&node.disk.redo).clone())
-            });
-            let theirs = theirs.await.flatten().ok_or_else(|| busy("the survivor does not answer"))?;
-            let _turn = self.turn.lock().await;
-            let gathers = self.voter.accepted().gathers(&self.me, Epoch(request.epoch));
-            if !gathers || !self.is_able_follower() {
-                return Err(busy("it is over"));
+            let length = Duration::from_micros(LEASE_US * 100 / self.drift);
+            let name = world.places[to].name.clone();
+            tasks.spawn(lease::ask(self.voter.clone(), name, epoch, length, clock_us, answered));
+        }
+        let writer = node.clone();
+        tasks.spawn(async move {
+            if let Some(model) = writer.model() {
+                model.write().await;
             }
-            let theirs = theirs.up_to(usize::try_from(request.gather_to_lsn).unwrap_or(usize::MAX));
-            let mine = &mut *lock(&self.disk.redo);
-            let continues = theirs.log.starts_with(&mine.log);
-            if !continues {
-                return Err(busy("the survivor's redo does not continue this"));
-            }
-            (mine.log, mine.timeline, mine.forks) = (theirs.log, theirs.timeline, theirs.forks);
-        }
-        let apply_us = world.dice(|dice| dice.below(50_000));
-        tokio::time::sleep(Duration::from_micros(apply_us)).await;
-        Ok(Answer::ReadyLsn(self.disk.len() as u64))
-    }
-
-    async fn lead_epoch(self: &Arc<Self>, epoch: Epoch) -> Result<Answer, Refusal> {
-        let agreed =
-            || self.voter.agreed().is_some_and(|a| (a.record.epoch, &a.record.primary) == (epoch, &self.me));
-        if !agreed() {
-            self.voter.change(&Change::Read).await?;
-        }
-        if !agreed() {
-            return Err(Refusal::new(Kind::Busy, "it does not lead that"));
-        }
-        self.reconcile().await;
-        let leads = matches!(&lock(&self.state).part, Part::Leader(leading) if leading.epoch == epoch);
-        if leads { Ok(Answer::Done(true)) } else { Err(Refusal::new(Kind::Busy, "not yet")) }
-    }
-
-    fn support(self: &Arc<Self>, name: &RegionName, epoch: Epoch) -> Result<Answer, Refusal> {
-        let record = self.voter.accepted();
-        if record.supports(name, epoch) {
-            lock(&self.state).answered = Some(now());
-            return Ok(Answer::Done(true));
-        }
-        if epoch > record.epoch {
-            let voter = self.voter.clone();
-            self.spawn(async move { drop(voter.change(&Change::Read).await) });
-        }
-        Err(Refusal::new(Kind::StaleEpoch, "another leads"))
-    }
-
-    /// Answers what `from` asks.
-    pub(super) async fn reply(self: Arc<Self>, from: RegionName, body: Ask) -> Answer {
-        let answered = match body {
-            Ask::Prepare(number) => self.voter.answer_prepare(number),
-            Ask::Accept(accept) => self.vote(accept, &from).await.map(Answer::Voted),
-            Ask::Learn(agreed) => self.voter.answer_learn(&agreed),
-            Ask::Survey(_) => Ok(Answer::Granted(m::Granted {
-                coordinates: self.voter.coordinates(),
-                agreed: self.voter.agreed().as_ref().map(wire::accepted),
-                ..wire::grant(&self.grant(&self.voter.accepted(), &from))
-            })),
-            Ask::HandOver(request) => self.hand_over(request).await.map(Answer::HandedOver),
-            Ask::GetReady(request) => self.get_ready(request).await,
-            Ask::Lead(request) => self.lead_epoch(Epoch(request.epoch)).await,
-            Ask::Support(request) => self.support(&from, Epoch(request.epoch)),
-            _ => Err(Refusal::new(Kind::Protocol, "not simulated")),
+        });
+        let leading = Leading {
+            epoch,
+            running: true,
+            acknowledges: false,
+            acknowledged: self.disk.len(),
+            answered: vec![None; count],
+            durable: vec![0; count],
+            _tasks: tasks,
         };
-        answered.unwrap_or_else(Answer::Refusal)
+        world.tell(|| format!("{} leads epoch {epoch} from {}", self.index, leading.acknowledged));
+        let state = &mut *lock(&self.state);
+        (state.leading, state.stream) = (Some(leading), None);
+        Ok(())
+    }
+
+    fn reads(&self) -> bool {
+        lock(&self.state).leading.as_ref().is_some_and(|leading| leading.running)
+    }
+
+    async fn stop_leading(&self) -> Result<(), Trouble> {
+        self.takes(60_000).await;
+        self.disk.writer_left.store(false, Ordering::Relaxed);
+        lock(&self.state).leading = None;
+        Ok(())
+    }
+
+    fn hinders(&self, _: &RegionName) -> Option<String> {
+        None
+    }
+
+    async fn checkpoint(&self) -> Result<(), Trouble> {
+        let slow = self.world()?.dice(|dice| dice.one_in(20));
+        self.takes(if slow { 14_000_000 } else { 100_000 }).await;
+        Ok(())
+    }
+
+    async fn stop_writer(&self) -> Result<Reach, Trouble> {
+        let record = self.voter.accepted();
+        if !record.promotion.is_some_and(|promotion| promotion.step == Step::HandOver) {
+            self.world()?.checks.fail(format!("{} stops its writer for no switchover", self.index));
+        }
+        self.takes(100_000).await;
+        match &mut lock(&self.state).leading {
+            Some(leading) => leading.running = false,
+            None => return Err(Trouble::new("it does not lead")),
+        }
+        let redo = lock(&self.disk.redo);
+        Ok(Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64)))
+    }
+
+    async fn applied_by(&self, to: &RegionName, lsn: Lsn) -> Result<(), Trouble> {
+        let to = self.world()?.places.iter().position(|place| place.name == *to);
+        let to = to.ok_or_else(|| Trouble::new("who?"))?;
+        loop {
+            match &lock(&self.state).leading {
+                Some(leading) if leading.durable[to] as u64 >= lsn.0 => return Ok(()),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn gather(
+        &self,
+        from: &RegionName,
+        epoch: Epoch,
+        to_lsn: Lsn,
+        wanted: impl Fn() -> bool + Send + Sync,
+    ) -> Result<(), Trouble> {
+        let (world, node) = (self.world()?, self.node()?);
+        let from = world.places.iter().position(|place| place.name == *from);
+        let from = from.ok_or_else(|| Trouble::new("who?"))?;
+        let shall_lead =
+            |record: Leadership| record.promotion.is_some_and(|p| p.to == self.me && p.epoch == epoch);
+        let theirs = ship(&world, &node, from, async |node| {
+            let open = node.model().is_some_and(|model| lock(&model.state).open);
+            (open && shall_lead(node.voter.accepted())).then(|| lock(&node.disk.redo).clone())
+        });
+        let theirs = theirs.await.flatten().ok_or_else(|| Trouble::new("the survivor does not answer"))?;
+        if !wanted() {
+            return Err(Trouble::new("it is over"));
+        }
+        let theirs = theirs.up_to(usize::try_from(to_lsn.0).unwrap_or(usize::MAX));
+        let mine = &mut *lock(&self.disk.redo);
+        if !theirs.log.starts_with(&mine.log) {
+            return Err(Trouble::new("the survivor's redo does not continue this"));
+        }
+        (mine.log, mine.timeline, mine.forks) = (theirs.log, theirs.timeline, theirs.forks);
+        Ok(())
     }
 }
 

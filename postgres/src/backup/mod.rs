@@ -1,0 +1,6 @@
+//! Copies of a data directory: taken, put in place, and brought back to before what was cut off.
+
+pub mod archive;
+pub mod base_backup;
+pub mod rewind;
+pub mod seed;

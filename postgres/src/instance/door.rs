@@ -1,0 +1,189 @@
+//! Who is let in, and from when on.
+//!
+//! A writer that starts on data that there are may hold redo that only its own `pg_wal` has: written just
+//! before it died, and durable on no quorum. Its recovery makes all of that visible. So it is started with
+//! its door shut: by `pg_hba.conf` only the daemon's own account comes in. It is opened once the writer has
+//! been told, by whoever reads its redo, that commits may return up to where its redo ended when it came up.
+//! Then what clients see is what they could have been told.
+//!
+//! A standby applies only what is durable in its region, so its door is open; so is that of a writer whose
+//! commits wait for nobody.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use proto::Lsn;
+use runtime::clock::now;
+use tokio::time::sleep;
+
+use super::{Instance, InstanceError, Part, at};
+use crate::protocol::session::{Session, SessionError};
+use crate::sockets::{READER, REHEARSAL};
+
+/// The account and the daemon may connect by the local socket.
+const OURS: &str = "\
+local all         postgres peer map=replicator
+local replication postgres peer map=replicator
+";
+
+/// Who else may connect, where no line of the user's says otherwise.
+const OTHERS: &str = "\
+local all         all      scram-sha-256
+host  all         all      all scram-sha-256
+";
+
+/// What is there as long as the door of the running writer is shut, beside its sockets: where nobody copies
+/// it with the data.
+const MARK: &str = "replicator.shut";
+
+/// How long an answer to one question may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How often the writer is asked at first whether commits may return.
+const SOON: Duration = Duration::from_millis(2);
+
+/// The same when it takes longer.
+const LATER: Duration = Duration::from_millis(50);
+
+/// From when on it takes longer.
+const LONG: Duration = Duration::from_secs(1);
+
+/// How long the server may take to read its rules again.
+const RELOAD: Duration = Duration::from_secs(10);
+
+/// The end of the writer's redo.
+const HELD: &str = "SELECT pg_current_wal_flush_lsn()";
+
+/// When the server read its rules.
+const LOADED: &str = "SELECT pg_conf_load_time()";
+
+/// Lines of the file that are no rules.
+const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL LIMIT 1";
+
+/// Why the door of a writer is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// See [`InstanceError`].
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// See [`SessionError`].
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A line of the user's is no rule.
+    #[error(
+        "pg_hba.conf: {0}; no client is let in. Correct `hba` in regions.toml, and start the daemon again"
+    )]
+    Rules(String),
+    /// The server did not read its rules.
+    #[error("PostgreSQL did not read pg_hba.conf within {} s; no client is let in yet", RELOAD.as_secs())]
+    NotRead,
+}
+
+impl Instance {
+    /// Whether its door is shut, though it runs.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.mark().exists()
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.options().socket_dir.join(MARK)
+    }
+
+    /// Who is let in by `pg_hba.conf`. Ours first, so that nobody shuts the daemon out; then the user's; then
+    /// a password for everybody else.
+    fn rules(&self, open: bool) -> String {
+        if !open {
+            return format!("# Others are let in once what is here may be acknowledged\n{OURS}");
+        }
+        let theirs: String = self.options().hba.iter().map(|line| format!("{line}\n")).collect();
+        format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{OTHERS}")
+    }
+
+    fn write_rules(&self, open: bool) -> Result<(), InstanceError> {
+        let (path, rules) = (self.options().data_dir.join("pg_hba.conf"), self.rules(open));
+        if std::fs::read_to_string(&path).is_ok_and(|written| written == rules) {
+            return Ok(());
+        }
+        self.write(&path, &rules)
+    }
+
+    /// Writes the rules for the next start. Those of a server that runs are left as they are while its door
+    /// is shut.
+    pub(super) fn configure_door(&self, part: Part) -> Result<(), InstanceError> {
+        match self.process() {
+            Some(_) if self.is_shut() => Ok(()),
+            Some(_) => self.write_rules(true),
+            None => self.write_rules(part != Part::Writer { synchronous: true }),
+        }
+    }
+
+    /// To be called right before each start: shuts the door of a writer for which commits wait, and of nobody
+    /// else.
+    pub(super) fn close_door(&self) -> Result<(), InstanceError> {
+        let mark = self.mark();
+        let shut = self.options().name != REHEARSAL && !self.is_standby() && !self.synchronous()?.is_empty();
+        match shut {
+            true => std::fs::write(&mark, "").map_err(at(&mark))?,
+            false => match std::fs::remove_file(&mark) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&mark)(e)),
+                _ => {}
+            },
+        }
+        if self.options().name == REHEARSAL { Ok(()) } else { self.write_rules(!shut) }
+    }
+
+    /// Waits until commits may return up to where the redo of the running writer ends now, which `waits` is
+    /// told; then lets clients in.
+    ///
+    /// # Errors
+    /// When the writer cannot be asked, as it has ended, or clients cannot be let in. To be tried again while
+    /// it runs.
+    pub async fn open_door(&self, waits: impl Fn(Lsn) + Send) -> Result<(), DoorError> {
+        let mut session = self.session(ANSWER).await?;
+        let end_lsn = one(&mut session, HELD).await?;
+        let end_lsn: Lsn = end_lsn.parse().map_err(|_| SessionError::Answer(HELD.into()))?;
+        waits(end_lsn);
+        // What the reader has reported is what PostgreSQL lets commits return by.
+        let covered = format!(
+            "SELECT count(*) FROM pg_replication_slots r JOIN pg_stat_replication s ON s.pid = r.active_pid \
+             WHERE r.slot_name = '{READER}' AND s.flush_lsn >= '{end_lsn}'"
+        );
+        let since = now();
+        while one(&mut session, &covered).await? == "0" {
+            sleep(if since.elapsed() < LONG { SOON } else { LATER }).await;
+        }
+        self.let_in(&mut session).await
+    }
+
+    async fn let_in(&self, session: &mut Session) -> Result<(), DoorError> {
+        self.write_rules(true)?;
+        if let Some(row) = session.rows(MISTAKES, ANSWER).await?.first() {
+            let [line, error] = [0, 1].map(|field| row.get(field).cloned().flatten().unwrap_or_default());
+            self.write_rules(false)?;
+            return Err(DoorError::Rules(format!("line {line}: {error}")));
+        }
+        let before = one(&mut self.session(ANSWER).await?, LOADED).await?;
+        let Some(process) = self.process() else { return Err(DoorError::NotRead) };
+        // It may end by itself just now.
+        let _ = kill(process, Signal::SIGHUP);
+        let since = now();
+        // Only a session that begins after the server has read them says so.
+        while one(&mut self.session(ANSWER).await?, LOADED).await? == before {
+            if since.elapsed() > RELOAD {
+                return Err(DoorError::NotRead);
+            }
+            sleep(SOON).await;
+        }
+        std::fs::remove_file(self.mark()).map_err(at(&self.mark()))?;
+        Ok(())
+    }
+}
+
+async fn one(session: &mut Session, question: &str) -> Result<String, SessionError> {
+    let rows = session.rows(question, ANSWER).await?;
+    let field = rows.first().and_then(|row| row.first().cloned().flatten());
+    field.ok_or_else(|| SessionError::Answer(question.chars().take(60).collect()))
+}

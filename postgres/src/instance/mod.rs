@@ -1,0 +1,646 @@
+//! One PostgreSQL instance: made, configured, started, watched and stopped through PostgreSQL's own programs.
+//!
+//! The instance outlives the daemon: it is in a process group of its own, and a daemon that starts finds it
+//! running and takes it over.
+
+pub mod account;
+pub(crate) mod aside;
+mod ask;
+pub mod control;
+mod door;
+mod floors;
+mod frozen;
+mod promotion;
+mod settings;
+mod slot;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use proto::Lsn;
+use runtime::task::{Thread, blocking};
+
+use self::account::{Account, AccountError};
+use self::aside::Aside;
+use crate::installation::{Installation, Installations};
+use crate::major::LogicalSlots;
+use crate::protocol::client::ConnectOptions;
+use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
+
+pub use floors::Need;
+pub use frozen::Stopped;
+pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
+
+/// What an instance is made of.
+#[derive(Debug, Clone)]
+pub struct InstanceOptions {
+    /// PostgreSQL's programs: of which major version they are to be, the data say.
+    pub installations: Installations,
+    /// Who runs them.
+    pub account: Account,
+    /// PGDATA.
+    pub data_dir: PathBuf,
+    /// Where its sockets lie; see [`socket_dir_for`].
+    pub socket_dir: PathBuf,
+    /// Where applications reach it.
+    pub listen: SocketAddr,
+    /// Its log.
+    pub log_file: PathBuf,
+    /// Its `cluster_name`.
+    pub name: String,
+    /// The user's own settings.
+    pub settings: BTreeMap<String, String>,
+    /// The user's own lines of `pg_hba.conf`; what they do not match, a password lets in.
+    pub hba: Vec<String>,
+}
+
+/// The part an instance plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Takes writes.
+    Writer {
+        /// Its commits wait for the region's reader.
+        synchronous: bool,
+    },
+    /// Follows the region's own walsender.
+    Standby,
+}
+
+/// How an instance is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Cleanly: its sessions are ended, and a checkpoint is written.
+    Fast,
+    /// At once: nobody gets an answer any more, and it recovers when it starts again.
+    Immediate,
+}
+
+/// Why an instance cannot be managed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// The account has no access.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// A file cannot be used.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// One of PostgreSQL's programs failed.
+    #[error("{program} failed: {output}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// What it said.
+        output: String,
+    },
+    /// It did not come up.
+    #[error("PostgreSQL did not accept connections within {0} s; its log, {1}, says why")]
+    NotReady(u64, String),
+    /// It ended while coming up.
+    #[error("PostgreSQL ended while it was starting; its log, {log}, says why; last: {last}")]
+    Ended {
+        /// The log.
+        log: String,
+        /// Its last lines.
+        last: String,
+    },
+    /// It did not stop.
+    #[error("PostgreSQL (process {0}) did not stop in time")]
+    NotStopped(i32),
+    /// Something was set by `ALTER SYSTEM` that would undo our settings.
+    #[error(
+        "postgresql.auto.conf sets {0}, which replication depends on; take it out with `ALTER SYSTEM RESET {0}`, or by removing the line"
+    )]
+    Overridden(String),
+    /// The control file is not understood.
+    #[error("pg_controldata does not tell {0}")]
+    ControlData(&'static str),
+}
+
+/// A PostgreSQL instance.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    options: InstanceOptions,
+}
+
+impl Instance {
+    /// The instance of `options`, which need not exist yet.
+    #[must_use]
+    pub fn new(options: InstanceOptions) -> Instance {
+        Instance { options }
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn options(&self) -> &InstanceOptions {
+        &self.options
+    }
+
+    /// The PostgreSQL that its data are for. Where none is here for them, the newest one, which says so.
+    #[must_use]
+    pub fn installation(&self) -> &Installation {
+        let InstanceOptions { installations, data_dir, .. } = &self.options;
+        installations.for_data(data_dir).unwrap_or_else(|_| installations.newest())
+    }
+
+    /// Whether there is a data directory.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.options.data_dir.join("global/pg_control").exists()
+    }
+
+    /// How the region's own daemon reaches it.
+    #[must_use]
+    pub fn local_connection(&self) -> ConnectOptions {
+        ConnectOptions {
+            socket_dir: self.options.socket_dir.clone(),
+            port: self.options.listen.port(),
+            user: SUPERUSER.into(),
+            application_name: READER.into(),
+            major: self.installation().major,
+        }
+    }
+
+    /// Makes a new PostgreSQL cluster with data checksums, whose superuser has `password`.
+    ///
+    /// # Errors
+    /// When `initdb` fails.
+    pub fn create(&self, password: &str) -> Result<(), InstanceError> {
+        let InstanceOptions { account, data_dir, .. } = &self.options;
+        let initdb = self.installation().program("initdb");
+        account.check_reach(data_dir)?;
+        account.check_programs(&initdb)?;
+        // Made aside and renamed: an initdb that was interrupted leaves nothing that looks like a cluster.
+        let aside = Aside::new(data_dir, "creating", account)?;
+        let pwfile = data_dir.with_extension("password");
+        write_private(&pwfile, password)?;
+        account.own(&pwfile)?;
+        let made = run(
+            "initdb",
+            account
+                .command(&initdb)
+                .args(["--username", SUPERUSER, "--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
+                .args(["--auth-local=peer", "--auth-host=scram-sha-256", "--pgdata"])
+                .arg(&aside.path)
+                .arg("--pwfile")
+                .arg(&pwfile),
+            CREATE,
+        );
+        std::fs::remove_file(&pwfile).map_err(at(&pwfile))?;
+        made?;
+        aside.install()
+    }
+
+    /// Writes the configuration for `part`. Takes effect when the instance next starts.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or `ALTER SYSTEM` has set what must be ours.
+    pub fn configure(&self, part: Part) -> Result<(), InstanceError> {
+        let data_dir = &self.options.data_dir;
+        self.check_overrides()?;
+        if self.process().is_none() {
+            self.undo_interrupted_promotion()?;
+        }
+        let main = data_dir.join("postgresql.conf");
+        let content = std::fs::read_to_string(&main).map_err(at(&main))?;
+        if !content.lines().any(|line| line.trim() == INCLUDE) {
+            self.write(
+                &main,
+                &format!("{content}\n# Replicator's settings; rewritten at each start\n{INCLUDE}\n"),
+            )?;
+        }
+        self.write(&data_dir.join("replicator.conf"), &self.settings(part))?;
+        self.configure_door(part)?;
+        let users = [self.options.account.name.as_str(), self.options.account.own_name.as_str()];
+        let map: String = users.iter().map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
+        self.write(&data_dir.join("pg_ident.conf"), &map)?;
+        let signal = data_dir.join("standby.signal");
+        match part {
+            Part::Standby => {
+                self.write(&signal, "")?;
+                self.drop_slots_of_a_writer()?;
+            }
+            // A standby.signal beside a writer's data would be an operator's doing; the region's record
+            // decides.
+            Part::Writer { .. } if signal.exists() => std::fs::remove_file(&signal).map_err(at(&signal))?,
+            Part::Writer { .. } => {}
+        }
+        self.options.account.make_private(&self.options.socket_dir)?;
+        Ok(())
+    }
+
+    /// The reader's slot of an instance that was a writer would keep redo on a standby that nobody reads
+    /// there, without an end. A logical one is of no use to a standby of a major that does not look after it:
+    /// redo removes the catalog rows that it decodes with, and were it a writer again its consumer would be
+    /// told what never was. They can be removed only while PostgreSQL does not run.
+    fn drop_slots_of_a_writer(&self) -> Result<(), InstanceError> {
+        let slots = self.options.data_dir.join("pg_replslot");
+        let Ok(entries) = std::fs::read_dir(&slots) else { return Ok(()) };
+        if self.process().is_some() {
+            return Ok(());
+        }
+        let logical_too = self.installation().major.logical_slots() == LogicalSlots::Lost;
+        let mut dropped = false;
+        for slot in entries {
+            let slot = slot.map_err(at(&slots))?.path();
+            if slot.ends_with(READER) || (logical_too && slot::is_logical(&slot)) {
+                tracing::info!("{}: this slot of the time as a writer is dropped", slot.display());
+                std::fs::remove_dir_all(&slot).map_err(at(&slot))?;
+                dropped = true;
+            }
+        }
+        if dropped { sync_directory(&slots) } else { Ok(()) }
+    }
+
+    /// Makes a copy of a standby's data an instance by itself: it reaches `target_lsn` with redo from the
+    /// walsender in `feed`, waits there, and nobody reaches it but by its own socket. Whatever could reach
+    /// out of it is off, `preload` is what is left of `shared_preload_libraries`, and its memory is small.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn configure_rehearsal(
+        &self,
+        feed: &Path,
+        target_lsn: Lsn,
+        preload: &str,
+    ) -> Result<(), InstanceError> {
+        let InstanceOptions { account, data_dir, socket_dir, listen, .. } = &self.options;
+        let conninfo = format!(
+            "host={} port={WALSENDER_PORT} user={SUPERUSER} application_name={REHEARSAL}",
+            feed.display()
+        );
+        let ours = [
+            ("cluster_name", REHEARSAL),
+            ("listen_addresses", ""),
+            ("port", &listen.port().to_string()),
+            ("unix_socket_directories", &socket_dir.display().to_string()),
+            ("primary_conninfo", &conninfo),
+            ("primary_slot_name", ""),
+            ("synchronous_standby_names", ""),
+            ("recovery_target_lsn", &target_lsn.to_string()),
+            ("recovery_target_inclusive", "off"),
+            ("recovery_target_action", "pause"),
+            ("archive_mode", "off"),
+            ("archive_cleanup_command", ""),
+            ("recovery_end_command", ""),
+            ("restore_command", ""),
+            ("logging_collector", "off"),
+            ("max_logical_replication_workers", "0"),
+            ("shared_preload_libraries", preload),
+            ("shared_buffers", "128MB"),
+            ("huge_pages", "off"),
+            ("autovacuum", "off"),
+            ("jit", "off"),
+            // Made durable again before it is promoted.
+            ("fsync", "off"),
+        ];
+        // Read last, whatever else is set: and the data are ours to throw away.
+        let path = data_dir.join("postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&path).map_err(at(&path))?;
+        text += "\n# For a rehearsal\n";
+        let of_major = self.installation().major.rehearsal_settings();
+        text.extend(ours.iter().chain(of_major).map(|(key, value)| setting(key, value)));
+        self.write(&path, &text)?;
+        self.write(&data_dir.join("standby.signal"), "")?;
+        account.make_private(socket_dir).map_err(InstanceError::from)
+    }
+
+    /// Starts the instance if it does not run, and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// When it does not come up before `patience` has passed.
+    pub async fn start(&self, patience: Duration) -> Result<(), InstanceError> {
+        let InstanceOptions { account, data_dir, log_file, .. } = &self.options;
+        if self.process().is_none() {
+            let postgres = self.installation().program("postgres");
+            account.check_reach(data_dir)?;
+            account.check_programs(&postgres)?;
+            self.undo_interrupted_promotion()?;
+            self.remove_unused_histories()?;
+            self.disown_stale_locks()?;
+            self.close_door()?;
+            let mut log = std::fs::OpenOptions::new();
+            let log = log.create(true).append(true).mode(0o600).open(log_file).map_err(at(log_file))?;
+            let errors = log.try_clone().map_err(at(log_file))?;
+            let mut child = account
+                .command(&postgres)
+                .arg("-D")
+                .arg(data_dir)
+                .args(self.floors()?)
+                .args(self.command_line()?)
+                .stdin(Stdio::null())
+                .stdout(log)
+                .stderr(errors)
+                .spawn()
+                .map_err(at(&postgres))?;
+            // Reaped when it ends, whenever that is.
+            let reaping = Thread::spawn("reap postgres", move || drop(child.wait()));
+            drop(reaping.map_err(at(&postgres))?);
+        }
+        let started = tokio::time::timeout(patience, async {
+            let mut seen = false;
+            let mut waited = 0;
+            while !self.accepts().await {
+                let runs = self.process().is_some();
+                // It may take a moment until the process has written its id.
+                waited += 1;
+                if !runs && (seen || waited > 100) {
+                    let log = log_file.display().to_string();
+                    return Err(InstanceError::Ended { log, last: last_lines(log_file) });
+                }
+                seen |= runs;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        });
+        let not_ready = || InstanceError::NotReady(patience.as_secs(), log_file.display().to_string());
+        started.await.unwrap_or_else(|_| Err(not_ready()))
+    }
+
+    /// The settings that nobody can change while it runs: those that durability stands on. A rehearsal's data
+    /// are thrown away.
+    fn command_line(&self) -> Result<Vec<String>, InstanceError> {
+        if self.options.name == REHEARSAL {
+            return Ok(Vec::new());
+        }
+        let synchronous = self.synchronous()?;
+        let fixed = ALWAYS.iter().map(|(key, value)| format!("{key}={value}"));
+        Ok(fixed.chain([format!("{SYNCHRONOUS}={synchronous}")]).flat_map(|set| ["-c".into(), set]).collect())
+    }
+
+    /// Whom commits wait for by the configuration; empty for nobody.
+    fn synchronous(&self) -> Result<String, InstanceError> {
+        let path = self.options.data_dir.join("replicator.conf");
+        let written = std::fs::read_to_string(&path).map_err(at(&path))?;
+        let set =
+            written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
+        Ok(set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned()))
+    }
+
+    /// A postmaster that was killed leaves its lock files, and where ids start anew with the container, its
+    /// id is another process's by now: PostgreSQL would take that for itself. No postmaster works here: so
+    /// they get an id that no process has, and PostgreSQL removes them. The rest of them stays, as it looks
+    /// there for shared memory that is still used.
+    pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
+        for path in [self.options.data_dir.join("postmaster.pid"), self.socket().with_added_extension("lock")]
+        {
+            match std::fs::read_to_string(&path) {
+                Ok(content) => self.write(&path, &disowned(&content))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(at(&path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it accepts connections.
+    async fn accepts(&self) -> bool {
+        let InstanceOptions { account, socket_dir, listen, .. } = &self.options;
+        let mut command = account.command(&self.installation().program("pg_isready"));
+        command.arg("-q").arg("-h").arg(socket_dir).arg("-p").arg(listen.port().to_string());
+        let asked = blocking("pg_isready", move || command.status()).await;
+        asked.is_ok_and(|status| status.is_ok_and(|s| s.success()))
+    }
+
+    /// Stops the instance. One that is frozen and does not even stop at once is killed.
+    ///
+    /// # Errors
+    /// When it still runs after `patience`.
+    pub async fn stop(&self, how: Stop, patience: Duration) -> Result<(), InstanceError> {
+        let Some(process) = self.process() else { return Ok(()) };
+        let signal = match how {
+            Stop::Fast => Signal::SIGINT,
+            Stop::Immediate => Signal::SIGQUIT,
+        };
+        // It may end by itself just now.
+        let _ = kill(process, signal);
+        if how == Stop::Immediate {
+            frozen::kill_later(process, || self.process() == Some(process)).await;
+        }
+        let stopped = tokio::time::timeout(patience, async {
+            while self.process().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        stopped.await.map_err(|_| InstanceError::NotStopped(process.as_raw()))
+    }
+
+    /// The running postmaster of this data directory.
+    #[must_use]
+    pub fn process(&self) -> Option<Pid> {
+        let content = std::fs::read_to_string(self.options.data_dir.join("postmaster.pid")).ok()?;
+        let process = content.lines().next()?.trim().parse().ok()?;
+        // A process id may have been given to another program since: the postmaster works in its data
+        // directory.
+        let works_in = std::fs::read_link(format!("/proc/{process}/cwd")).ok()?;
+        let data_dir = self.options.data_dir.canonicalize().ok()?;
+        (works_in == data_dir).then_some(Pid::from_raw(process))
+    }
+
+    /// Those of its processes that are stopped by a signal: they exist, and do nothing.
+    #[must_use]
+    pub fn stopped_processes(&self) -> Vec<Stopped> {
+        self.process().map(frozen::stopped).unwrap_or_default()
+    }
+
+    /// One more of our settings, until the configuration is written anew.
+    pub(crate) fn add_setting(&self, key: &str, value: &str) -> Result<(), InstanceError> {
+        let path = self.options.data_dir.join("replicator.conf");
+        let text = std::fs::read_to_string(&path).map_err(at(&path))?;
+        self.write(&path, &format!("{text}{}", setting(key, value)))
+    }
+
+    fn settings(&self, part: Part) -> String {
+        let InstanceOptions { socket_dir, listen, name, settings, .. } = &self.options;
+        let socket_dir = socket_dir.display().to_string();
+        let primary_conninfo =
+            format!("host={socket_dir} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}");
+        let port = listen.port().to_string();
+        let address = listen.ip().to_string();
+        let synchronous = match part {
+            Part::Writer { synchronous: false } => String::new(),
+            Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
+        };
+        let least = |key: &str| {
+            let needed = LEAST_SETTINGS.iter().find(|(name, _)| *name == key).map_or(0, |(_, least)| *least);
+            settings::at_least(settings.get(key), needed)
+        };
+        let ours = [
+            ("cluster_name", name.as_str()),
+            ("listen_addresses", &address),
+            ("port", &port),
+            ("unix_socket_directories", &socket_dir),
+            ("unix_socket_permissions", "0700"),
+            ("wal_level", settings::wal_level(settings.get("wal_level"))),
+            ("max_wal_senders", &least("max_wal_senders")),
+            ("max_replication_slots", &least("max_replication_slots")),
+            ("hot_standby", "on"),
+            (SYNCHRONOUS, &synchronous),
+            // Takes effect on a standby. The walsender is on this machine and comes back within milliseconds.
+            ("primary_conninfo", &primary_conninfo),
+            ("recovery_target_timeline", "latest"),
+            ("wal_retrieve_retry_interval", "100ms"),
+            ("wal_receiver_status_interval", "1s"),
+        ];
+        let mut text =
+            format!("# Written at each start for the part of a {part:?}; changes here are lost.\n");
+        text.extend(settings.iter().map(|(key, value)| setting(key, value)));
+        text.extend(ours.iter().map(|(key, value)| setting(key, value)));
+        text
+    }
+
+    /// `postgresql.auto.conf` is read after ours, and would win.
+    fn check_overrides(&self) -> Result<(), InstanceError> {
+        let path = self.options.data_dir.join("postgresql.auto.conf");
+        let content = match std::fs::read_to_string(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(at(&path)(e)),
+        };
+        let keys = content.lines().filter_map(|line| Some(line.split_once('=')?.0.trim()));
+        match keys.into_iter().find(|key| RESERVED_SETTINGS.contains(key)) {
+            Some(key) => Err(InstanceError::Overridden(key.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces a file of the data directory; on disk when this returns.
+    fn write(&self, path: &Path, content: &str) -> Result<(), InstanceError> {
+        let temporary = path.with_extension("replicator-new");
+        write_private(&temporary, content)?;
+        self.options.account.own(&temporary)?;
+        std::fs::rename(&temporary, path).map_err(at(path))?;
+        sync_directory(path.parent().unwrap_or(path))
+    }
+}
+
+/// A line of a configuration file.
+fn setting(key: &str, value: &str) -> String {
+    format!("{key} = '{}'\n", value.replace('\'', "''"))
+}
+
+/// Linux gives no process an id as high as this.
+const NO_PROCESS: &str = "4194304";
+
+/// A lock file's content with the id of no process.
+fn disowned(content: &str) -> String {
+    let rest = content.split_once('\n').map_or("", |(_, rest)| rest);
+    format!("{NO_PROCESS}\n{rest}")
+}
+
+/// Whom commits wait for.
+const SYNCHRONOUS: &str = "synchronous_standby_names";
+
+/// What durability stands on, on PostgreSQL's command line. A writer that has crashed is started again by us,
+/// not by itself: what is in its data directory is looked at first.
+const ALWAYS: [(&str, &str); 4] =
+    [("fsync", "on"), ("full_page_writes", "on"), ("data_sync_retry", "off"), ("restart_after_crash", "off")];
+
+/// The line of `postgresql.conf` that brings ours in.
+const INCLUDE: &str = "include 'replicator.conf'";
+
+/// How long `pg_controldata` may take.
+const CONTROL_DATA: Duration = Duration::from_secs(10);
+
+/// How long `pg_ctl` may take to tell an instance to promote itself, which it does not wait for.
+const PROMOTE: Duration = Duration::from_secs(10);
+
+/// How long `initdb` may take.
+const CREATE: Duration = Duration::from_secs(300);
+
+/// Runs a program to its end, at most for `patience`; returns what it printed. It is killed when it takes
+/// longer.
+fn run(
+    program: &'static str,
+    command: &mut std::process::Command,
+    patience: Duration,
+) -> Result<String, InstanceError> {
+    let failed = |output: String| InstanceError::Program { program, output };
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.map_err(|e| failed(e.to_string()))?;
+    let process = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+    let (done, ended) = std::sync::mpsc::sync_channel(1);
+    let waiting = Thread::spawn("wait for a program", move || drop(done.send(child.wait_with_output())));
+    let _waiting = waiting.map_err(|e| failed(e.to_string()))?;
+    let output = ended.recv_timeout(patience).map_err(|_| {
+        // Its process group is its own; it may end by itself just now.
+        let _ = killpg(process, Signal::SIGKILL);
+        failed(format!("it did not end within {} s", patience.as_secs()))
+    })?;
+    let output = output.map_err(|e| failed(e.to_string()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Makes durable which files are in `directory`.
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), InstanceError> {
+    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
+}
+
+fn write_private(path: &Path, content: &str) -> Result<(), InstanceError> {
+    use std::io::Write;
+    let mut file = std::fs::OpenOptions::new();
+    let file = file.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
+        .map_err(at(path))
+}
+
+pub(crate) fn remove_tree(path: &Path) -> Result<(), InstanceError> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> InstanceError + use<> {
+    let path = path.display().to_string();
+    move |source| InstanceError::Io { path: path.clone(), source }
+}
+
+/// Why a server ended, by its log: its last fatal words, or its last lines if it had none.
+fn last_lines(path: &Path) -> String {
+    let content = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&content[content.len().saturating_sub(6000)..]).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let is_fatal = |line: &&str| line.contains("FATAL:") || line.contains("PANIC:");
+    let begin = match lines.iter().rposition(is_fatal) {
+        Some(fatal) => fatal,
+        None => lines.len().saturating_sub(4),
+    };
+    lines[begin..].iter().take(4).copied().collect::<Vec<_>>().join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fatal_words_are_quoted_before_those_that_follow() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let end = "LOG:  shutting down\n".repeat(9);
+        std::fs::write(file.path(), format!("LOG:  a\nFATAL:  no such directory\nHINT:  make it\n{end}"))
+            .unwrap();
+        assert!(last_lines(file.path()).starts_with("FATAL:  no such directory | HINT:  make it | LOG"));
+        std::fs::write(file.path(), "a\nb\nc\nd\ne\n").unwrap();
+        assert_eq!(last_lines(file.path()), "b | c | d | e");
+    }
+
+    #[test]
+    fn a_stale_lock_keeps_all_but_its_owner() {
+        assert_eq!(disowned("18\n/data\n1700000000\n5432\n"), "4194304\n/data\n1700000000\n5432\n");
+        assert_eq!(disowned(""), "4194304\n");
+    }
+}

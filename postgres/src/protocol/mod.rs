@@ -1,0 +1,6 @@
+//! PostgreSQL's replication protocol, from both sides.
+
+pub mod client;
+pub mod session;
+pub mod walsender;
+pub mod wire;

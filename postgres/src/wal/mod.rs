@@ -1,0 +1,4 @@
+//! PostgreSQL's write-ahead log: its records, its segments.
+
+pub mod records;
+pub mod segment;

@@ -1,0 +1,55 @@
+//! `replicator check`: what the file's own words cannot tell. The PostgreSQLs of this machine are looked at,
+//! and say what they think of their settings.
+
+use std::path::Path;
+
+use postgres::installation::InstallationError;
+use postgres::instance::account::Account;
+
+use super::AnyResult;
+use crate::config::{Config, RegionConfig};
+use crate::layout::Layout;
+use crate::local;
+
+/// Looks at the PostgreSQL that each region would run here, and has it read the region's settings. Those of
+/// other machines are said not to be looked at.
+pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyResult {
+    let found = local::installations(config, layout).map_err(|e| format!("{}: {e}", file.display()))?;
+    // Where there is no such account nothing runs; who starts a daemon is told.
+    let account = Account::resolve(config.os_user.as_deref()).ok();
+    let mut wrong: Vec<String> = Vec::new();
+    for (region, installation) in found {
+        let name = &region.name;
+        match installation {
+            Ok(installation) => {
+                if let Some(e) =
+                    account.as_ref().and_then(|a| a.check_programs(&installation.program("postgres")).err())
+                {
+                    wrong.push(format!("{}: region {name}: {e}", file.display()));
+                }
+                let settings = config.settings_of(region);
+                if !settings.is_empty()
+                    && let Err(why) = installation.check_settings(&settings)
+                    // Mostly they are the same for all.
+                    && !wrong.iter().any(|known| known.ends_with(&why))
+                {
+                    let version = installation.version;
+                    wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
+                }
+            }
+            Err(e) if is_elsewhere(config, region, &e) => {
+                eprintln!(
+                    "region {name}: its PostgreSQL is not found on this machine; it and its settings were not checked"
+                );
+            }
+            Err(e) => wrong.push(format!("{}: region {name}: {e}", file.display())),
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
+/// Whether there is nothing here that could be looked at, as on a machine that is not the region's.
+fn is_elsewhere(config: &Config, region: &RegionConfig, error: &InstallationError) -> bool {
+    let named = config.bin_dir_of(region);
+    matches!(error, InstallationError::NotFound) || named.is_some_and(|directory| !directory.exists())
+}

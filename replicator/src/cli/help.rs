@@ -1,0 +1,120 @@
+//! The longer words of `replicator <command> --help`.
+
+/// `replicator`.
+pub(super) const PROGRAM: &str = "\
+Begin with:
+  replicator up                         every region of regions.toml, on this machine
+  replicator status --watch             how far each region is
+  psql \"$(replicator url --region us-east)\"
+
+The data directory is /var/lib/replicator/<cluster> for root, and ~/.local/state/replicator/<cluster>
+for others. Commands reach daemons over mutual TLS, with the operator's certificate in it.";
+
+/// `replicator up`.
+pub(super) const UP: &str = "\
+Ctrl-C stops every region cleanly; the next `up` goes on where it was.";
+
+/// `replicator run`.
+pub(super) const RUN: &str = "\
+Alone, it holds the region's six copies, two in each of the zones a, b and c. Zones that
+regions.toml names in `own_process` run by themselves, anywhere: replicator run --region us-east
+--az b";
+
+/// `replicator status`.
+pub(super) const STATUS: &str = "\
+Works against any region's daemon, and says what it cannot reach. Lags are measured in the
+primary's clock. Behind: redo not yet applied. With --json, one line of JSON each time.
+
+Exit status: 0 all is well; 1 degraded, as a secondary does not stream, lags by more than --max-lag,
+or copies of a volume are away; 2 no region takes writes, commits are held, or no daemon answers.
+Why is said on standard error. With --check all is one line on standard output, with the lags as
+performance data, as Nagios, Icinga and their kin take it:
+  replicator status --check --max-lag 5s
+
+With --watch on a terminal: q or Ctrl-C leaves.";
+
+/// `replicator events`.
+pub(super) const EVENTS: &str = "\
+Each daemon keeps a journal of its own, of at most 2 MiB: parts that change, promotions, commits
+that are held and why, copies lost and repaired, seeds and rewinds, refused peers, changed
+configuration, PostgreSQL that ends. All daemons that can be reached are asked, and what several
+know is shown once. Times are UTC. For example:
+  replicator events --since 8h
+  replicator events --follow --json | jq 'select(.weight == \"grave\")'";
+
+/// `replicator load`.
+pub(super) const LOAD: &str = "\
+Each second the region's daemon looks which sessions are active, and what they wait for (CPU where
+that is nothing). The average of such looks is the load: above the number of cores, sessions wait
+for each other. Looks are kept for an hour, sums of minutes for seven days. Statements are shown
+without their values. For example:
+  replicator load --since 10m --by statement
+  replicator load --region eu-west --since 24h --json | jq '.top[0]'
+
+With --by statement, and where pg_stat_statements is installed in the database postgres, what that
+counts is shown as well. `load = false` in [telemetry] of regions.toml turns looking off.";
+
+/// `replicator promote`.
+pub(super) const PROMOTE: &str = "\
+A switchover loses nothing; the primary must be reachable. Before anything is touched, all that
+could hinder is looked at; what can be mended is, and what cannot refuses (--dry-run shows it). Then the writer stops, its last record is applied
+over there, and the region takes writes; the old primary follows as a secondary, without a
+rebuild. If a step cannot finish in time, the old primary goes on. Clients that connect with
+`replicator url --writer` find the new writer by themselves. Once it has begun, a promotion goes
+on, or is rolled back, without this command: whichever daemon is alive sees to that.
+
+A failover (--mode failover) needs a majority of the regions and witnesses, without the old
+primary. It waits until that can acknowledge nothing any more (`lease`), gathers the redo that any
+survivor has, and says what may be lost. The old primary, when it is back, keeps what only it had
+aside (`replicator lost`), and follows.";
+
+/// `replicator reseed`.
+pub(super) const RESEED: &str = "\
+For a region whose data are wrong or damaged: nothing has to be deleted by hand. Its data
+directory, its volume and the lost writes that it kept are moved to aside/<time> in its directory;
+its certificate and its vote stay. Its daemon starts again, and the primary sends a seed. Copies of
+zones with a process of their own stay where they are, and begin anew. A primary is refused: order
+a promotion first. Delete aside/<time> when you do not need it any more.";
+
+/// `replicator revote`.
+pub(super) const REVOTE: &str = "\
+A voter whose directory is gone does not know what it has promised. It answers nothing until a
+majority of the other voters has told it theirs, which it asks by itself. Where those are lost for
+good, it needs your word, as two voters of two may. `status` says what it waits for.";
+
+/// `replicator voters`.
+pub(super) const VOTERS: &str = "\
+Who votes is part of the record of who leads. One voter is added or removed at a time, by the primary,
+and writes go on. To add one: write it into regions.toml everywhere, restart the daemons one after the
+other, start the new one, then `voters add`. To remove one: `voters remove`, then stop it, then take it
+out of the files. Both wait for what is in progress, and can be repeated. Where voters were lost that
+a failover counted out on your word, they have a vote again once they answer the primary.";
+
+/// `replicator drill`.
+pub(super) const DRILL: &str = "\
+On the region's own machine. A clone of the standby's data gets redo out of the region's volume up
+to a moment of the primary, is promoted where nobody sees it, is checked (it takes writes,
+pg_amcheck, every row against the primary at that moment), timed and removed. Replication goes on;
+writers of the primary wait once, for as long as the transactions take that just write, at most
+0.2 s. Exit status 1 when a check fails or could not be done.
+
+--full promotes the region for real, and then the old primary again: writes stop twice for a moment.
+
+For the audit file:  replicator drill --region eu-west --markdown > drill.md";
+
+/// `replicator url`.
+pub(super) const URL: &str = "\
+It holds the superuser's password, and gives up a region that does not answer within seconds.
+For example:
+  psql \"$(replicator url --region us-east)\"";
+
+/// `replicator certs`.
+pub(super) const CERTS: &str = "\
+`up` does this by itself. To run regions on other machines, copy <data>/regions/<region>/identity
+to each. The authority's key, <data>/authority/ca.key, belongs on none of them.";
+
+/// `replicator lost show`.
+pub(super) const LOST_SHOW: &str = "\
+Relations are printed as tablespace/database/file. In that database, SELECT
+pg_filenode_relation(tablespace, file) says which one that is (0 for the default tablespace,
+1663).";

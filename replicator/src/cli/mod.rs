@@ -1,0 +1,195 @@
+//! The command line. Data goes to standard output and everything else to standard error. Exit status: 0 done,
+//! 1 failed, 2 usage; `status` has its own, see [`crate::verdict`].
+//!
+//! [`args`] is what may be typed; each command that does more than a line has a file. Daemons are asked
+//! through [`crate::operator`].
+
+mod args;
+mod check;
+mod drill;
+mod events;
+mod help;
+mod load;
+mod lost;
+mod promote;
+mod signal;
+mod status;
+mod volume;
+mod voters;
+mod watch;
+
+use std::error::Error;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use clap::Parser;
+use proto::RegionName;
+use proto::messages::PromoteRequest;
+
+use crate::config::Config;
+use crate::drill::Drill;
+use crate::layout::Layout;
+use crate::operator::{Operator, UrlOf};
+use crate::verdict::Level;
+use crate::{local, region, witness, zone};
+use args::{Cli, Command};
+
+type AnyResult = Result<(), Box<dyn Error>>;
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REPLICATOR_LOG").unwrap_or_else(|_| {
+        // A command's own words are its output; the daemon's are its log.
+        tracing_subscriber::EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {
+            "info"
+        } else {
+            "error"
+        })
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&e),
+    };
+    // Whoever cannot ask does not know: for monitoring that is the worst.
+    let unknown = matches!(cli.command, Command::Status { .. }).then(|| Level::Down.exit_status());
+    match runtime.block_on(run(cli)) {
+        Ok(status) => status,
+        Err(e) => match (fail(&*e), unknown) {
+            (_, Some(status)) => ExitCode::from(status),
+            (failed, None) => failed,
+        },
+    }
+}
+
+fn fail(error: &dyn Error) -> ExitCode {
+    eprintln!("replicator: {error}");
+    ExitCode::from(1)
+}
+
+/// Does what was typed; returns the exit status.
+async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
+    let config = Config::load(&cli.places.config)?;
+    let layout = cli.places.layout(&config)?;
+    if let Command::Status { watch, json, check, max_lag, region } = cli.command {
+        let shape = status::Shape { watch, json, check, max_lag };
+        return status::show(&Operator::new(config, &layout)?, shape, region).await;
+    }
+    Box::pin(carry_out(cli, config, layout)).await.map(|()| ExitCode::SUCCESS)
+}
+
+async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
+    match cli.command {
+        Command::Check => {
+            check::postgresql(&config, &layout, &cli.places.config)?;
+            println!("{}: {} regions, no mistakes", cli.places.config.display(), config.regions.len());
+            Ok(())
+        }
+        Command::Certs { renew } => {
+            local::certificates::make(&config, &layout, renew)?;
+            println!("{}", layout.data().display());
+            Ok(())
+        }
+        Command::Run { region, az, own_process } => {
+            run_daemon(config, layout, region, az, &own_process).await
+        }
+        Command::Up { detach, zones, timeout } => {
+            let mut config = config;
+            if zones {
+                config.regions.iter_mut().for_each(|own| own.own_process = vec!['a', 'b', 'c']);
+            }
+            let (stop, _listening) = signal::on_signal()?;
+            let file = cli.places.config.canonicalize()?;
+            Ok(local::up(&config, &file, &layout, detach, timeout, stop).await?)
+        }
+        Command::Down { timeout } => Ok(local::down(&config, &layout, timeout).await?),
+        Command::Volume { action } => volume::run(config, &layout, action).await,
+        // It has exit statuses of its own.
+        Command::Status { .. } => Ok(()),
+        Command::Events { region, since, follow, json } => {
+            events::show(&Operator::new(config, &layout)?, region, since, follow, json).await
+        }
+        Command::Load { region, since, by, json } => {
+            load::show(&Operator::new(config, &layout)?, region, since, by, json).await
+        }
+        Command::Url { region, reader, .. } => {
+            let of = match region {
+                Some(region) => UrlOf::Region(region),
+                None if reader => UrlOf::Reader,
+                None => UrlOf::Writer,
+            };
+            println!("{}", Operator::new(config, &layout)?.url(&of).await?);
+            Ok(())
+        }
+        Command::Promote { region, mode, old_primary_is_down, lost, dry_run, json } => {
+            let lost = lost.iter().map(ToString::to_string).collect();
+            let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down, lost };
+            promote::promote(&Operator::new(config, &layout)?, &region, request, json).await
+        }
+        Command::Reseed { region, yes } => {
+            if !yes {
+                confirm(&format!("{region} is seeded anew by the primary; what it has is set aside."))?;
+            }
+            println!("{}", Operator::new(config, &layout)?.reseed(&region).await?);
+            Ok(())
+        }
+        Command::Revote { voter, yes } => {
+            if !yes {
+                confirm(&format!(
+                    "{voter} has lost what it promised as a voter. It votes again by what those voters say that answer now; if one \
+                     that does not answer knows of a newer primary, two may take writes."
+                ))?;
+            }
+            Ok(Operator::new(config, &layout)?.revote(&voter).await?)
+        }
+        Command::Voters { action, json } => voters::run(&Operator::new(config, &layout)?, action, json).await,
+        Command::History { json } => {
+            promote::show_history(&Operator::new(config, &layout)?.record().await?, json)
+        }
+        Command::Drill { region, full, yes, copy_rate, json, markdown } => {
+            let drill = Drill::new(config, &layout, &region, copy_rate)?;
+            drill::run(drill, &region, drill::Options { full, yes, json, markdown }).await
+        }
+        Command::Lost { action } => lost::run(&config, &layout, action),
+    }
+}
+
+/// A region's daemon, a witness, or a zone's process, until a signal.
+async fn run_daemon(
+    mut config: Config,
+    layout: Layout,
+    name: RegionName,
+    zone: Option<String>,
+    own_process: &[String],
+) -> AnyResult {
+    let (stop, _listening) = signal::on_signal()?;
+    if let Some(zone) = zone.and_then(|zone| zone.chars().next()) {
+        return Ok(zone::run(config, layout, name, zone, stop).await?);
+    }
+    if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
+        return Ok(witness::run(config, layout, own, stop).await?);
+    }
+    for own in config.regions.iter_mut().filter(|own| own.name == name) {
+        own.own_process.extend(own_process.iter().filter_map(|zone| zone.chars().next()));
+    }
+    match Box::pin(region::run(config, layout, name, stop)).await? {
+        region::Ended::Stopped => Ok(()),
+        region::Ended::StartAgain => {
+            tracing::info!("starting again");
+            let mut again = std::process::Command::new(std::env::current_exe()?);
+            // It returns only when that cannot be done. Files, sockets and locks of this one are closed with
+            // it.
+            Err(again.args(std::env::args_os().skip(1)).exec().into())
+        }
+    }
+}
+
+/// Asks on the terminal whether to go on with `what`. No answer is a no.
+fn confirm(what: &str) -> AnyResult {
+    eprint!("{what} Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim() == "y" { Ok(()) } else { Err("nothing was done".into()) }
+}

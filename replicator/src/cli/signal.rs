@@ -1,0 +1,26 @@
+//! Ctrl-C, and what an orchestrator sends.
+
+use runtime::task::Task;
+use tokio_util::sync::CancellationToken;
+
+/// A token that the first SIGINT or SIGTERM cancels, and the task that listens for them. A second one ends
+/// the process at once.
+pub(super) fn on_signal() -> std::io::Result<(CancellationToken, Task<()>)> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let listening = Task::spawn("listen for signals", async move {
+        for second in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if second {
+                std::process::exit(1);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok((stop, listening))
+}

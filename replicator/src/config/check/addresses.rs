@@ -1,0 +1,40 @@
+//! No address is given twice.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use toml::de::DeTable;
+
+use crate::config::read::Reader;
+
+impl Reader {
+    /// No address twice.
+    pub(super) fn addresses(&mut self, table: &DeTable<'_>) {
+        let tables = ["region", "witness"].into_iter().filter_map(|key| table.get(key)?.get_ref().as_table());
+        let mut seen: Vec<(SocketAddr, String)> = Vec::new();
+        let mut given: Vec<(Range<usize>, SocketAddr, String)> = tables
+            .flat_map(|table| table.iter())
+            .filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)))
+            .flat_map(|(name, table)| ["listen", "postgres", "http"].map(|key| (name, key, table.get(key))))
+            .filter_map(|(name, key, value)| {
+                let value = value?;
+                Some((value.span(), value.get_ref().as_str()?.parse().ok()?, format!("{key} of {name}")))
+            })
+            .collect();
+        given.sort_by_key(|(span, ..)| span.start);
+        for (span, address, whose) in given {
+            let same =
+                |other: &SocketAddr| other.port() == address.port() && overlap(other.ip(), address.ip());
+            if let Some((_, taken)) = seen.iter().find(|(other, _)| same(other)) {
+                let what = format!("{address} is taken already, by {taken}: give each its own port");
+                let _: Option<()> = self.mistake(span, what);
+            } else {
+                seen.push((address, whose));
+            }
+        }
+    }
+}
+
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_unspecified() || other.is_unspecified()
+}

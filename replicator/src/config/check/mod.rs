@@ -1,0 +1,40 @@
+//! Checks `regions.toml`, a file for each of its sections. A section is a function that takes the file's
+//! table, and fills in its part of the [`Config`]; all mistakes are collected.
+
+mod addresses;
+mod cluster;
+mod commit;
+mod postgresql;
+mod regions;
+mod telemetry;
+mod volume;
+mod witnesses;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::model::Config;
+use super::read::Reader;
+
+/// The sections and keys at the head of the file.
+const KEYS: &[&str] =
+    &["cluster", "commit", "lease", "postgresql", "region", "rpo", "telemetry", "volume", "witness"];
+
+impl Reader {
+    /// The whole file; none when no more can be said of it than the mistakes that were found.
+    pub(super) fn config(&mut self, root: &Spanned<DeTable<'_>>) -> Option<Config> {
+        let table = root.get_ref();
+        self.known_keys(table, KEYS);
+        let mut config = Config::new(self.cluster(table).unwrap_or_default());
+        self.volume(table, &mut config);
+        self.postgresql(table, &mut config);
+        self.telemetry(table, &mut config);
+        self.regions(table, &mut config)?;
+        self.witnesses(table, &mut config);
+        self.addresses(table);
+        // What is promised of commits depends on how many regions there are.
+        config.commit = self.commit(table, &config.regions);
+        self.lease(table, &mut config);
+        Some(config)
+    }
+}

@@ -1,0 +1,176 @@
+//! `[region.…]`: what each is, and that there is one primary and not too many secondaries.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use postgres::sockets::{REWIND_PORT, WALSENDER_PORT};
+use proto::RegionName;
+use toml::de::DeTable;
+
+use crate::config::model::{Config, RegionConfig, Role, SECONDARIES_MAX};
+use crate::config::read::{Key, Reader, Value};
+use crate::units;
+
+/// The keys of a region's table.
+const KEYS: [&str; 9] =
+    ["role", "listen", "advertise", "postgres", "bandwidth", "bin_dir", "own_process", "settings", "http"];
+
+impl Reader {
+    /// All regions; none when the file has no place for them.
+    pub(super) fn regions(&mut self, table: &DeTable<'_>, config: &mut Config) -> Option<()> {
+        match self.section(table, "region") {
+            Some((value, regions)) => {
+                let beyond = config.telemetry.http_beyond_loopback;
+                let named = Reader::in_order(regions).into_iter();
+                config.regions = named.filter_map(|(name, value)| self.region(name, value, beyond)).collect();
+                self.roles(value.span(), regions);
+            }
+            // That it is no table was said.
+            None if table.contains_key("region") => {}
+            None => return self.mistake(0..0, "there are no regions: add a table such as [region.us-east]"),
+        }
+        Some(())
+    }
+
+    fn region(&mut self, key: &Key<'_>, value: &Value<'_>, beyond: bool) -> Option<RegionConfig> {
+        let name = self.name(key);
+        let Some(table) = value.get_ref().as_table() else {
+            return self.mistake(value.span(), "a region is a table: role, listen, postgres");
+        };
+        self.known_keys(table, &KEYS);
+        let role = self.required(key, table, "role", "\"primary\" or \"secondary\"", |text| match text {
+            "primary" => Some(Role::Primary),
+            "secondary" => Some(Role::Secondary),
+            _ => None,
+        });
+        let (listen, advertise) = self.places(key, table);
+        let postgres = self.required(key, table, "postgres", ADDRESS, parse_address);
+        if let (Some(address), Some(value)) = (&postgres, table.get("postgres"))
+            && [WALSENDER_PORT, REWIND_PORT].contains(&address.port())
+        {
+            let what = format!(
+                "port {} is in the name of a socket of Replicator's own beside PostgreSQL's; choose another",
+                address.port()
+            );
+            let _: Option<()> = self.mistake(value.span(), what);
+        }
+        let bandwidth_bits_per_second =
+            self.optional(table, "bandwidth", "a rate, such as \"200Mbit/s\"", units::parse_rate);
+        let settings =
+            self.section(table, "settings").map(|(_, table)| self.settings(table)).unwrap_or_default();
+        let bin_dir = self.bin_dir(table);
+        let own_process = table.get("own_process").map(|value| self.zones(value)).unwrap_or_default();
+        let http = self.http(table, beyond);
+        let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
+        let advertise = advertise.unwrap_or_else(|| listen.to_string());
+        Some(RegionConfig {
+            name,
+            role,
+            listen,
+            advertise,
+            postgres,
+            own_process,
+            http,
+            bandwidth_bits_per_second,
+            settings,
+            bin_dir,
+        })
+    }
+
+    /// What is told by HTTP asks nobody who he is: it stays on the machine, unless the file says otherwise.
+    fn http(&mut self, table: &DeTable<'_>, beyond: bool) -> Option<SocketAddr> {
+        let http = self.optional(table, "http", ADDRESS, parse_address)?;
+        if http.ip().is_loopback() || beyond {
+            return Some(http);
+        }
+        let what = "`http` is an address that other machines reach, and whoever asks there is answered: take one of 127.0.0.1, \
+                    or say http_beyond_loopback = true in [telemetry]";
+        self.mistake(table.get("http")?.span(), what)
+    }
+
+    fn zones(&mut self, value: &Value<'_>) -> Vec<char> {
+        let wanted = "`own_process` names zones that run by themselves, such as [\"b\", \"c\"]; a region has a, b and c";
+        let zone = |zone: &Value<'_>| match zone.get_ref().as_str() {
+            Some("a") => Some('a'),
+            Some("b") => Some('b'),
+            Some("c") => Some('c'),
+            _ => None,
+        };
+        let zones = value
+            .get_ref()
+            .as_array()
+            .and_then(|zones| zones.iter().map(zone).collect::<Option<Vec<char>>>());
+        match zones {
+            Some(mut zones) => {
+                zones.sort_unstable();
+                zones.dedup();
+                zones
+            }
+            None => {
+                let _: Option<()> = self.mistake(value.span(), wanted);
+                Vec::new()
+            }
+        }
+    }
+
+    /// One primary, and at most five secondaries.
+    fn roles(&mut self, span: Range<usize>, regions: &DeTable<'_>) {
+        let mut with_role: Vec<(Range<usize>, &str)> = regions
+            .iter()
+            .filter_map(|(_, value)| {
+                let role = value.get_ref().as_table()?.get("role")?;
+                Some((role.span(), role.get_ref().as_str()?))
+            })
+            .collect();
+        with_role.sort_by_key(|(span, _)| span.start);
+        let of = |role: &str| -> Vec<Range<usize>> {
+            with_role.iter().filter(|(_, r)| *r == role).map(|(span, _)| span.clone()).collect()
+        };
+        let (primaries, secondaries) = (of("primary"), of("secondary"));
+        if primaries.is_empty() {
+            let _: Option<()> = self.mistake(span, "no region is the primary: give one `role = \"primary\"`");
+        }
+        for span in primaries.into_iter().skip(1) {
+            let _: Option<()> = self
+                .mistake(span, "a second primary: one region is the primary, make this one \"secondary\"");
+        }
+        for span in secondaries.into_iter().skip(SECONDARIES_MAX) {
+            let what =
+                format!("more than {SECONDARIES_MAX} secondaries: a cluster has at most {SECONDARIES_MAX}");
+            let _: Option<()> = self.mistake(span, what);
+        }
+    }
+
+    pub(super) fn name(&mut self, key: &Key<'_>) -> Option<RegionName> {
+        match key.get_ref().parse::<RegionName>() {
+            Ok(name) if name.as_str() == transport::identity::OPERATOR => self.mistake(
+                key.span(),
+                "'operator' is the name in operators' certificates; call the region otherwise",
+            ),
+            Ok(name) => Some(name),
+            Err(e) => self.mistake(key.span(), e.to_string()),
+        }
+    }
+
+    /// `listen` and `advertise`.
+    pub(super) fn places(
+        &mut self,
+        key: &Key<'_>,
+        table: &DeTable<'_>,
+    ) -> (Option<SocketAddr>, Option<String>) {
+        let listen = self.required(key, table, "listen", ADDRESS, parse_address);
+        let advertise =
+            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
+                let (host, port) = text.rsplit_once(':')?;
+                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
+            });
+        (listen, advertise)
+    }
+}
+
+/// What an address looks like.
+pub(super) const ADDRESS: &str = "an address with a port, such as \"127.0.0.1:7401\"";
+
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0)
+}

@@ -1,0 +1,262 @@
+//! `regions.toml`: read, checked, and every mistake reported at once with its place and what would be right.
+//!
+//! [`model`] is what the file says, [`read`] takes values out of it, [`check`] has a file for each section,
+//! and [`show`] shows mistakes in their places.
+
+mod check;
+mod model;
+mod read;
+mod show;
+
+use std::path::Path;
+
+use toml::de::DeTable;
+
+pub use model::{
+    Config, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
+};
+pub use show::{ConfigError, Mistake};
+
+use read::Reader;
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or with all its mistakes.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        Config::parse(&text).map_err(|mistakes| ConfigError::Mistakes { path: shown, text, mistakes })
+    }
+
+    /// Checks the content of the file.
+    ///
+    /// # Errors
+    /// All mistakes, in the order of the file.
+    pub fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
+        let table = DeTable::parse(text)
+            .map_err(|e| vec![Mistake { span: e.span().unwrap_or(0..0), what: e.message().to_owned() }])?;
+        let mut reader = Reader::default();
+        let config = reader.config(&table);
+        let Reader { mut mistakes } = reader;
+        mistakes.sort_by_key(|m| m.span.start);
+        match config {
+            Some(config) if mistakes.is_empty() => Ok(config),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use primary::gate::CommitLevel;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn region(name: &str, role: &str, port: u16) -> String {
+        format!(
+            "[region.{name}]\nrole = \"{role}\"\nlisten = \"127.0.0.1:{port}\"\npostgres = \"127.0.0.1:{}\"\n",
+            port + 1000
+        )
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        Config::parse(text).unwrap_err().into_iter().map(|m| m.what).collect()
+    }
+
+    #[test]
+    fn the_default_file_is_good() {
+        let config = Config::parse(include_str!("../../../regions.toml")).unwrap();
+        let names: Vec<&str> = config.regions.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names, ["us-east", "eu-west", "ap-northeast"]);
+        assert_eq!(config.regions[0].role, Role::Primary);
+        assert_eq!(config.max_size_bytes, 10 << 30);
+    }
+
+    #[test]
+    fn commit_levels_and_zones() {
+        let with = |head: &str| {
+            let regions = region("a", "primary", 7000) + &region("b", "secondary", 7001);
+            format!("cluster = \"x\"\n{head}\n{regions}own_process = [\"c\", \"b\", \"c\"]\n")
+        };
+        let policy = |head: &str| Config::parse(&with(head)).unwrap().commit;
+        assert_eq!(policy("").level, CommitLevel::Region);
+        assert_eq!(policy("commit = \"local\"").level, CommitLevel::Local);
+        assert_eq!(policy("commit = { regions = 1 }").level, CommitLevel::Regions(1));
+        assert_eq!(policy("rpo = \"30s\"").rpo, Some(Duration::from_secs(30)));
+        let mistake = |head: &str| mistakes(&with(head)).concat();
+        assert!(mistake("commit = { regions = 2 }").contains("the file has 1"));
+        assert!(mistake("commit = \"all\"").contains("`commit` is \"local\""));
+        assert!(mistake("commit = \"local\"\nrpo = \"30s\"").contains("none waits"));
+        let config = Config::parse(&with("")).unwrap();
+        assert_eq!(config.regions[1].own_process, ['b', 'c']);
+        let local: Vec<String> = config.regions[1].local_copies().iter().map(ToString::to_string).collect();
+        assert_eq!(local, ["a1", "a2"]);
+        assert!(
+            mistakes(&with("").replace("\"b\", \"c\"]", "\"d\"]"))
+                .concat()
+                .contains("a region has a, b and c")
+        );
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let text = format!(
+            "cluster = \"x\"\nclutser = 1\n{}{}{}[region.c]\nrole = \"primry\"\nlisten = \"localhost\"\n[volume]\nretain = \"soon\"\n",
+            region("a", "primary", 7000),
+            region("b", "primary", 7000),
+            region("operator", "secondary", 7005),
+        );
+        let found = mistakes(&text).join("\n");
+        for wanted in [
+            "unknown key `clutser`; did you mean `cluster`?",
+            "a second primary",
+            "127.0.0.1:7000 is taken already, by listen of a",
+            "127.0.0.1:8000 is taken already",
+            "'operator' is the name",
+            "`role` is \"primary\" or \"secondary\"",
+            "`listen` is an address",
+            "region c lacks `postgres`",
+            "`retain` is a duration",
+        ] {
+            assert!(found.contains(wanted), "{wanted} is not in:\n{found}");
+        }
+        assert_eq!(found.lines().count(), 9, "{found}");
+    }
+
+    #[test]
+    fn at_most_five_secondaries_and_one_primary_at_least() {
+        let secondaries: String = (0..6).map(|i| region(&format!("s{i}"), "secondary", 7000 + i)).collect();
+        let found = mistakes(&format!("cluster = \"x\"\n{secondaries}")).join("\n");
+        assert!(
+            found.contains("no region is the primary") && found.contains("more than 5 secondaries"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn witnesses_vote_and_have_names_and_addresses_of_their_own() {
+        let regions = region("a", "primary", 7000) + &region("b", "secondary", 7001);
+        let with = |witnesses: &str| format!("cluster = \"x\"\n{regions}{witnesses}");
+        let good = Config::parse(&with("[witness.w]\nlisten = \"127.0.0.1:7009\"\n")).unwrap();
+        let voters: Vec<String> = good.voters().iter().map(|voter| voter.name.to_string()).collect();
+        assert_eq!(voters, ["a", "b", "w"]);
+        let found =
+            mistakes(&with("[witness.a]\nlisten = \"127.0.0.1:7001\"\nrole = \"primary\"\n")).concat();
+        assert!(found.contains("a is a region") && found.contains("taken already"), "{found}");
+        assert!(found.contains("unknown key `role`"), "{found}");
+    }
+
+    #[test]
+    fn telemetry_stays_on_the_machine_unless_it_is_said_otherwise() {
+        let with = |http: &str, telemetry: &str| {
+            format!("cluster = \"x\"\n{}{http}\n{telemetry}\n", region("a", "primary", 7000))
+        };
+        let good = Config::parse(&with("http = \"127.0.0.1:9401\"", "")).unwrap();
+        assert_eq!(good.regions[0].http, "127.0.0.1:9401".parse().ok());
+        assert_eq!(Config::parse(&with("", "")).unwrap().regions[0].http, None);
+        let beyond = "http = \"0.0.0.0:9401\"";
+        let mistake = mistakes(&with(beyond, "")).concat();
+        assert!(mistake.contains("http_beyond_loopback = true"), "{mistake}");
+        assert!(Config::parse(&with(beyond, "[telemetry]\nhttp_beyond_loopback = true")).is_ok());
+        let taken = mistakes(&with("http = \"127.0.0.1:8000\"", "")).concat();
+        assert!(taken.contains("taken already"), "{taken}");
+        let otlp = Config::parse(&with("", "[telemetry]\notlp = \"http://127.0.0.1:4317\"")).unwrap();
+        assert_eq!(otlp.telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
+        let wrong = mistakes(&with("", "[telemetry]\notlp = \"collector:4317\"\nhttp_beyond_loopback = 1"));
+        assert!(wrong.concat().contains("`otlp` is a URL") && wrong.len() == 2, "{wrong:?}");
+    }
+
+    #[test]
+    fn settings_that_replication_depends_on_are_refused() {
+        let text = format!(
+            "cluster = \"x\"\n{}[postgresql]\nsettings = {{ fsync = false, work_mem = \"1MB\" }}\n",
+            region("a", "primary", 7000)
+        );
+        assert_eq!(mistakes(&text), ["fsync is Replicator's to set; take it out"]);
+    }
+
+    #[test]
+    fn a_setting_without_effect_is_a_mistake_and_more_than_is_needed_is_not() {
+        let with = |settings: &str| {
+            let region = region("a", "primary", 7000);
+            format!("cluster = \"x\"\n{region}[postgresql]\nsettings = {{ {settings} }}\n")
+        };
+        let good = Config::parse(&with("WAL_level = \"logical\", max_wal_senders = 40")).unwrap();
+        assert_eq!(
+            (good.settings["wal_level"].as_str(), good.settings["max_wal_senders"].as_str()),
+            ("logical", "40")
+        );
+        for (settings, wanted) in [
+            ("wal_level = \"minimal\"", "wal_level is one of replica, logical"),
+            ("max_wal_senders = 5", "max_wal_senders is 20 or more"),
+            ("wal_receiver_status_interval = \"10s\"", "Replicator's to set"),
+        ] {
+            assert!(mistakes(&with(settings)).concat().contains(wanted), "{settings}");
+        }
+    }
+
+    #[test]
+    fn a_region_s_own_programs_come_before_those_for_all() {
+        let regions = |own: &str| {
+            let all = "[postgresql]\nbin_dir = \"/all/bin\"\n";
+            format!(
+                "cluster = \"x\"\n{}{own}{}{all}",
+                region("a", "primary", 7000),
+                region("b", "secondary", 7001)
+            )
+        };
+        let config = Config::parse(&regions("bin_dir = \"/own/bin\"\n")).unwrap();
+        let of = |index: usize| config.bin_dir_of(&config.regions[index]).unwrap().display().to_string();
+        assert_eq!((of(0), of(1)), ("/own/bin".into(), "/all/bin".into()));
+        for wrong in ["bin_dir = \"pg/bin\"\n", "bin_dir = \"\"\n", "bin_dir = 17\n"] {
+            let found = mistakes(&regions(wrong)).concat();
+            assert!(found.contains("an absolute path"), "{wrong}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_region_has_settings_of_its_own_and_all_have_the_same_lines_of_hba() {
+        let text = format!(
+            "cluster = \"x\"\n{}settings = {{ work_mem = \"2MB\" }}\n[postgresql]\nhba = [\"host all app 10.0.0.0/8 reject\"]\n\
+             settings = {{ work_mem = \"1MB\", jit = false }}\n",
+            region("a", "primary", 7000)
+        );
+        let config = Config::parse(&text).unwrap();
+        let settings = config.settings_of(&config.regions[0]);
+        assert_eq!((settings["work_mem"].as_str(), settings["jit"].as_str()), ("2MB", "off"));
+        assert_eq!(config.hba, ["host all app 10.0.0.0/8 reject"]);
+        let wrong = text.replace("host all app 10.0.0.0/8 reject", "allow everybody in");
+        assert!(mistakes(&wrong).concat().contains("lines of pg_hba.conf"));
+        let wrong = text.replace("2MB\" }", "2MB\", fsync = false }");
+        assert!(mistakes(&wrong).concat().contains("fsync is Replicator's to set"));
+    }
+
+    #[test]
+    fn a_port_that_names_a_socket_of_ours_is_refused() {
+        let text = format!("cluster = \"x\"\n{}", region("a", "primary", 4433));
+        assert!(mistakes(&text).concat().contains("port 5433"));
+    }
+
+    #[test]
+    fn a_mistake_is_shown_in_its_place() {
+        let text = "cluster = \"x\"\n[region.a]\nrole = \"chief\"\nlisten = \"127.0.0.1:1\"\npostgres = \"127.0.0.1:2\"\n";
+        let mistakes = Config::parse(text).unwrap_err();
+        let error = ConfigError::Mistakes { path: "regions.toml".into(), text: text.into(), mistakes };
+        let shown = error.to_string();
+        assert!(shown.contains("regions.toml:3:8: `role` is"), "{shown}");
+        assert!(shown.contains(" 3 | role = \"chief\"\n   |        ^^^^^^^"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(text in "(\\PC|[\n\\[\\]=\".]){0,200}") {
+            if let Err(mistakes) = Config::parse(&text) {
+                let _ = ConfigError::Mistakes { path: "x".into(), text, mistakes }.to_string();
+            }
+        }
+    }
+}

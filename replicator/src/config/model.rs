@@ -1,0 +1,231 @@
+//! What a checked `regions.toml` says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use primary::gate::CommitPolicy;
+use proto::RegionName;
+use proto::messages::Agreement;
+use volume::quorum::CopyId;
+
+/// The most secondaries a cluster may have.
+pub const SECONDARIES_MAX: usize = 5;
+
+/// The most witnesses a cluster may have: more voters than regions make nothing safer.
+pub const WITNESSES_MAX: usize = 3;
+
+/// The part a region plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes writes.
+    Primary,
+    /// Follows the primary.
+    Secondary,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+        })
+    }
+}
+
+/// A checked `regions.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Where PostgreSQL's programs are, if not where packages put them.
+    pub bin_dir: Option<PathBuf>,
+    /// Who runs PostgreSQL.
+    pub os_user: Option<String>,
+    /// The user's own PostgreSQL settings.
+    pub settings: BTreeMap<String, String>,
+    /// The user's own lines of `pg_hba.conf`, the same in every region.
+    pub hba: Vec<String>,
+    /// What is promised of commits.
+    pub commit: CommitPolicy,
+    /// How long a primary that is cut off from the majority goes on acknowledging commits.
+    pub lease: Duration,
+    /// How long redo is kept.
+    pub retain: Duration,
+    /// The most redo kept, bytes.
+    pub max_size_bytes: u64,
+    /// The most that repair brings to one copy, bytes a second.
+    pub repair_bytes_per_second: u64,
+    /// How often every copy is read back.
+    pub scrub_every: Duration,
+    /// The regions, in the order of the file.
+    pub regions: Vec<RegionConfig>,
+    /// The witnesses, in the order of the file.
+    pub witnesses: Vec<WitnessConfig>,
+    /// What daemons say of themselves, and to whom.
+    pub telemetry: TelemetryConfig,
+}
+
+/// What daemons say of themselves, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TelemetryConfig {
+    /// Where metrics and traces are sent by OTLP over gRPC, a URL; the standard `OTEL_*` variables come
+    /// before it.
+    pub otlp: Option<String>,
+    /// Whether `http` of a region may be an address that other machines reach.
+    pub http_beyond_loopback: bool,
+    /// Whether it is looked each second at what PostgreSQL is busy with.
+    pub load: bool,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> TelemetryConfig {
+        TelemetryConfig { otlp: None, http_beyond_loopback: false, load: true }
+    }
+}
+
+/// A daemon without data, which votes on who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WitnessConfig {
+    /// Its name.
+    pub name: RegionName,
+    /// Its QUIC address.
+    pub listen: SocketAddr,
+    /// Where others reach it, `host:port`.
+    pub advertise: String,
+}
+
+/// Where a daemon is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its name, which its certificate must bear.
+    pub name: RegionName,
+    /// Its QUIC address, `host:port`.
+    pub advertise: String,
+}
+
+/// One region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionConfig {
+    /// Its name.
+    pub name: RegionName,
+    /// Its part at first start.
+    pub role: Role,
+    /// Its QUIC address.
+    pub listen: SocketAddr,
+    /// Where others reach it, `host:port`.
+    pub advertise: String,
+    /// Where applications reach its PostgreSQL.
+    pub postgres: SocketAddr,
+    /// The zones that run as processes of their own, which join.
+    pub own_process: Vec<char>,
+    /// Where its daemon answers health checks and Prometheus by HTTP.
+    pub http: Option<SocketAddr>,
+    /// The most that may be sent to it, bits per second.
+    pub bandwidth_bits_per_second: Option<u64>,
+    /// The user's own PostgreSQL settings for this region alone.
+    pub settings: BTreeMap<String, String>,
+    /// Where PostgreSQL's programs are on this region's machine, if not where they are everywhere.
+    pub bin_dir: Option<PathBuf>,
+}
+
+impl RegionConfig {
+    /// Where its daemon is reached.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { name: self.name.clone(), advertise: self.advertise.clone() }
+    }
+
+    /// The copies that the region's own daemon holds.
+    #[must_use]
+    pub fn local_copies(&self) -> Vec<CopyId> {
+        CopyId::all().filter(|copy| !self.own_process.contains(&copy.zone())).collect()
+    }
+}
+
+impl Config {
+    /// A cluster of this name, with nothing else said.
+    pub(super) fn new(cluster: String) -> Config {
+        Config {
+            cluster,
+            bin_dir: None,
+            os_user: None,
+            settings: BTreeMap::new(),
+            hba: Vec::new(),
+            commit: CommitPolicy::default(),
+            lease: Duration::from_secs(5),
+            retain: Duration::from_secs(24 * 3600),
+            max_size_bytes: 10 << 30,
+            repair_bytes_per_second: 100 << 20,
+            scrub_every: Duration::from_secs(24 * 3600),
+            regions: Vec::new(),
+            witnesses: Vec::new(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+
+    /// Everybody who votes on who leads: the regions, and the witnesses.
+    #[must_use]
+    pub fn voters(&self) -> Vec<Place> {
+        let witness = |w: &WitnessConfig| Place { name: w.name.clone(), advertise: w.advertise.clone() };
+        self.regions.iter().map(RegionConfig::place).chain(self.witnesses.iter().map(witness)).collect()
+    }
+
+    /// What must be the same in every daemon's file, as digests: who votes, who leads at first, the lease,
+    /// and what is promised of commits.
+    #[must_use]
+    pub fn agreement(&self) -> Agreement {
+        let regions = self.regions.iter().map(|region| format!("region {}\n", region.name));
+        let witnesses = self.witnesses.iter().map(|witness| format!("witness {}\n", witness.name));
+        let voters: String = regions.chain(witnesses).collect();
+        Agreement {
+            voters: digest(&voters),
+            first_primary: digest(self.first_primary().map_or("", |name| name.as_str())),
+            lease_us: u64::try_from(self.lease.as_micros()).unwrap_or(u64::MAX),
+            commit: digest(&format!("{:?}", self.commit)),
+        }
+    }
+
+    /// The region that leads the first epoch.
+    #[must_use]
+    pub fn first_primary(&self) -> Option<&RegionName> {
+        self.regions.iter().find(|region| region.role == Role::Primary).map(|region| &region.name)
+    }
+
+    /// The user's own PostgreSQL settings in a region: those for all, and its own before them.
+    #[must_use]
+    pub fn settings_of(&self, region: &RegionConfig) -> BTreeMap<String, String> {
+        let mut settings = self.settings.clone();
+        settings.extend(region.settings.clone());
+        settings
+    }
+
+    /// Where PostgreSQL's programs are in a region, if not where packages put them: its own word, or that for
+    /// all.
+    #[must_use]
+    pub fn bin_dir_of<'a>(&'a self, region: &'a RegionConfig) -> Option<&'a Path> {
+        region.bin_dir.as_deref().or(self.bin_dir.as_deref())
+    }
+
+    /// A region by its name.
+    #[must_use]
+    pub fn region(&self, name: &RegionName) -> Option<&RegionConfig> {
+        self.regions.iter().find(|r| r.name == *name)
+    }
+
+    /// The names of the regions, for people.
+    #[must_use]
+    pub fn region_names(&self) -> String {
+        let names: Vec<&str> = self.regions.iter().map(|region| region.name.as_str()).collect();
+        names.join(", ")
+    }
+}
+
+/// FNV-1a, 64 bits: equal texts have equal digests, and whoever wants to deceive gains nothing by a
+/// collision.
+fn digest(text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+}

@@ -1,0 +1,14 @@
+//! What every daemon shares, a region's, a witness' and a zone's process: how it begins, and what it lets in.
+//!
+//! - [`enter`]: its directory, alone in it ([`lock`]), with the right certificate.
+//! - [`authority`]: the one table of who may ask what of whom. It decides, and does nothing.
+//! - [`message`]: which first messages no correct peer can send.
+//! - [`serve`]: connections, streams, the first message of each with its deadline, and refusals.
+//!
+//! It knows nothing of what a daemon does with a request that it lets in.
+
+pub mod authority;
+pub mod enter;
+pub mod lock;
+pub mod message;
+pub mod serve;

@@ -1,0 +1,85 @@
+//! The process of a daemon that `up` starts, and its log.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use proto::RegionName;
+
+use super::LocalResult;
+use crate::daemon::lock::DaemonLock;
+use crate::layout::Layout;
+
+/// A region's daemon, one of its zones, or a witness, and the process if this one started it.
+pub(super) struct Daemon {
+    pub(super) name: RegionName,
+    pub(super) zone: Option<char>,
+    own_process: Vec<char>,
+    child: Option<Child>,
+}
+
+fn of_zone(zone: Option<char>) -> String {
+    zone.map(|zone| format!(", zone {zone}")).unwrap_or_default()
+}
+
+impl Daemon {
+    pub(super) fn new(name: &RegionName, zone: Option<char>, own_process: &[char]) -> Daemon {
+        Daemon { name: name.clone(), zone, own_process: own_process.to_vec(), child: None }
+    }
+
+    /// Starts it in the background, unless it runs.
+    pub(super) fn start(&mut self, file: &Path, layout: &Layout) -> LocalResult {
+        let directory = layout.region(&self.name);
+        let (lock, log) = match self.zone {
+            Some(zone) => (directory.zone_lock(zone), directory.zone_log(zone)),
+            None => (directory.lock(), directory.daemon_log()),
+        };
+        if let Some(pid) = DaemonLock::holder(&lock)? {
+            eprintln!("{}{}: runs already (process {pid})", self.name, of_zone(self.zone));
+            return Ok(());
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["run", "--region", self.name.as_str(), "--config"])
+            .arg(file)
+            .arg("--data")
+            .arg(layout.data());
+        match self.zone {
+            Some(zone) => drop(command.args(["--az", &zone.to_string()])),
+            None if self.own_process.is_empty() => {}
+            None => {
+                let zones: Vec<String> = self.own_process.iter().map(char::to_string).collect();
+                command.args(["--own-process", &zones.join(",")]);
+            }
+        }
+        // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Whether it was started here and has ended as it was told to, such as by `down`.
+    pub(super) fn was_stopped(&mut self) -> bool {
+        let status = self.child.as_mut().and_then(|child| child.try_wait().ok()?);
+        status.is_some_and(|status| status.success())
+    }
+
+    /// The end of its log, if this daemon was started here and has ended.
+    pub(super) fn ended(&mut self, layout: &Layout) -> Option<String> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        let directory = layout.region(&self.name);
+        let path = self.zone.map_or_else(|| directory.daemon_log(), |zone| directory.zone_log(zone));
+        let log = std::fs::read_to_string(&path).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(3).collect();
+        let last: Vec<&str> = last.into_iter().rev().collect();
+        Some(format!(
+            "{}{}: its process ended ({status}); {} says:\n  {}",
+            self.name,
+            of_zone(self.zone),
+            path.display(),
+            last.join("\n  ")
+        ))
+    }
+}

@@ -1,0 +1,419 @@
+//! What an operator can have daemons do and say: a client of every region of the file.
+//!
+//! The command line, rehearsals and `up` use it. It prints nothing, and reads no arguments.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::messages::{
+    ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PromoteRequest,
+    Promotion, RecordRequest, RegionStatus, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest,
+    VolumeView, VotersRequest, VotersView, control_request, control_response,
+};
+use proto::{ClusterId, RegionName};
+use tokio::task::JoinSet;
+use transport::{Endpoint, Identity, IdentityError, TransportError};
+
+use crate::client::{self, AskError};
+use crate::config::{Config, Place, RegionConfig};
+use crate::layout::Layout;
+use crate::load::series::{Cut, Load};
+
+/// How long a daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a promotion may take; each of its steps has a deadline of its own.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long reading a volume back may take: it goes as fast as the disks allow.
+const SCRUB_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long reading seven days of load may take.
+const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a voter may take to ask the others twice.
+const REVOTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a change of the voters may take.
+const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
+
+/// How often it is looked how far a promotion is.
+const STEPS: Duration = Duration::from_millis(250);
+
+type Ask = control_request::Body;
+type Answer = control_response::Body;
+
+/// What each daemon noted, with its name.
+pub type Journals = Vec<(String, Vec<Event>)>;
+
+/// Why an operator has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// See [`IdentityError`].
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// See [`TransportError`].
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The file has no such region.
+    #[error("there is no region '{name}' in the file; there are: {known}")]
+    NoSuchRegion {
+        /// The name asked for.
+        name: RegionName,
+        /// The names there are.
+        known: String,
+    },
+    /// No daemon answered.
+    #[error("no daemon answered; are the regions up?{0}")]
+    Nobody(String),
+    /// One did not answer, or said no.
+    #[error("{region}: {source}")]
+    Asked {
+        /// Which.
+        region: RegionName,
+        /// Why.
+        source: AskError,
+    },
+    /// A promotion was refused, or did not end in time.
+    #[error(transparent)]
+    Promotion(AskError),
+    /// A daemon gave the answer to another question.
+    #[error("the daemon answered another question ({0}): run the same version everywhere")]
+    OtherAnswer(&'static str),
+}
+
+/// What a client is to find out by itself: a region that froze or vanished is given up within seconds, as
+/// libpq is told by these.
+const PATIENT: &str =
+    "connect_timeout=3&tcp_user_timeout=10000&keepalives_idle=5&keepalives_interval=2&keepalives_count=3";
+
+/// Whose connection string is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UrlOf {
+    /// One region's.
+    Region(RegionName),
+    /// All regions': clients find the one that takes writes.
+    Writer,
+    /// All regions': clients take one that follows, and the writer's where there is no other.
+    Reader,
+}
+
+/// An operator.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    config: Config,
+    layout: Layout,
+    endpoint: Endpoint,
+    cluster_id: ClusterId,
+}
+
+impl Operator {
+    /// The operator of the regions of `config`, with the certificate in `layout`.
+    ///
+    /// # Errors
+    /// When there is no certificate, or no socket.
+    pub fn new(config: Config, layout: &Layout) -> Result<Operator, OperatorError> {
+        let identity = Identity::load(&layout.operator())?;
+        let endpoint = Endpoint::bind(None, &identity)?;
+        Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
+    }
+
+    /// The status as `region`, or the first daemon that answers, knows it.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn status(&self, region: Option<&RegionName>) -> Result<ClusterStatus, OperatorError> {
+        let Answer::ClusterStatus(mut status) =
+            self.ask_any(region, Ask::ClusterStatus(ClusterStatusRequest {})).await?
+        else {
+            return Err(OperatorError::OtherAnswer("status"));
+        };
+        for row in &mut status.regions {
+            self.add_passfile(row);
+        }
+        Ok(status)
+    }
+
+    /// On the region's own machine, psql finds the password by itself.
+    fn add_passfile(&self, row: &mut RegionStatus) {
+        let passfile = row.name.parse().map(|name| self.layout.region(&name).passfile());
+        if let Ok(passfile) = passfile
+            && passfile.exists()
+        {
+            row.url = format!("{}?passfile={}", row.url, passfile.display());
+        }
+    }
+
+    /// The connection string of a region, or of whichever takes writes, or only reads.
+    ///
+    /// # Errors
+    /// When nobody answers, or the file has no such region.
+    pub async fn url(&self, of: &UrlOf) -> Result<String, OperatorError> {
+        let (region, attributes) = match of {
+            UrlOf::Region(region) => (Some(region), ""),
+            UrlOf::Writer => (None, "read-write"),
+            UrlOf::Reader => (None, "prefer-standby"),
+        };
+        let asked = match region {
+            Some(region) => self.region(region)?,
+            None => self.config.regions.first().ok_or_else(|| OperatorError::Nobody(String::new()))?,
+        };
+        let body = Ask::Url(UrlRequest { region: asked.name.to_string() });
+        let Answer::Url(url) = self.ask_any(None, body).await? else {
+            return Err(OperatorError::OtherAnswer("url"));
+        };
+        if region.is_some() {
+            return Ok(format!("{url}?{PATIENT}"));
+        }
+        // The password is the same in every region.
+        let (user, rest) = url.split_once('@').ok_or(OperatorError::OtherAnswer("url without a host"))?;
+        let database = rest.split_once('/').map_or("postgres", |(_, database)| database);
+        let hosts: Vec<String> = self.config.regions.iter().map(|own| own.postgres.to_string()).collect();
+        Ok(format!("{user}@{}/{database}?target_session_attrs={attributes}&{PATIENT}", hosts.join(",")))
+    }
+
+    /// Orders a region to lead; each step is told as it is recorded.
+    ///
+    /// # Errors
+    /// When it is refused, cannot be done, or does not end in time.
+    pub async fn promote(
+        &self,
+        region: &RegionName,
+        request: PromoteRequest,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<Promotion, OperatorError> {
+        let own = self.region(region)?;
+        let asked = tokio::select! {
+            asked = self.ask(own, Ask::Promote(request), PROMOTION_PATIENCE) => asked,
+            never = self.tell_steps(own, tell) => never,
+        };
+        match asked.map_err(OperatorError::Promotion)? {
+            Answer::Promotion(promotion) => Ok(promotion),
+            _ => Err(OperatorError::OtherAnswer("promote")),
+        }
+    }
+
+    /// Tells each step of the promotion in progress as it is recorded, for ever.
+    async fn tell_steps<T>(&self, own: &RegionConfig, tell: &(dyn Fn(&str) + Sync)) -> T {
+        let (mut told, mut before) = (0, None);
+        loop {
+            tokio::time::sleep(STEPS).await;
+            let asked = self.ask(own, Ask::Record(RecordRequest {}), PATIENCE).await;
+            let Ok(Answer::Record(record)) = asked else { continue };
+            let Ok(record) = serde_json::from_slice::<coordination::Leadership>(&record) else { continue };
+            let Some(promotion) = record.promotion else { continue };
+            if before != Some(promotion.id) {
+                (told, before) = (0, Some(promotion.id));
+                tell(&format!(
+                    "{} to {}, coordinated by {}",
+                    promotion.mode, promotion.to, promotion.coordinator
+                ));
+            }
+            for step in promotion.steps.iter().skip(told) {
+                tell(&format!("  {:6} ms  {}", step.us / 1000, step.name));
+            }
+            told = promotion.steps.len();
+        }
+    }
+
+    /// The record of who leads, as the first daemon that answers knows it.
+    ///
+    /// # Errors
+    /// When nobody answers, or with something else.
+    pub async fn record(&self) -> Result<coordination::Leadership, OperatorError> {
+        let Answer::Record(record) = self.ask_any(None, Ask::Record(RecordRequest {})).await? else {
+            return Err(OperatorError::OtherAnswer("record"));
+        };
+        serde_json::from_slice(&record).map_err(|_| OperatorError::OtherAnswer("record"))
+    }
+
+    /// The volume of `region`, or of the primary; read back first when `request` says so.
+    ///
+    /// # Errors
+    /// When its daemon does not answer, or the file has no such region.
+    pub async fn volume(
+        &self,
+        region: Option<RegionName>,
+        request: VolumeRequest,
+    ) -> Result<VolumeView, OperatorError> {
+        let region = self.or_primary(region).await?;
+        let own = self.region(&region)?;
+        let patience = if request.scrub { SCRUB_PATIENCE } else { PATIENCE };
+        let asked = self.ask(own, Ask::Volume(request), patience).await;
+        match asked.map_err(|source| OperatorError::Asked { region, source })? {
+            Answer::Volume(view) => Ok(view),
+            _ => Err(OperatorError::OtherAnswer("volume")),
+        }
+    }
+
+    /// `region`, or the primary.
+    async fn or_primary(&self, region: Option<RegionName>) -> Result<RegionName, OperatorError> {
+        if let Some(region) = region {
+            return Ok(region);
+        }
+        let primary = self.status(None).await?.primary;
+        primary.parse().map_err(|_| OperatorError::OtherAnswer("status without a primary"))
+    }
+
+    /// What the PostgreSQL of `region`, or of the primary, was busy with in the last `since`.
+    ///
+    /// # Errors
+    /// When its daemon does not answer or does not look, or the file has no such region.
+    pub async fn load(
+        &self,
+        region: Option<RegionName>,
+        since: Duration,
+        by: Cut,
+    ) -> Result<Load, OperatorError> {
+        let region = self.or_primary(region).await?;
+        let own = self.region(&region)?;
+        let body = Ask::Load(LoadRequest { since_s: since.as_secs().max(1), by: by.name().into() });
+        let asked = self.ask(own, body, LOAD_PATIENCE).await;
+        match asked.map_err(|source| OperatorError::Asked { region, source })? {
+            Answer::Load(load) => {
+                serde_json::from_slice(&load).map_err(|_| OperatorError::OtherAnswer("load"))
+            }
+            _ => Err(OperatorError::OtherAnswer("load")),
+        }
+    }
+
+    /// Has `region` set its data aside and be seeded anew; returns where they are.
+    ///
+    /// # Errors
+    /// When its daemon does not answer or refuses, or the file has no such region.
+    pub async fn reseed(&self, region: &RegionName) -> Result<String, OperatorError> {
+        let own = self.region(region)?;
+        let asked = self.ask(own, Ask::Reseed(ReseedRequest {}), PATIENCE).await;
+        match asked.map_err(|source| OperatorError::Asked { region: region.clone(), source })? {
+            Answer::SetAside(place) => Ok(place),
+            _ => Err(OperatorError::OtherAnswer("reseed")),
+        }
+    }
+
+    /// Gives a voter that has lost its memory the word that what those say who answer is all that there is.
+    ///
+    /// # Errors
+    /// When it does not answer or refuses, or the file has no such voter.
+    pub async fn revote(&self, voter: &RegionName) -> Result<(), OperatorError> {
+        let place = self.config.voters().into_iter().find(|place| place.name == *voter);
+        let place = place.ok_or_else(|| OperatorError::NoSuchRegion {
+            name: voter.clone(),
+            known: self.config.region_names(),
+        })?;
+        let body = Ask::Revote(RevoteRequest {});
+        let asked = client::request(&self.endpoint, self.cluster_id, &place, body, REVOTE_PATIENCE).await;
+        asked.map(drop).map_err(|source| OperatorError::Asked { region: voter.clone(), source })
+    }
+
+    /// The voters, after one was added or removed if `request` says so: the primary does that.
+    ///
+    /// # Errors
+    /// When nobody answers, or the primary refuses.
+    pub async fn voters(&self, request: VotersRequest) -> Result<VotersView, OperatorError> {
+        let region = self.record().await?.primary;
+        let asked = match self.config.region(&region) {
+            Some(own) => self.ask(own, Ask::Voters(request), VOTERS_PATIENCE).await,
+            None => return Err(self.region(&region).err().unwrap_or(OperatorError::OtherAnswer("voters"))),
+        };
+        match asked.map_err(|source| OperatorError::Asked { region, source })? {
+            Answer::Voters(view) => Ok(view),
+            _ => Err(OperatorError::OtherAnswer("voters")),
+        }
+    }
+
+    /// What the daemons that can be reached noted, each with its name: only `from`'s if one is named, and
+    /// only what is newer than `since_us` (microseconds since 1970) and than the numbers in `after`. With it,
+    /// why others cannot be reached.
+    ///
+    /// # Errors
+    /// When the file has no such region or witness.
+    pub async fn events(
+        &self,
+        from: Option<&RegionName>,
+        since_us: i64,
+        after: &BTreeMap<String, u64>,
+    ) -> Result<(Journals, BTreeMap<String, String>), OperatorError> {
+        let mut asked = self.config.voters();
+        if let Some(name) = from {
+            asked.retain(|place| place.name == *name);
+            if asked.is_empty() {
+                self.region(name)?;
+            }
+        }
+        // They end with this function, which owns them.
+        let mut asking = JoinSet::new();
+        for place in asked {
+            let (operator, after) = (self.clone(), after.get(place.name.as_str()).copied().unwrap_or(0));
+            asking.spawn(async move {
+                let noted = operator.journal(&place, since_us, after).await;
+                (place.name.to_string(), noted)
+            });
+        }
+        let (mut journals, mut silent) = (Vec::new(), BTreeMap::new());
+        while let Some(asked) = asking.join_next().await {
+            match asked {
+                Ok((name, Ok(events))) => journals.push((name, events)),
+                Ok((name, Err(e))) => drop(silent.insert(name, e.to_string())),
+                Err(e) => drop(silent.insert("a daemon".into(), e.to_string())),
+            }
+        }
+        Ok((journals, silent))
+    }
+
+    /// One daemon's journal, page by page.
+    async fn journal(&self, place: &Place, since_us: i64, mut after: u64) -> Result<Vec<Event>, AskError> {
+        let mut noted: Vec<Event> = Vec::new();
+        loop {
+            let body = Ask::Events(EventsRequest { since_us, after });
+            let answer = client::request(&self.endpoint, self.cluster_id, place, body, PATIENCE).await?;
+            let Answer::Events(Events { events, more }) = answer else {
+                return Err(AskError::Refused("it answered another question".into()));
+            };
+            noted.extend(events);
+            let last = noted.last().map_or(after, |event| event.number);
+            if !more || last <= after {
+                return Ok(noted);
+            }
+            after = last;
+        }
+    }
+
+    fn region(&self, name: &RegionName) -> Result<&RegionConfig, OperatorError> {
+        self.config.region(name).ok_or_else(|| OperatorError::NoSuchRegion {
+            name: name.clone(),
+            known: self.config.region_names(),
+        })
+    }
+
+    async fn ask(&self, region: &RegionConfig, body: Ask, patience: Duration) -> Result<Answer, AskError> {
+        client::request(&self.endpoint, self.cluster_id, &region.place(), body, patience).await
+    }
+
+    /// Asks `region`, or all at once, and the first answer counts: a region that is down must not hold up a
+    /// command.
+    async fn ask_any(&self, region: Option<&RegionName>, body: Ask) -> Result<Answer, OperatorError> {
+        let asked: Vec<&RegionConfig> = match region {
+            Some(region) => vec![self.region(region)?],
+            None => self.config.regions.iter().collect(),
+        };
+        // They end with this function, which owns them.
+        let mut asking = JoinSet::new();
+        for region in asked {
+            let (operator, region, body) = (self.clone(), region.clone(), body.clone());
+            asking.spawn(async move {
+                let answer = operator.ask(&region, body, PATIENCE).await;
+                answer.map_err(|e| format!("\n  {}: {e}", region.name))
+            });
+        }
+        let mut answers = Vec::new();
+        while let Some(asked) = asking.join_next().await {
+            match asked {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(e)) => answers.push(e),
+                Err(e) => answers.push(format!("\n  {e}")),
+            }
+        }
+        answers.sort();
+        Err(OperatorError::Nobody(answers.concat()))
+    }
+}

@@ -1,0 +1,358 @@
+//! The region's real PostgreSQL, volume and streams, as the owner of its part works with them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coordination::Redo;
+use coordination::lineage::timeline_of;
+use coordination::region::Database;
+use postgres::instance::Stop;
+use postgres::protocol::client::ReplicationClient;
+use proto::messages::{Finding, GatherOpen, Open, PROTOCOL_VERSION, open};
+use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
+use runtime::task::blocking;
+
+use super::Parts;
+use super::engine::Engine;
+use super::follower::{Follower, Hold};
+use super::leader::Leader;
+use super::{look, secrets};
+use crate::client;
+use crate::part::{Cluster, Observed, Trouble};
+use crate::preflight;
+
+/// How long another region may take to take a connection.
+const CONNECT: Duration = Duration::from_millis(900);
+
+/// How long PostgreSQL may take to stop at once.
+const STOP_NOW: Duration = Duration::from_secs(30);
+
+/// How long is waited for what the volume was given to be durable.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How often PostgreSQL is asked whether it takes writes, while that is waited for.
+const TRY: Duration = Duration::from_millis(2);
+
+/// How long a writer that was told to stop is given before it is asked whether only its last processes
+/// linger.
+const LINGERS: Duration = Duration::from_millis(1500);
+
+/// How long replay may stand still, with redo to apply, before what hinders it is mended.
+const STANDS_STILL: Duration = Duration::from_millis(400);
+
+/// What plays the region's part at the moment.
+#[derive(Debug, Default)]
+struct Playing {
+    leader: Option<Arc<Leader>>,
+    follower: Option<Arc<Follower>>,
+}
+
+/// The region's cluster.
+#[derive(Debug)]
+pub(crate) struct RegionalCluster {
+    parts: Arc<Parts>,
+    playing: Mutex<Playing>,
+    hold: Hold,
+}
+
+impl RegionalCluster {
+    pub(super) fn new(parts: Arc<Parts>, hold: Hold) -> RegionalCluster {
+        RegionalCluster { parts, playing: Mutex::default(), hold }
+    }
+
+    fn playing(&self) -> std::sync::MutexGuard<'_, Playing> {
+        // Two optional handles, each set whole.
+        self.playing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What leads, if the region does.
+    pub(super) fn leader(&self) -> Option<Arc<Leader>> {
+        self.playing().leader.clone()
+    }
+
+    /// What follows, if the region does.
+    pub(super) fn follower(&self) -> Option<Arc<Follower>> {
+        self.playing().follower.clone()
+    }
+
+    fn leads(&self) -> Result<Arc<Leader>, Trouble> {
+        self.leader().ok_or_else(|| Trouble::new("this region does not lead"))
+    }
+
+    /// What follows; made if nothing does.
+    async fn following(&self) -> Result<Arc<Follower>, Trouble> {
+        if let Some(follower) = self.follower() {
+            return Ok(follower);
+        }
+        let Parts { layout, instance, volume, file, journal, .. } = &*self.parts;
+        let follower = Follower::start(
+            layout.clone(),
+            instance.clone(),
+            volume.clone(),
+            file.clone(),
+            self.hold.clone(),
+            journal.clone(),
+        );
+        let follower = follower.await.map_err(Trouble::new)?;
+        self.playing().follower = Some(follower.clone());
+        Ok(follower)
+    }
+
+    /// Stops everything in order, at the daemon's end.
+    pub(super) async fn stop(&self) {
+        if let Some(leader) = self.leader() {
+            leader.stop().await;
+        }
+        if let Some(follower) = self.follower() {
+            follower.stop().await;
+        }
+    }
+
+    /// Returns once a writer that was told to stop has written its last record, and that is durable here,
+    /// while it does not end.
+    async fn only_lingers(&self) {
+        loop {
+            tokio::time::sleep(LINGERS).await;
+            let instance = self.parts.instance.clone();
+            let asked = blocking("pg_controldata", move || instance.shutdown_checkpoint_lsn()).await;
+            if let Ok(Ok(Some(last_lsn))) = asked
+                && last_lsn < self.parts.volume.bounds().durable_lsn
+            {
+                return;
+            }
+        }
+    }
+
+    /// The engine of the standby that was promoted, and nothing follows any more.
+    async fn take_over_engine(&self) -> Option<Engine> {
+        let follower = self.follower()?;
+        let engine = follower.give_engine().await;
+        follower.stop().await;
+        self.playing().follower = None;
+        engine
+    }
+}
+
+impl Cluster for RegionalCluster {
+    fn observe(&self) -> Observed {
+        let Parts { volume, instance, .. } = &*self.parts;
+        let bounds = volume.bounds();
+        let leader = self.leader();
+        Observed {
+            open: volume.is_open(),
+            durable: Redo::new(bounds.timeline, bounds.durable_lsn),
+            has_redo: !volume.is_empty(),
+            writer_runs: instance.process().is_some() && !instance.is_standby(),
+            primary_lsn: self.follower().map_or(Lsn::ZERO, |follower| follower.heard()),
+            refused: leader.is_some_and(|leader| leader.primary().is_fenced()),
+        }
+    }
+
+    async fn database(&self, timeline: Timeline) -> Result<Database, Trouble> {
+        let instance = self.parts.instance.clone();
+        let look = move || match instance.exists() {
+            false => Ok(Database::Absent),
+            true => instance.has_begun(timeline).map(|begun| match begun {
+                true => Database::Begun,
+                false => Database::Standby,
+            }),
+        };
+        blocking("look at the data directory", look).await.map_err(Trouble::new)?.map_err(Trouble::new)
+    }
+
+    async fn create(&self) -> Result<SystemId, Trouble> {
+        let Parts { layout, own, instance, .. } = &*self.parts;
+        tracing::info!("making the writer's data directory");
+        let password = secrets::draw();
+        let cannot = |e: std::io::Error| Trouble::new(format!("the superuser's password: {e}"));
+        secrets::keep(layout, &password, own.postgres).map_err(cannot)?;
+        let making = instance.clone();
+        let made =
+            blocking("initdb", move || making.create(&password).and_then(|()| making.system_id())).await;
+        made.map_err(Trouble::new)?.map_err(Trouble::new)
+    }
+
+    fn hold(&self) {
+        if let Some(leader) = self.leader() {
+            leader.primary().hold();
+        }
+    }
+
+    fn acknowledge(&self, allowed: bool) {
+        if let Some(leader) = self.leader() {
+            leader.primary().acknowledge(allowed);
+        }
+    }
+
+    fn forget_refusal(&self) {
+        if let Some(leader) = self.leader() {
+            leader.primary().forget_fenced();
+        }
+    }
+
+    fn shut_out(&self) {
+        if let Some(follower) = self.follower() {
+            follower.shut_out();
+        }
+    }
+
+    async fn settle(&self) {
+        self.parts.volume.settle_within(SETTLE).await;
+    }
+
+    async fn follow(&self) -> Result<(), Trouble> {
+        let leader = self.playing().leader.take();
+        if let Some(leader) = leader {
+            leader.stop_now().await.map_err(Trouble::new)?;
+        }
+        self.following().await.map(drop)
+    }
+
+    async fn apply(&self, lsn: Lsn) -> Result<(), Trouble> {
+        let follower = self.following().await?;
+        let mending = Box::pin(async {
+            loop {
+                let before = follower.applied();
+                tokio::time::sleep(STANDS_STILL).await;
+                if follower.applied() == before
+                    && let Err(e) = follower.mend_replay().await
+                {
+                    tracing::warn!("replay is not mended yet: {e}");
+                }
+            }
+        });
+        tokio::select! {
+            biased;
+            () = follower.until_applied(lsn) => Ok(()),
+            () = mending => Ok(()),
+        }
+    }
+
+    async fn promote(&self, epoch: Epoch) -> Result<(), Trouble> {
+        let (instance, timeline) = (self.parts.instance.clone(), timeline_of(epoch));
+        let connection = instance.local_connection();
+        let telling = instance.clone();
+        let told = blocking("pg_ctl promote", move || telling.promote(timeline)).await;
+        told.map_err(Trouble::new)?.map_err(Trouble::new)?;
+        // As long as it is a standby it says the timeline that it follows.
+        loop {
+            let asked = async { ReplicationClient::connect(&connection).await?.identify_system().await };
+            if asked.await.is_ok_and(|identity| identity.timeline == timeline) {
+                return instance.promoted().map_err(Trouble::new);
+            }
+            if instance.promoting().map_err(Trouble::new)?.is_none() {
+                return Err(Trouble::new("PostgreSQL ended while it was promoted, and is a standby again"));
+            }
+            tokio::time::sleep(TRY).await;
+        }
+    }
+
+    async fn lead(&self, epoch: Epoch) -> Result<(), Trouble> {
+        if self.leader().is_some_and(|leader| leader.epoch() == epoch && leader.runs()) {
+            return Ok(());
+        }
+        let leader = self.playing().leader.take();
+        if let Some(leader) = leader {
+            leader.stop_now().await.map_err(Trouble::new)?;
+        }
+        let engine = self.take_over_engine().await;
+        let leader = Leader::start(&self.parts, epoch, engine).await.map_err(Trouble::new)?;
+        let leader = Arc::new(leader);
+        leader.keep_lease(&self.parts);
+        self.hold.release();
+        self.playing().leader = Some(leader);
+        Ok(())
+    }
+
+    fn reads(&self) -> bool {
+        self.leader().is_some_and(|leader| leader.reads())
+    }
+
+    async fn stop_leading(&self) -> Result<(), Trouble> {
+        let leader = self.playing().leader.take();
+        if let Some(leader) = leader {
+            return leader.stop_now().await.map_err(Trouble::new);
+        }
+        // A standby that was promoted and does not lead yet, or what an earlier daemon left running.
+        if let Some(engine) = self.take_over_engine().await {
+            return engine.stop_now().await.map_err(Trouble::new);
+        }
+        self.parts.instance.stop(Stop::Immediate, STOP_NOW).await.map_err(Trouble::new)
+    }
+
+    async fn preflight(&self) -> Vec<Finding> {
+        let Parts { own, instance, config, .. } = &*self.parts;
+        // One that leads and does not answer is not waited for.
+        let facts = look::facts(instance, None, config.commit.waits(), &|| false).await;
+        preflight::of_primary(&own.name, &facts).iter().map(preflight::Finding::told).collect()
+    }
+
+    fn hinders(&self, to: &RegionName) -> Option<String> {
+        match self.leader() {
+            Some(leader) => leader.facts().hinders(to),
+            None => Some("this region does not lead".into()),
+        }
+    }
+
+    async fn checkpoint(&self) -> Result<(), Trouble> {
+        Box::pin(self.parts.instance.checkpoint()).await.map_err(Trouble::new)
+    }
+
+    async fn stop_writer(&self) -> Result<Redo, Trouble> {
+        let leader = self.leads()?;
+        tokio::select! {
+            biased;
+            stopped = leader.stop_writer() => stopped.map_err(Trouble::new)?,
+            () = self.only_lingers() => {
+                tracing::warn!("the writer has shut down, and processes of it linger: an archiver that hangs, a walsender that nobody reads; \
+                    they are ended");
+                self.parts.instance.stop(Stop::Immediate, STOP_NOW).await.map_err(Trouble::new)?;
+            }
+        }
+        leader.primary().stop_reading().await;
+        let bounds = self.parts.volume.bounds();
+        let instance = self.parts.instance.clone();
+        let ended = blocking("pg_controldata", move || instance.shutdown_checkpoint_lsn()).await;
+        match ended.map_err(Trouble::new)?.map_err(Trouble::new)? {
+            Some(last_lsn) if last_lsn < bounds.durable_lsn => {
+                Ok(Redo::new(bounds.timeline, bounds.durable_lsn))
+            }
+            Some(last_lsn) => Err(Trouble::new(format!(
+                "the writer's last record at {last_lsn} did not reach this region's volume, which ends at {}",
+                bounds.durable_lsn
+            ))),
+            None => Err(Trouble::new("the writer did not shut down cleanly")),
+        }
+    }
+
+    async fn applied_by(&self, to: &RegionName, lsn: Lsn) -> Result<(), Trouble> {
+        let leader = self.leads()?;
+        while !leader.primary().has_applied(to, lsn) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    async fn gather(
+        &self,
+        from: &RegionName,
+        epoch: Epoch,
+        to_lsn: Lsn,
+        wanted: impl Fn() -> bool + Send + Sync,
+    ) -> Result<(), Trouble> {
+        let Parts { config, endpoint, volume, cluster_id, .. } = &*self.parts;
+        let follower = self.follower().ok_or_else(|| Trouble::new("this region does not follow"))?;
+        let place =
+            config.region(from).ok_or_else(|| Trouble::new(format!("no region '{from}' in the file")))?;
+        let connection = client::connect(endpoint, &place.place(), CONNECT).await.map_err(Trouble::new)?;
+        // What the old primary's stream brought last may still be on its way to the disk.
+        volume.settle_within(SETTLE).await;
+        let newest = volume.newest_batch().await.map_err(Trouble::new)?.map(|batch| batch.id().to_message());
+        let from_lsn = newest.as_ref().map_or_else(|| volume.bounds().durable_lsn.0, |newest| newest.end_lsn);
+        let gather = GatherOpen { epoch: epoch.0, from_lsn, to_lsn: to_lsn.0, newest };
+        let purpose = Some(open::Purpose::Gather(gather));
+        let open = Open { protocol: PROTOCOL_VERSION, cluster_id: cluster_id.0.to_vec().into(), purpose };
+        let stream = connection.open_stream(&open).await.map_err(Trouble::new)?;
+        follower.gather(stream, wanted).await.map_err(Trouble::new)
+    }
+}

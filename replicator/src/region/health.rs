@@ -1,0 +1,265 @@
+//! Asks the region's PostgreSQL every second as a client would: a process that exists may answer nobody. What
+//! is wrong is shown in `status`, and the primary is told of a standby.
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use postgres::instance::Instance;
+use postgres::protocol::client::ReplicationClient;
+use postgres::protocol::session::SessionError;
+use proto::{Lsn, RegionName};
+use runtime::clock::now;
+use runtime::task::blocking;
+use secondary::StandbyHealth;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Region;
+use super::follower::Follower;
+use super::look::{is_starting, vitals};
+use crate::preflight;
+
+/// How often it is asked.
+const ASK: Duration = Duration::from_secs(1);
+
+/// The same while this region is to take over: replay must not stand still then.
+const ASK_TARGET: Duration = Duration::from_millis(250);
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A new connection is made for every so many questions: an old one is answered by a process that is there
+/// already.
+const CONNECT_EVERY: u32 = 4;
+
+/// How often everything is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long it does not answer, or replay stands still, before that is told.
+const TOLD: Duration = Duration::from_secs(3);
+
+/// The wait before a standby is mended again.
+const MEND_AGAIN: Duration = Duration::from_secs(30);
+
+/// How the region's PostgreSQL is, for `status`.
+#[derive(Debug, Default)]
+pub(super) struct Health(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Since when it does not answer, and what came instead.
+    silent: Option<(Instant, String)>,
+    /// Since when a standby has applied nothing, though there is something, and how far it is.
+    stalled: Option<(Instant, Lsn)>,
+    /// What was seen when everything was looked at, the gravest first.
+    notes: Vec<String>,
+    /// Processes that are stopped by a signal.
+    stopped: Vec<String>,
+}
+
+impl Health {
+    /// Whether it has not answered for so long that it counts as frozen.
+    pub(super) fn is_silent(&self) -> bool {
+        self.lock().is_silent()
+    }
+
+    /// What is wrong, in words; empty when nothing is.
+    pub(super) fn words(&self) -> String {
+        self.lock().words()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // Plain values, each assigned whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_silent(&self) -> bool {
+        self.silent.as_ref().is_some_and(|(since, _)| since.elapsed() >= TOLD)
+    }
+
+    fn words(&self) -> String {
+        let mut words = String::new();
+        let mut add = |what: &str| {
+            let _ = write!(words, "{}{what}", if words.is_empty() { "" } else { "; " });
+        };
+        if let Some((since, why)) = &self.silent
+            && since.elapsed() >= TOLD
+        {
+            add(&format!("PostgreSQL does not answer for {} s: {why}", since.elapsed().as_secs()));
+        }
+        if !self.stopped.is_empty() {
+            add(&format!("stopped by a signal: {}", self.stopped.join(", ")));
+        }
+        if let Some((since, at_lsn)) = &self.stalled
+            && since.elapsed() >= TOLD
+        {
+            add(&format!(
+                "the standby has applied nothing for {} s, and stands at {at_lsn}",
+                since.elapsed().as_secs()
+            ));
+        }
+        self.notes.iter().for_each(|note| add(note));
+        words
+    }
+}
+
+/// How a question was answered.
+enum Said {
+    Answered,
+    Starting,
+    Nothing(String),
+}
+
+/// Asks, over the connection that there is or a new one.
+async fn ask(instance: &Instance, connection: &mut Option<ReplicationClient>) -> Said {
+    let asking = timeout(ANSWER, async {
+        let mut client = match connection.take() {
+            Some(client) => client,
+            None => ReplicationClient::connect(&instance.watching_connection()).await?,
+        };
+        client.show("server_version").await?;
+        Ok(client)
+    });
+    match asking.await.unwrap_or(Err(SessionError::Late(ANSWER))) {
+        Ok(client) => {
+            *connection = Some(client);
+            Said::Answered
+        }
+        Err(e) if is_starting(&e) => Said::Starting,
+        Err(e) => Said::Nothing(e.to_string()),
+    }
+}
+
+impl Region {
+    /// Whether this region is to lead by a promotion in progress.
+    fn is_target(&self) -> bool {
+        let me: &RegionName = &self.own.name;
+        self.voter.accepted().promotion.is_some_and(|promotion| promotion.to == *me)
+    }
+
+    /// Asks again and again, for ever.
+    pub(super) async fn watch_postgresql(self: Arc<Self>) {
+        let (mut connection, mut asked, mut looked, mut mended) =
+            (None, 0_u32, None::<Instant>, None::<Instant>);
+        loop {
+            sleep(if self.is_target() { ASK_TARGET } else { ASK }).await;
+            let follower = self.owner.cluster().follower();
+            if self.instance.process().is_none() {
+                (connection, looked) = (None, None);
+                *self.health.lock() = State::default();
+                self.tell(follower.as_deref());
+                continue;
+            }
+            asked = asked.wrapping_add(1);
+            if asked.is_multiple_of(CONNECT_EVERY) {
+                connection = None;
+            }
+            let begin = now();
+            let said = ask(&self.instance, &mut connection).await;
+            self.note_answer(begin, &said);
+            let stalled = self.note_replay(follower.as_deref());
+            let due = looked.is_none_or(|looked| looked.elapsed() >= LOOK);
+            if due && !matches!(said, Said::Starting) {
+                looked = Some(now());
+                self.look_closely(follower.as_deref(), matches!(said, Said::Answered)).await;
+            }
+            self.tell(follower.as_deref());
+            // A standby below the writer's settings is mended at any time; what a user may have wanted, only
+            // when it is to lead.
+            let low =
+                self.health.lock().notes.first().is_some_and(|note| note.ends_with(preflight::RESTARTS));
+            let wait = if self.is_target() { ASK_TARGET } else { MEND_AGAIN };
+            if let Some(follower) = &follower
+                && (low || (stalled && self.is_target()))
+                && mended.is_none_or(|mended| mended.elapsed() >= wait)
+            {
+                mended = Some(now());
+                if let Err(e) = follower.mend_replay().await {
+                    tracing::warn!("replay is not mended yet: {e}");
+                }
+                looked = None;
+            }
+        }
+    }
+
+    fn note_answer(&self, begin: Instant, said: &Said) {
+        let mut state = self.health.lock();
+        let was = state.is_silent();
+        match said {
+            Said::Nothing(why) => {
+                let since = state.silent.as_ref().map_or(begin, |(since, _)| *since);
+                state.silent = Some((since, why.clone()));
+            }
+            Said::Answered | Said::Starting => state.silent = None,
+        }
+        match (was, state.is_silent()) {
+            (false, true) => tracing::warn!("{}", state.words()),
+            (true, false) => tracing::info!("PostgreSQL answers again"),
+            _ => {}
+        }
+    }
+
+    /// Notes whether a standby applies what there is; says whether it stands still.
+    fn note_replay(&self, follower: Option<&Follower>) -> bool {
+        let applied_lsn = follower.and_then(Follower::applied);
+        let durable_lsn = self.volume.bounds().durable_lsn;
+        let mut state = self.health.lock();
+        state.stalled = match (applied_lsn, state.stalled) {
+            (Some(at_lsn), Some((since, before))) if at_lsn < durable_lsn && at_lsn == before => {
+                Some((since, at_lsn))
+            }
+            (Some(at_lsn), _) if at_lsn < durable_lsn => Some((now(), at_lsn)),
+            _ => None,
+        };
+        state.stalled.is_some_and(|(since, _)| since.elapsed() >= ASK_TARGET)
+    }
+
+    async fn look_closely(&self, follower: Option<&Follower>, answers: bool) {
+        let (looking, standby) = (self.instance.clone(), follower.is_some());
+        let looked = blocking("look at PostgreSQL's processes", move || {
+            let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
+            (looking.stopped_processes(), needs)
+        });
+        let (stopped, needs) = looked.await.unwrap_or_default();
+        let seen = if answers { vitals(&self.instance).await.ok() } else { None };
+        let waits = self.config.commit.waits();
+        let notes = seen.map(|vitals| preflight::notes(&vitals, &needs, waits));
+        let mut state = self.health.lock();
+        state.stopped = stopped.iter().map(|found| format!("{} ({})", found.title, found.pid)).collect();
+        if let Some(notes) = notes {
+            for note in notes.iter().filter(|note| !state.notes.contains(*note)) {
+                tracing::warn!("{note}");
+            }
+            state.notes = notes;
+        }
+    }
+
+    /// The primary is told of a standby.
+    fn tell(&self, follower: Option<&Follower>) {
+        if let Some(follower) = follower {
+            let (trouble, silent) = (self.health.words(), self.health.is_silent());
+            follower.inbound.note_standby(StandbyHealth { trouble, silent });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_is_told_and_what_passes_is_not() {
+        let health = Health::default();
+        health.lock().silent = Some((now(), "no answer".into()));
+        assert!(!health.is_silent() && health.words().is_empty());
+        let since = now().checked_sub(TOLD * 3).unwrap();
+        health.lock().silent = Some((since, "no answer".into()));
+        assert!(health.is_silent());
+        assert_eq!(health.words(), "PostgreSQL does not answer for 9 s: no answer");
+        health.lock().notes = vec!["a".into(), "b".into()];
+        health.lock().silent = None;
+        assert_eq!(health.words(), "a; b");
+    }
+}

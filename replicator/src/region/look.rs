@@ -1,0 +1,170 @@
+//! Looks at the region's PostgreSQL: the facts that [`crate::preflight`] judges, and the mends that it names.
+
+use std::path::Path;
+use std::time::Duration;
+
+use coordination::Mode;
+use postgres::instance::Instance;
+use postgres::protocol::client::ClientError;
+use postgres::protocol::session::SessionError;
+use postgres::vitals::{Replay, Vitals};
+use proto::messages::finding::Outcome;
+use runtime::clock::now;
+use runtime::task::blocking;
+use tokio::time::sleep;
+
+use super::Region;
+use super::follower::Follower;
+use crate::part::Trouble;
+use crate::preflight::{self, Disk, Facts, Finding};
+
+/// How long PostgreSQL may take to let us in, and for each answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a PostgreSQL that is starting is waited for.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// How long what was mended may take to be seen so.
+const MENDED: Duration = Duration::from_secs(30);
+
+/// The wait before it is looked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// PostgreSQL's word that it is starting or stopping.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// Whether PostgreSQL has answered that it lets nobody in just now.
+pub(super) fn is_starting(error: &SessionError) -> bool {
+    match error {
+        SessionError::Client(ClientError::Server(error)) => error.code == CANNOT_CONNECT_NOW,
+        SessionError::Client(ClientError::Connect { .. }) => true,
+        _ => false,
+    }
+}
+
+/// How `instance` is, as it says itself.
+///
+/// # Errors
+/// When it does not.
+pub(super) async fn vitals(instance: &Instance) -> Result<Vitals, SessionError> {
+    Vitals::ask(&mut instance.session(ANSWER).await?, ANSWER).await
+}
+
+/// What is known of `instance`, which is a standby's when `follower` is there.
+pub(super) async fn facts(
+    instance: &Instance,
+    follower: Option<&Follower>,
+    commits_wait: bool,
+    begin: &impl Fn() -> bool,
+) -> Facts {
+    let mut facts = Facts { commits_wait, major: instance.installation().major, ..Facts::default() };
+    let since = now();
+    loop {
+        match vitals(instance).await {
+            Ok(vitals) => facts.vitals = Some(vitals),
+            Err(e) if is_starting(&e) && since.elapsed() < STARTING && begin() => {
+                sleep(AGAIN).await;
+                continue;
+            }
+            Err(e) => facts.silent = e.to_string(),
+        }
+        break;
+    }
+    let (looking, standby) = (instance.clone(), follower.is_some());
+    let looked = blocking("look at PostgreSQL's processes and disks", move || {
+        let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
+        (looking.stopped_processes(), needs, disks(&looking))
+    });
+    if let Ok((stopped, needs, disks)) = looked.await {
+        (facts.stopped, facts.needs, facts.disks) = (stopped, needs, disks);
+    }
+    facts.reported = follower.and_then(Follower::reported);
+    facts
+}
+
+/// The disks that PostgreSQL writes to.
+fn disks(instance: &Instance) -> Vec<Disk> {
+    let data = &instance.options().data_dir;
+    let disk = |place: &Path| {
+        let room = rustix::fs::statvfs(place).ok()?;
+        Some(Disk {
+            place: place.display().to_string(),
+            free_bytes: room.f_bavail.saturating_mul(room.f_frsize),
+        })
+    };
+    let mut disks: Vec<Disk> =
+        [data.clone(), data.join("pg_wal")].iter().filter_map(|place| disk(place)).collect();
+    // Mostly they are one.
+    disks.dedup_by_key(|disk| disk.free_bytes);
+    disks
+}
+
+impl Follower {
+    /// Mends what hinders replay, as far as that can be: a pause, sessions that it waits for, settings that
+    /// are too low.
+    ///
+    /// # Errors
+    /// When PostgreSQL does not answer, or cannot be started again.
+    pub(super) async fn mend_replay(&self) -> Result<(), Trouble> {
+        let looking = self.instance.clone();
+        let needs = blocking("pg_controldata", move || looking.needs()).await;
+        let needs = needs.map_err(Trouble::new)?.map_err(Trouble::new)?;
+        let mut session = self.instance.session(ANSWER).await.map_err(Trouble::new)?;
+        let vitals = Vitals::ask(&mut session, ANSWER).await.map_err(Trouble::new)?;
+        let Some(replay) = &vitals.replay else { return Ok(()) };
+        let low = preflight::low_settings(&vitals, &needs);
+        if !low.is_empty() {
+            tracing::warn!("{}: the standby is started again with that", low.join("; "));
+            drop(session);
+            return self.restart_standby().await.map_err(Trouble::new);
+        }
+        if replay.paused {
+            tracing::warn!("replay is paused at {}: it is resumed", replay.applied_lsn);
+            Replay::resume(&mut session, ANSWER).await.map_err(Trouble::new)?;
+        }
+        if replay.held {
+            for holder in &replay.holders {
+                tracing::warn!("replay waits for process {} of {}: it is ended", holder.pid, holder.role);
+            }
+            replay.end_holders(&mut session, ANSWER).await.map_err(Trouble::new)?;
+        }
+        Ok(())
+    }
+}
+
+impl Region {
+    /// What is found in this region, which shall lead. What can be mended is, unless it is only to be told:
+    /// and when that does not help, it refuses.
+    pub(super) async fn prepare(&self, mode: Mode, only_tell: bool) -> Vec<Finding> {
+        let cluster = self.owner.cluster();
+        let Some(follower) = cluster.follower() else { return Vec::new() };
+        let look = || async {
+            let facts = facts(&self.instance, Some(&follower), self.config.commit.waits(), &|| true).await;
+            preflight::of_target(&self.own.name, &facts, mode)
+        };
+        let mut findings = look().await;
+        let mends = |findings: &[Finding]| findings.iter().any(|found| found.outcome == Outcome::Mended);
+        if only_tell || !mends(&findings) {
+            return findings;
+        }
+        let since = now();
+        loop {
+            if let Err(e) = follower.mend_replay().await {
+                tracing::warn!("not mended yet: {e}");
+            }
+            sleep(AGAIN).await;
+            findings = look().await;
+            if !mends(&findings) {
+                return findings;
+            }
+            if since.elapsed() >= MENDED {
+                break;
+            }
+        }
+        for found in findings.iter_mut().filter(|found| found.outcome == Outcome::Mended) {
+            found.outcome = Outcome::Refused;
+            found.action = "it could not be mended; see this region's daemon.log and postgresql.log".into();
+        }
+        findings
+    }
+}

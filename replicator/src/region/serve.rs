@@ -1,0 +1,152 @@
+//! What a region's daemon answers peers that were let in, and what it knows of who may ask.
+
+use std::sync::Arc;
+
+use coordination::leadership::Change;
+use proto::messages::control_response::Body as Answer;
+use proto::messages::{
+    ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, RewindOpen, SeedOpen,
+    control_request, open, refusal::Kind,
+};
+use proto::{BatchId, Epoch, Lsn, RegionName};
+use runtime::task::Tasks;
+use tokio_util::sync::CancellationToken;
+use transport::{Connection, Peer, Stream, TransportError};
+
+use super::Region;
+use crate::daemon::authority::Condition;
+use crate::daemon::serve::{Daemon, Door, accept};
+use crate::events::Kind as EventKind;
+use crate::voter::{of_a_voter, wire};
+use crate::zone;
+
+impl Region {
+    /// Answers peers until `stop`, then stops everything in order.
+    pub(super) async fn answer_peers(self: Arc<Self>, stop: CancellationToken) {
+        let tasks = Tasks::new();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept(&self, &self.endpoint, &tasks) => {}
+        }
+        tracing::info!("stopping");
+        self.owner.cluster().stop().await;
+        self.endpoint.close().await;
+        tasks.ended().await;
+    }
+
+    /// Whether `name` coordinates the promotion in progress.
+    async fn coordinates(&self, name: &RegionName) -> Result<(), Refusal> {
+        let coordinates = || self.voter.accepted().promotion.is_some_and(|p| p.coordinator == *name);
+        if !coordinates() {
+            // It was recorded without this region.
+            self.voter.change(&Change::Read).await?;
+        }
+        if coordinates() {
+            return Ok(());
+        }
+        let reason = format!("{name} coordinates no promotion that region {} knows of", self.own.name);
+        Err(Refusal::new(Kind::NotAllowed, reason))
+    }
+}
+
+impl Daemon for Region {
+    fn door(&self) -> &Door {
+        &self.door
+    }
+
+    fn refused(&self, peer: &Peer, refusal: &Refusal) {
+        // That a region is busy, or another epoch is led by now, is a matter of course.
+        if matches!(
+            refusal.kind(),
+            Kind::NotAllowed | Kind::Protocol | Kind::OtherCluster | Kind::OtherSystem
+        ) {
+            let text = format!(
+                "'{peer}': refused by {}, {}; nothing was done for it",
+                self.own.name, refusal.reason
+            );
+            self.journal.note(EventKind::PeerRefused, text);
+        }
+    }
+
+    async fn holds(
+        &self,
+        condition: Condition,
+        name: &RegionName,
+        purpose: &open::Purpose,
+    ) -> Result<(), Refusal> {
+        let no = |why: &str| Err(Refusal::new(Kind::NotAllowed, why));
+        match (condition, purpose) {
+            (Condition::LeadsEpoch, open::Purpose::Replicate(ReplicateOpen { epoch, .. }))
+            | (Condition::LeadsEpoch, open::Purpose::Seed(SeedOpen { epoch, .. }))
+            | (Condition::LeadsEpoch, open::Purpose::Rewind(RewindOpen { epoch, .. })) => {
+                self.owner.admit(name, Epoch(*epoch)).await
+            }
+            (Condition::ShallLead, open::Purpose::Gather(GatherOpen { epoch, .. })) => {
+                // The old primary is shut out then.
+                match self.voter.accepted().promotion {
+                    Some(promotion) if promotion.to == *name && promotion.epoch.0 == *epoch => Ok(()),
+                    _ => no("no promotion in progress makes the asker lead that epoch"),
+                }
+            }
+            (Condition::Coordinates, open::Purpose::Control(request)) => match &request.body {
+                Some(control_request::Body::HandOver(request)) if request.dry_run => Ok(()),
+                _ => self.coordinates(name).await,
+            },
+            (Condition::SameRecord, open::Purpose::Control(request)) => {
+                wire::same_record(request, &self.voter.accepted())
+            }
+            (Condition::LeadsEpoch | Condition::ShallLead, _)
+            | (Condition::Coordinates | Condition::SameRecord, _) => no("this request names no epoch"),
+        }
+    }
+
+    async fn serve(
+        &self,
+        connection: &Connection,
+        purpose: open::Purpose,
+        mut stream: Stream,
+    ) -> Result<(), TransportError> {
+        match purpose {
+            open::Purpose::Replicate(open) => {
+                if let Some(follower) = self.owner.cluster().follower() {
+                    let (epoch, peer) = (Epoch(open.epoch), connection.peer().clone());
+                    let wanted =
+                        || matches!(&peer, Peer::Region(name) if self.owner.still_admits(name, epoch));
+                    follower.replicate(open, stream, wanted).await;
+                }
+                Ok(())
+            }
+            open::Purpose::Seed(open) => {
+                if let Some(follower) = self.owner.cluster().follower() {
+                    follower.seed(open, stream).await;
+                }
+                Ok(())
+            }
+            open::Purpose::Rewind(open) => {
+                if let Some(follower) = self.owner.cluster().follower() {
+                    follower.rewind(open, stream).await;
+                }
+                Ok(())
+            }
+            open::Purpose::Gather(open) => {
+                let wanted = Lsn(open.from_lsn)..Lsn(open.to_lsn);
+                let newest = open.newest.as_ref().map(BatchId::from_message);
+                secondary::gather::serve(&self.volume, wanted, newest, stream).await
+            }
+            open::Purpose::Zone(open) => {
+                let local = self.own.local_copies();
+                zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
+            }
+            open::Purpose::Control(ControlRequest { body: Some(body) }) if of_a_voter(&body) => {
+                let Peer::Region(name) = connection.peer() else { return Ok(()) };
+                let answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
+                stream.send(&ControlResponse { body: Some(answer) }).await?;
+                stream.finish().await;
+                Ok(())
+            }
+            open::Purpose::Control(request) => self.control(request, stream).await,
+            // Only a zone's process is asked for copies.
+            open::Purpose::Copy(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What a daemon says of itself in numbers: one [`table`] of metrics, their values at a moment
+//! ([`snapshot`]), and how they leave.
+//!
+//! Where a value comes from is the daemon's matter; nothing here reads a clock or decides anything.
+
+pub mod otlp;
+pub mod snapshot;
+pub mod table;
+
+pub use snapshot::{Distribution, Snapshot};
+pub use table::{METRICS, Metric};

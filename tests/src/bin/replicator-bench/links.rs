@@ -1,0 +1,382 @@
+//! `replicator-bench links`: one primary and one secondary over an emulated link, under pgbench; and bulk
+//! beside a TCP flow.
+//!
+//! Each congestion controller gets the same links. Lag is what an independent prober sees: a row every 40 ms,
+//! from its commit's return until it is first seen far away; one machine, so one clock.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use proto::messages::{Batch, Open};
+use proto::{ClusterId, RegionName};
+use replicator_tests::wan::{Wan, Weather};
+use replicator_tests::{PATIENCE, now, postgresql, program, text};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::time::Instant;
+use transport::{Authority, Endpoint, Identity, Peer};
+
+/// The controllers, as [`transport::congestion::VARIABLE`] names them.
+const CONTROLLERS: [&str; 3] = ["cubic", "fixed:2097152", "pacing"];
+
+/// Losses, of a million packets.
+const LOSSES_PPM: [u32; 4] = [0, 100, 1000, 10_000];
+
+const PLACES: [&str; 2] = ["us-east", "eu-west"];
+const PROBE_EVERY: Duration = Duration::from_millis(40);
+
+/// Redo over 40 ms and 1000 Mbit/s, then bulk, for each controller; `only` one of them if its number is
+/// given.
+pub fn run(seconds: u64, only: Option<u64>) {
+    let chosen: Vec<&str> = match only.and_then(|n| usize::try_from(n).ok()) {
+        Some(number) => vec![CONTROLLERS[number.min(2)]],
+        None => CONTROLLERS.to_vec(),
+    };
+    println!(
+        "one primary, one secondary; 40 ms one way, 1000 Mbit/s, 50 ms of queue; \
+         pgbench -c 8 -s 20, {seconds} s"
+    );
+    println!(
+        "{:16} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>9}",
+        "controller", "loss %", "p50 ms", "p99 ms", "max ms", "seen", "unseen", "tps"
+    );
+    // Without seconds, there is only bulk.
+    for controller in chosen.iter().filter(|_| seconds > 0) {
+        let site = Site::up(controller);
+        for loss_ppm in LOSSES_PPM {
+            let (mut lags, unseen, tps) = site.measure(loss_ppm, seconds);
+            lags.sort_by(f64::total_cmp);
+            let at = |share: usize| lags.get((lags.len() * share / 100).min(lags.len().saturating_sub(1)));
+            let [p50, p99, max] = [50, 99, 100].map(|share| at(share).copied().unwrap_or(f64::NAN));
+            let loss = f64::from(loss_ppm) / 10_000.0;
+            println!(
+                "{controller:16} {loss:>7} {p50:>8.0} {p99:>8.0} {max:>8.0} {:>7} {unseen:>7} {tps:>9.0}",
+                lags.len()
+            );
+        }
+    }
+    bulk(&chosen);
+}
+
+/// Two regions, each in a place of its own.
+struct Site {
+    wan: Wan,
+    directory: tempfile::TempDir,
+    daemons: Vec<Child>,
+    urls: [String; 2],
+}
+
+impl Site {
+    fn up(controller: &str) -> Site {
+        let wan = Wan::new(2, 1).expect("root, and `ip`");
+        let directory = tempfile::Builder::new().prefix("rpl-links-").tempdir().unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut file = String::from("cluster = \"links\"\n");
+        for (place, region) in PLACES.iter().enumerate() {
+            let (role, address) = (["primary", "secondary"][place], Wan::address(place));
+            file += &format!(
+                "[region.{region}]\nrole = \"{role}\"\nlisten = \"{address}:7401\"\n\
+                 postgres = \"{address}:6401\"\n"
+            );
+        }
+        std::fs::write(directory.path().join("regions.toml"), file).unwrap();
+        let mut site = Site { wan, directory, daemons: Vec::new(), urls: Default::default() };
+        assert!(site.replicator(0, &["certs"]).output().unwrap().status.success());
+        for (place, region) in PLACES.iter().enumerate() {
+            let log = std::fs::File::create(site.directory.path().join(format!("{region}.log"))).unwrap();
+            let mut command = site.replicator(place, &["run", "--region", region]);
+            command.env(transport::congestion::VARIABLE, controller);
+            command.stdout(log.try_clone().unwrap()).stderr(log);
+            site.daemons.push(command.spawn().unwrap());
+        }
+        for (place, region) in PLACES.iter().enumerate() {
+            site.urls[place] = site.url(place, region);
+        }
+        site.until_streams();
+        let mut pgbench = site.wan.command(0, &postgresql("pgbench"));
+        let made = pgbench.args(["-i", "-q", "-s", "20", &site.urls[0]]).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        site.sql("CREATE TABLE probe (id bigint PRIMARY KEY); CHECKPOINT");
+        site.until_streams();
+        site
+    }
+
+    fn replicator(&self, place: usize, arguments: &[&str]) -> Command {
+        let mut command = self.wan.command(place, &program());
+        command.args(arguments).arg("--config").arg(self.directory.path().join("regions.toml"));
+        command.arg("--data").arg(self.directory.path().join("data"));
+        command
+    }
+
+    fn url(&self, place: usize, region: &str) -> String {
+        let begin = now();
+        loop {
+            let output = self.replicator(place, &["url", "--region", region]).output().unwrap();
+            if output.status.success() {
+                return text(&output.stdout).trim().to_owned();
+            }
+            assert!(begin.elapsed() < PATIENCE, "{}", self.logs());
+            wait();
+        }
+    }
+
+    /// Waits until the secondary streams and has all there is.
+    fn until_streams(&self) {
+        let begin = now();
+        loop {
+            let output = self.replicator(0, &["status", "--json"]).output().unwrap();
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let level = |r: &serde_json::Value| r["state"] == "streaming" && r["behind_bytes"] == 0;
+            if status["regions"].as_array().is_some_and(|regions| regions.iter().all(level)) {
+                return;
+            }
+            assert!(begin.elapsed() < 2 * PATIENCE, "{status}\n{}", self.logs());
+            wait();
+        }
+    }
+
+    fn sql(&self, statements: &str) {
+        let mut psql = self.wan.command(0, &postgresql("psql"));
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &self.urls[0]]);
+        psql.args(statements.split(';').flat_map(|statement| ["-c", statement]));
+        assert!(psql.stdout(Stdio::null()).status().unwrap().success());
+    }
+
+    /// Lags in milliseconds, rows that were not seen at the end, and transactions a second.
+    fn measure(&self, loss_ppm: u32, seconds: u64) -> (Vec<f64>, usize, f64) {
+        self.sql("TRUNCATE probe; CHECKPOINT");
+        self.until_streams();
+        self.wan.change_all(|w| *w = link(1000, 40_000, 50_000, loss_ppm));
+        let begin = now();
+        let [writer, reader] = self.urls.clone();
+        let end = begin + Duration::from_secs(seconds);
+        let mut pgbench = self.wan.command(0, &postgresql("pgbench"));
+        pgbench.args(["-c", "8", "-j", "2", "-T", &seconds.to_string(), &self.urls[0]]);
+        let (committed, seen, output) = std::thread::scope(|scope| {
+            let committed = scope.spawn(|| self.wan.within(0, move || in_place(write(writer, end))).unwrap());
+            // What is late by two seconds at the end counts as unseen.
+            let seen = scope.spawn(|| {
+                self.wan.within(1, move || in_place(read(reader, end + Duration::from_secs(2)))).unwrap()
+            });
+            let output = pgbench.output().unwrap();
+            (committed.join().unwrap(), seen.join().unwrap(), output)
+        });
+        self.wan.change_all(|w| *w = Weather::default());
+        let report = text(&output.stdout);
+        let tps = report.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+        let mut lags = Vec::new();
+        let mut unseen = 0;
+        for (id, at) in committed.iter().enumerate() {
+            match seen.iter().find(|(newest, _)| *newest >= i64::try_from(id).unwrap()) {
+                Some((_, first)) => lags.push(first.saturating_duration_since(*at).as_secs_f64() * 1000.0),
+                None => unseen += 1,
+            }
+        }
+        (lags, unseen, tps.unwrap_or_else(|| panic!("{report}{}", text(&output.stderr))))
+    }
+
+    fn logs(&self) -> String {
+        PLACES
+            .map(|region| {
+                std::fs::read_to_string(self.directory.path().join(format!("{region}.log")))
+                    .unwrap_or_default()
+            })
+            .join("\n---\n")
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        use nix::sys::signal::{Signal, kill};
+        for daemon in &mut self.daemons {
+            // `ip netns exec` becomes the program.
+            let _ = kill(nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).unwrap()), Signal::SIGTERM);
+        }
+        for daemon in &mut self.daemons {
+            let _ = daemon.wait();
+        }
+    }
+}
+
+fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
+    Weather {
+        delay_us,
+        loss_ppm,
+        rate: Some(mbit * 1_000_000),
+        queue_bytes: mbit * queue_us / 8,
+        ..Weather::default()
+    }
+}
+
+fn in_place<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// A row every 40 ms; when each commit returned.
+async fn write(url: String, end: Instant) -> Vec<Instant> {
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let mut committed = Vec::new();
+    let mut ticks = tokio::time::interval(PROBE_EVERY);
+    while now() < end {
+        ticks.tick().await;
+        let id = i64::try_from(committed.len()).unwrap();
+        sqlx::query("INSERT INTO probe VALUES ($1)").bind(id).execute(&mut connection).await.unwrap();
+        committed.push(now());
+    }
+    committed
+}
+
+/// The newest row each time it is another one, and when it was seen first.
+async fn read(url: String, end: Instant) -> Vec<(i64, Instant)> {
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    connection.execute("SET statement_timeout = 0").await.unwrap();
+    let mut seen: Vec<(i64, Instant)> = Vec::new();
+    while now() < end {
+        let newest: Option<i64> =
+            sqlx::query_scalar("SELECT max(id) FROM probe").fetch_one(&mut connection).await.unwrap_or(None);
+        if let Some(newest) = newest.filter(|n| seen.last().is_none_or(|(last, _)| last < n)) {
+            seen.push((newest, now()));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    seen
+}
+
+fn wall() -> time::OffsetDateTime {
+    time::OffsetDateTime::now_utc()
+}
+
+fn wait() {
+    in_place(tokio::time::sleep(Duration::from_millis(200)));
+}
+
+/// Bulk over 400 Mbit/s at 1 %, and beside one TCP CUBIC flow over a clean 100 Mbit/s.
+fn bulk(controllers: &[&str]) {
+    println!(
+        "\nbulk, 40 ms one way, 50 ms of queue (beside TCP 100 ms); 20 s, the first 5 not counted in Mbit/s; \
+         queue: what packets waited at the bottleneck"
+    );
+    println!(
+        "{:16} {:24} {:>10} {:>8} {:>10} {:>10} {:>10}",
+        "controller", "link", "Mbit/s", "TCP", "queue p50", "queue p99", "lost %"
+    );
+    for controller in controllers {
+        for (name, weather, beside, from) in [
+            ("loopback", Weather::default(), false, 1),
+            ("400 Mbit/s, 1 %", link(400, 40_000, 50_000, 10_000), false, 0),
+            ("100 Mbit/s, beside TCP", link(100, 40_000, 100_000, 0), true, 0),
+        ] {
+            let sent = Bulk::run(controller, &weather, beside, from);
+            println!(
+                "{controller:16} {name:24} {:>10.0} {:>8.0} {:>7} ms {:>7} ms {:>10.2}",
+                sent.mbit, sent.tcp_mbit, sent.queue_ms[0], sent.queue_ms[1], sent.lost_percent
+            );
+        }
+    }
+}
+
+struct Bulk {
+    mbit: f64,
+    tcp_mbit: f64,
+    queue_ms: [u64; 2],
+    lost_percent: f64,
+}
+
+impl Bulk {
+    /// Runs this program again for each end: they have processes of their own, as regions do.
+    fn run(controller: &str, weather: &Weather, beside: bool, from: usize) -> Bulk {
+        let wan = Wan::new(2, 2).expect("root, and `ip`");
+        let directory = tempfile::tempdir().unwrap();
+        let ca = Authority::create(&directory.path().join("ca"), "bulk", ClusterId([2; 16]), wall()).unwrap();
+        for region in PLACES {
+            let peer = Peer::Region(region.parse::<RegionName>().unwrap());
+            ca.issue(&directory.path().join(region), &peer, wall(), time::Duration::days(1)).unwrap();
+        }
+        wan.change_all(|w| *w = weather.clone());
+        let own = std::env::current_exe().unwrap();
+        let end = |place: usize, region: usize, what: &str| {
+            let mut command = wan.command(place, &own);
+            command.arg(what).env("BULK_IDENTITY", directory.path().join(PLACES[region]));
+            command.env(transport::congestion::VARIABLE, controller).stdout(Stdio::piped()).spawn().unwrap()
+        };
+        let receiver = end(1, 1, "bulk-receiver");
+        wait();
+        let sender = end(from, 0, "bulk-sender");
+        let tcp = beside.then(|| tcp(&wan));
+        let output = receiver.wait_with_output().unwrap();
+        let _ = sender.wait_with_output();
+        let waits = wan.take_waits_us(0, 1);
+        let carried = wan.carried(0, 1);
+        let rank = |share: usize| waits.get(waits.len() * share / 100).map_or(0, |us| us / 1000);
+        Bulk {
+            mbit: text(&output.stdout).trim().parse().unwrap_or(0.0),
+            tcp_mbit: tcp.map_or(0.0, |tcp| tcp.join().unwrap()),
+            queue_ms: [rank(50), rank(99)],
+            lost_percent: (carried.lost + carried.dropped) as f64 * 100.0 / carried.packets.max(1) as f64,
+        }
+    }
+}
+
+/// What a bulk end does: sends for 20 s, or receives and prints Mbit/s of all but the first 5 s.
+pub fn bulk_end(sends: bool) {
+    let identity = Identity::load(&PathBuf::from(std::env::var_os("BULK_IDENTITY").unwrap())).unwrap();
+    let address = SocketAddr::from((Wan::address(1), 7500));
+    in_place(async move {
+        if sends {
+            let endpoint = Endpoint::bind(None, &identity).unwrap();
+            let region = PLACES[1].parse::<RegionName>().unwrap();
+            let connection = endpoint.connect(address, &region, PATIENCE).await.unwrap();
+            let mut stream = connection.open_stream(&Open::default()).await.unwrap();
+            let batch = Batch { payload: vec![7; 256 << 10].into(), ..Batch::default() };
+            let begin = now();
+            while begin.elapsed() < Duration::from_secs(20) && stream.send(&batch).await.is_ok() {}
+            endpoint.close().await;
+        } else {
+            let endpoint = Endpoint::bind(Some(address), &identity).unwrap();
+            let connection = endpoint.accept().await.unwrap();
+            let mut stream = connection.accept_stream().await.unwrap();
+            let _: Option<Open> = stream.receive(1 << 20).await.unwrap();
+            let (begin, mut bytes, mut last) = (now(), 0, now());
+            while let Ok(Some(batch)) = stream.receive::<Batch>(1 << 20).await {
+                last = now();
+                if begin.elapsed() > Duration::from_secs(5) {
+                    bytes += batch.payload.len();
+                }
+            }
+            let seconds = last.duration_since(begin).as_secs_f64() - 5.0;
+            println!("{:.1}", bytes as f64 * 8.0 / seconds / 1e6);
+        }
+    });
+}
+
+/// One TCP flow with the kernel's CUBIC, for 20 s: Mbit/s of all but the first 5 s.
+fn tcp(wan: &Wan) -> std::thread::JoinHandle<f64> {
+    use std::io::{Read, Write};
+    let address = SocketAddr::from((Wan::address(1), 7600));
+    let listener = wan.within(1, move || TcpListener::bind(address).unwrap()).unwrap();
+    let mut sender = wan.within(0, move || TcpStream::connect(address).unwrap()).unwrap();
+    let (mut receiver, _) = listener.accept().unwrap();
+    let begin = now();
+    let work = move || {
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let chunk = vec![7; 64 << 10];
+                while begin.elapsed() < Duration::from_secs(20) && sender.write_all(&chunk).is_ok() {}
+            });
+            let (mut bytes, mut buffer) = (0, vec![0; 256 << 10]);
+            while let Ok(length) = receiver.read(&mut buffer) {
+                if length == 0 || begin.elapsed() > Duration::from_secs(20) {
+                    break;
+                }
+                if begin.elapsed() > Duration::from_secs(5) {
+                    bytes += length;
+                }
+            }
+            bytes as f64 * 8.0 / 15.0 / 1e6
+        })
+    };
+    #[allow(clippy::disallowed_methods, reason = "its owner joins it")]
+    std::thread::spawn(work)
+}

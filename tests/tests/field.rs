@@ -1,0 +1,243 @@
+//! What goes wrong in the field: paused and held replay, settings that differ, archives that hang, processes
+//! that are frozen.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use replicator_tests::{Cluster, text, until};
+use sqlx::{Connection, Executor, PgConnection};
+
+/// What a dry run found: kind, region and outcome of each, and whether it would begin.
+fn found(cluster: &Cluster, to: &str, mode: &str) -> (Vec<String>, bool) {
+    let output = cluster.run(&["promote", "--region", to, "--mode", mode, "--dry-run", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {} {}", text(&output.stdout), text(&output.stderr)));
+    let of = |found: &serde_json::Value| {
+        let word = |key: &str| found[key].as_str().unwrap().to_owned();
+        format!("{} {} {}", word("kind"), word("region"), word("outcome"))
+    };
+    (said["findings"].as_array().unwrap().iter().map(of).collect(), output.status.success())
+}
+
+async fn count(connection: &mut PgConnection) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(connection).await.unwrap()
+}
+
+/// The state and the detail that `status` has for a region, as any daemon tells it.
+fn row(cluster: &Cluster, region: &str) -> (String, String) {
+    let status = cluster.status();
+    let rows = status["regions"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["name"] == region).unwrap();
+    let prefix = format!("{region}: ");
+    let notes =
+        status["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str()?.strip_prefix(&prefix));
+    (row["state"].as_str().unwrap().to_owned(), notes.collect::<Vec<_>>().join("; "))
+}
+
+/// A child of a region's postmaster whose title has `word`.
+fn child(cluster: &Cluster, region: &str, word: &str) -> Pid {
+    let output = std::process::Command::new("ps")
+        .args(["-o", "pid=,args=", "--ppid", &cluster.postmaster(region).to_string()])
+        .output()
+        .unwrap();
+    let listed = text(&output.stdout);
+    let line = listed.lines().find(|line| line.contains(word)).unwrap();
+    Pid::from_raw(line.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_that_is_paused_or_held_by_a_query_is_told_and_mended() {
+    let cluster = Cluster::new(2);
+    let text = std::fs::read_to_string(cluster.file()).unwrap();
+    let settings =
+        "[postgresql.settings]\nmax_standby_streaming_delay = \"-1\"\nstatement_timeout = \"100ms\"\n";
+    std::fs::write(cluster.file(), text + settings).unwrap();
+    cluster.start();
+    let mut writer = cluster.connect("us-east").await;
+    writer.execute("CREATE TABLE t (n int)").await.unwrap();
+    writer.execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+    cluster.until_level().await;
+    // Redo that takes away what a transaction on the standby still sees.
+    let mut reader = cluster.connect("eu-west").await;
+    let mut transaction = reader.begin().await.unwrap();
+    transaction.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    assert_eq!(count(&mut transaction).await, 1000);
+    writer.execute("DELETE FROM t").await.unwrap();
+    writer.execute("VACUUM t").await.unwrap();
+    until("it is seen that replay is held", || async {
+        row(&cluster, "eu-west").1.contains("replay waits for a session: process")
+    })
+    .await;
+    let (findings, begins) = found(&cluster, "eu-west", "switchover");
+    assert!(begins && findings.contains(&"replay_held eu-west mended".to_owned()), "{findings:?}");
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    assert!(transaction.execute("SELECT 1").await.is_err(), "the session was ended");
+    // A pause, and a failover: the region that is lost cannot be asked.
+    cluster.until_level().await;
+    cluster.connect("ap-northeast").await.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    cluster.connect("eu-west").await.execute("INSERT INTO t VALUES (7)").await.unwrap();
+    let (findings, begins) = found(&cluster, "ap-northeast", "failover");
+    assert!(begins && findings.contains(&"replay_paused ap-northeast mended".to_owned()), "{findings:?}");
+    cluster.kill("eu-west", true).await;
+    let _ = cluster.printed(&["promote", "--region", "ap-northeast", "--mode", "failover"]);
+    assert_eq!(count(&mut cluster.connect("ap-northeast").await).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_gets_the_settings_that_the_writers_redo_asks_for() {
+    let cluster = Cluster::up(2);
+    cluster.connect("us-east").await.execute("CREATE TABLE t (n int)").await.unwrap();
+    cluster.connect("us-east").await.execute("ALTER SYSTEM SET max_connections = 150").await.unwrap();
+    kill(cluster.postmaster("us-east"), Signal::SIGINT).unwrap();
+    // Each standby pauses at the record that says so, and is started again with it.
+    for region in ["us-east", "eu-west", "ap-northeast"] {
+        until("the setting has arrived", || async {
+            let mut connection = cluster.connect(region).await;
+            let shown =
+                sqlx::query_scalar::<_, String>("SHOW max_connections").fetch_one(&mut connection).await;
+            shown.is_ok_and(|value| value == "150")
+        })
+        .await;
+    }
+    cluster.connect("us-east").await.execute("INSERT INTO t SELECT generate_series(1, 10)").await.unwrap();
+    cluster.kill("us-east", true).await;
+    let _ = cluster.printed(&["promote", "--region", "eu-west", "--mode", "failover"]);
+    assert_eq!(count(&mut cluster.connect("eu-west").await).await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archiver_that_hangs_neither_stops_a_switchover_nor_is_waited_for() {
+    let cluster = Cluster::new(1);
+    cluster.add_witness("w");
+    let hang = cluster.file().with_file_name("hang");
+    let command = format!("test ! -e {} || sleep 300", hang.display());
+    let settings = format!("[postgresql.settings]\narchive_mode = \"on\"\narchive_command = \"{command}\"\n");
+    let text = std::fs::read_to_string(cluster.file()).unwrap();
+    std::fs::write(cluster.file(), text + &settings).unwrap();
+    cluster.start();
+    cluster.connect("us-east").await.execute("CREATE TABLE t (n int)").await.unwrap();
+    cluster.until_level().await;
+    std::fs::write(&hang, "").unwrap();
+    let switch = "SELECT pg_switch_wal()";
+    cluster.connect("us-east").await.execute("INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.connect("us-east").await.execute(switch).await.unwrap();
+    // The queue is young: its last record is what a hand-over waits for, and not the archiver.
+    cluster.until_level_enough("eu-west").await;
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    // One that does not move is told before anything is touched.
+    let mut writer = cluster.connect("eu-west").await;
+    writer.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    writer.execute(switch).await.unwrap();
+    cluster.until_streams("us-east").await;
+    until("the queue is seen", || async {
+        found(&cluster, "us-east", "switchover").0.contains(&"archive_queue eu-west refused".to_owned())
+    })
+    .await;
+    let before = cluster.postmaster("eu-west");
+    let refused = cluster.run(&["promote", "--region", "us-east"]);
+    assert!(
+        !refused.status.success() && replicator_tests::text(&refused.stderr).contains("Nothing was changed")
+    );
+    assert_eq!((cluster.postmaster("eu-west"), count(&mut writer).await), (before, 2));
+    std::fs::remove_file(&hang).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_frozen_is_not_taken_for_alive() {
+    let cluster = Cluster::up(2);
+    cluster.expect(&["this region does not lead any more"]);
+    cluster.connect("us-east").await.execute("CREATE TABLE t (n int)").await.unwrap();
+    cluster.until_level().await;
+    // A standby's replay alone.
+    let startup = child(&cluster, "ap-northeast", "startup");
+    kill(startup, Signal::SIGSTOP).unwrap();
+    cluster.connect("us-east").await.execute("INSERT INTO t VALUES (1)").await.unwrap();
+    until("the standby's replay is told", || async {
+        let told = row(&cluster, "ap-northeast").1;
+        told.contains("has applied nothing for")
+            && told.contains("stopped by a signal: postgres: ap-northeast: startup")
+    })
+    .await;
+    let (findings, begins) = found(&cluster, "ap-northeast", "failover");
+    assert!(!begins && findings.contains(&"process_frozen ap-northeast refused".to_owned()), "{findings:?}");
+    kill(startup, Signal::SIGCONT).unwrap();
+    cluster.until_level().await;
+    // The primary's postmaster: clients get no answer, while everything else goes on.
+    let postmaster = cluster.postmaster("us-east");
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    until("the primary's silence is told", || async {
+        let (state, told) = row(&cluster, "us-east");
+        state == "silent" && told.contains("PostgreSQL does not answer for")
+    })
+    .await;
+    let (findings, begins) = found(&cluster, "eu-west", "switchover");
+    assert!(!begins && findings.contains(&"postgresql_silent us-east refused".to_owned()), "{findings:?}");
+    // It obeys no signal but one.
+    let _ = cluster.printed(&["promote", "--region", "eu-west", "--mode", "failover"]);
+    assert_eq!(count(&mut cluster.connect("eu-west").await).await, 1);
+    cluster.until_level().await;
+    assert_ne!(cluster.postmaster("us-east"), postmaster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_users_set_is_honoured_and_what_undoes_promises_is_told() {
+    let cluster = Cluster::new(1);
+    cluster.add_witness("w");
+    cluster.configure_region("eu-west", "settings = { work_mem = \"3MB\" }");
+    let text = std::fs::read_to_string(cluster.file()).unwrap();
+    let settings = "[postgresql]\nhba = [\"host all stranger all reject\"]\n\
+         settings = { wal_level = \"logical\", max_wal_senders = 30, max_connections = 12, work_mem = \"2MB\" }\n";
+    std::fs::write(cluster.file(), text + settings).unwrap();
+    let _ = cluster.printed(&["check"]);
+    cluster.start();
+    let mut writer = cluster.connect("us-east").await;
+    for (region, work_mem) in [("us-east", "2MB"), ("eu-west", "3MB")] {
+        let asked = "SELECT current_setting('wal_level') || ' ' || current_setting('max_wal_senders') || ' ' \
+             || current_setting('work_mem')";
+        let shown: String =
+            sqlx::query_scalar(asked).fetch_one(&mut cluster.connect(region).await).await.unwrap();
+        assert_eq!(shown, format!("logical 30 {work_mem}"));
+        let url = cluster.printed(&["url", "--region", region]).replace("postgres:", "stranger:");
+        let refused = PgConnection::connect(&url).await.unwrap_err().to_string();
+        assert!(refused.contains("pg_hba.conf rejects connection"), "{refused}");
+    }
+    writer.execute("CREATE TABLE t (n int)").await.unwrap();
+    writer.execute("SELECT pg_create_physical_replication_slot('backup', true)").await.unwrap();
+    writer.execute("CREATE ROLE hasty").await.unwrap();
+    writer.execute("ALTER ROLE hasty SET synchronous_commit = off").await.unwrap();
+    until("both are told", || async {
+        let told = row(&cluster, "us-east").1;
+        told.contains("slot backup (physical, nobody reads from it) holds back")
+            && told.contains("commits do not wait for role hasty")
+    })
+    .await;
+    // Every connection that clients may have is taken: Replicator's own sessions do not need one.
+    cluster.until_level().await;
+    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let mut taken = Vec::new();
+    while let Ok(connection) = PgConnection::connect(&url).await {
+        taken.push(connection);
+    }
+    let (findings, begins) = found(&cluster, "eu-west", "switchover");
+    assert!(begins && findings.contains(&"connections us-east told".to_owned()), "{findings:?}");
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    for (whose, standby) in [("--writer", "f"), ("--reader", "t")] {
+        let url = cluster.printed(&["url", whose]);
+        assert!(url.contains("connect_timeout=3&tcp_user_timeout="), "{url}");
+        let mut psql = std::process::Command::new(replicator_tests::postgresql("psql"));
+        let asked = psql.args(["-XAtqc", "SELECT pg_is_in_recovery()", "-d", &url]).output().unwrap();
+        assert_eq!(replicator_tests::text(&asked.stdout).trim(), standby, "{asked:?}");
+    }
+    let wrong =
+        std::fs::read_to_string(cluster.file()).unwrap().replace("work_mem = \"2MB\"", "wrok_mem = \"2MB\"");
+    let file = cluster.file().with_file_name("wrong.toml");
+    std::fs::write(&file, wrong).unwrap();
+    let mut check = std::process::Command::new(replicator_tests::program());
+    let check = check.args(["check", "--config"]).arg(&file).output().unwrap();
+    let said = replicator_tests::text(&check.stderr);
+    assert!(
+        !check.status.success() && said.contains("unrecognized configuration parameter \"wrok_mem\""),
+        "{said}"
+    );
+}

@@ -1,0 +1,268 @@
+//! What differs between PostgreSQL's major versions, with those that are here: `scripts/majors.sh` brings
+//! some, and `REPLICATOR_TEST_POSTGRES` says which one the tests run with. A test that needs another than
+//! there is says so, and ends.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::process::Command;
+
+use postgres::backup::base_backup::BackupEvent;
+use postgres::installation::Installation;
+use postgres::major::LogicalSlots;
+use postgres::protocol::client::{ClientError, ConnectOptions, ReplicationClient};
+use postgres::sockets::socket_dir_for;
+use replicator::layout::make_passable;
+use replicator_tests::{Cluster, bin_dir, installation, text, until};
+use sqlx::{Connection, Executor, PgConnection};
+
+/// What `status` has for a region: its state, and the notes on it.
+fn row(cluster: &Cluster, region: &str) -> (String, String) {
+    let output = cluster.run(&["status", "--json"]);
+    let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+        return <_>::default();
+    };
+    let rows = status["regions"].as_array().unwrap();
+    let state =
+        rows.iter().find(|row| row["name"] == region).map(|row| row["state"].as_str().unwrap().to_owned());
+    let notes = status["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str());
+    let notes: Vec<&str> = notes.filter(|note| note.starts_with(region)).collect();
+    (state.unwrap_or_default(), notes.join("; "))
+}
+
+/// Data go on only with the major version that made them: a region that has another one only is refused, with
+/// what to do, by `check`, by `up`, by the shipper and by a promotion. One that has both takes the one of the
+/// data, not the newest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_with_another_major_is_told_what_to_do_and_one_with_both_takes_that_of_the_data() {
+    let (other, usual) = (installation(), Installation::find(None).unwrap());
+    if bin_dir().is_none() || other.major <= usual.major {
+        eprintln!(
+            "not run: two majors are needed, the one of REPLICATOR_TEST_POSTGRES newer than the one that is installed"
+        );
+        return;
+    }
+    let cluster = Cluster::new(1);
+    let written = std::fs::read_to_string(cluster.file()).unwrap();
+    let line = |directory: &std::path::Path| format!("bin_dir = \"{}\"\n", directory.display());
+    let (theirs, ours) = (line(&other.bin_dir), line(&usual.bin_dir));
+    // The primary's comes first in the file.
+    let apart = written.replacen(&theirs, &ours, 1);
+    std::fs::write(cluster.file(), &apart).unwrap();
+    for command in [&["check"][..], &["up", "--detach"]] {
+        let refused = cluster.run(command);
+        let said = text(&refused.stderr);
+        assert!(!refused.status.success(), "{command:?}");
+        let (major, version) = (usual.major, &other.version);
+        for wanted in [
+            format!("region eu-west: only PostgreSQL {version} is there for it"),
+            format!("us-east is of PostgreSQL {major}"),
+            format!("Install PostgreSQL {major}, or name its directory as `bin_dir`"),
+        ] {
+            assert!(said.contains(&wanted), "{command:?}: {wanted} is not in {said}");
+        }
+    }
+    // Each on a machine of its own, where nobody sees both.
+    let _ = cluster.printed(&["certs"]);
+    for region in ["us-east", "eu-west"] {
+        make_passable(&cluster.region(region)).unwrap();
+        cluster.start_region(region);
+    }
+    let wanted = format!("Install PostgreSQL {} there, or name its directory as `bin_dir`", usual.major);
+    until("the region is refused with what to do", || async {
+        let (state, notes) = row(&cluster, "eu-west");
+        state == "refused" && notes.contains(&wanted)
+    })
+    .await;
+    let refused = cluster.run(&["promote", "--region", "eu-west", "--dry-run"]);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    cluster.connect("us-east").await.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
+    // Both majors are found there now, and the newest is not the one of the data.
+    cluster.kill("eu-west", true).await;
+    std::fs::write(cluster.file(), apart.replace(&theirs, "")).unwrap();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let both =
+        std::env::join_paths(std::iter::once(other.bin_dir.clone()).chain(std::env::split_paths(&path)));
+    cluster.start_region_with("eu-west", &[("PATH", both.unwrap())]);
+    cluster.until_streams("eu-west").await;
+    cluster.until_level().await;
+    let counted = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM t");
+    assert_eq!(counted.fetch_one(&mut cluster.connect("eu-west").await).await.unwrap(), 1);
+    let version = std::fs::read_to_string(cluster.region("eu-west").join("pgdata/PG_VERSION")).unwrap();
+    assert_eq!(version.trim(), usual.major.to_string());
+}
+
+/// A base backup's answer names tablespaces in every major, and a seed of a writer that has some is refused
+/// with what to do. Once they are gone it comes by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_of_a_writer_with_tablespaces_is_refused_until_they_are_gone() {
+    let cluster = Cluster::up(1);
+    cluster.expect(&["tablespaces besides the default ones"]);
+    let account = postgres::instance::account::Account::resolve(None).unwrap();
+    let place = cluster.file().with_file_name("elsewhere");
+    account.make_private(&place).unwrap();
+    let mut primary = cluster.connect("us-east").await;
+    let make = format!("CREATE TABLESPACE elsewhere LOCATION '{}'", place.display());
+    primary.execute(sqlx::AssertSqlSafe(make)).await.unwrap();
+    let options = ConnectOptions {
+        socket_dir: socket_dir_for(&cluster.region("us-east")),
+        port: cluster
+            .printed(&["url", "--region", "us-east"])
+            .parse::<sqlx::postgres::PgConnectOptions>()
+            .unwrap()
+            .get_port(),
+        user: "postgres".into(),
+        application_name: "test".into(),
+        major: installation().major,
+    };
+    let backup = ReplicationClient::connect(&options).await.unwrap().base_backup("test").await;
+    assert!(matches!(backup, Err(ClientError::Tablespaces(1))), "{backup:?}");
+    let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
+    until("the seed is refused", || async {
+        row(&cluster, "eu-west").1.contains("Move their tables to pg_default")
+    })
+    .await;
+    primary.execute("DROP TABLESPACE elsewhere").await.unwrap();
+    primary.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
+    cluster.until_streams("eu-west").await;
+    cluster.assert_identical().await;
+    // And what a base backup of it answers is understood to its end.
+    let mut backup = ReplicationClient::connect(&options).await.unwrap().base_backup("test").await.unwrap();
+    let mut bytes = 0;
+    let end_lsn = loop {
+        match backup.next().await.unwrap() {
+            BackupEvent::Data(data) => bytes += data.len(),
+            BackupEvent::End { end_lsn } => break end_lsn,
+        }
+    };
+    assert!(end_lsn > backup.start_lsn && bytes > 10_000_000, "{end_lsn}, {bytes} bytes");
+}
+
+/// From 17 on a trigger of the user's may turn sessions away at login. The product's own are not meant:
+/// status, a switchover and a rehearsal work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_trigger_does_not_shut_the_daemons_out() {
+    if installation().major.0 < 17 {
+        eprintln!("not run: there are no login triggers before PostgreSQL 17");
+        return;
+    }
+    let cluster = Cluster::up(1);
+    let mut primary = cluster.connect("us-east").await;
+    let make = "CREATE FUNCTION turn_away() RETURNS event_trigger LANGUAGE plpgsql AS \
+                $$ BEGIN IF current_setting('application_name') <> 'welcome' THEN RAISE 'not you'; END IF; END $$; \
+                CREATE EVENT TRIGGER doorman ON login EXECUTE FUNCTION turn_away(); ALTER EVENT TRIGGER doorman ENABLE ALWAYS";
+    primary.execute(make).await.unwrap();
+    cluster.until_level().await;
+    for region in ["us-east", "eu-west"] {
+        let url = cluster.printed(&["url", "--region", region]);
+        let away = PgConnection::connect(&url).await.unwrap_err().to_string();
+        assert!(away.contains("not you"), "{away}");
+        let welcome = format!("{url}{}application_name=welcome", if url.contains('?') { '&' } else { '?' });
+        PgConnection::connect(&welcome).await.unwrap();
+    }
+    let drill = cluster.run(&["drill", "--region", "eu-west"]);
+    assert!(drill.status.success(), "{}{}", text(&drill.stdout), text(&drill.stderr));
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    cluster.until_streams("us-east").await;
+    assert_eq!(cluster.status()["primary"], "eu-west");
+}
+
+/// The rows that the consumer of slot `cdc` is told of, and confirms.
+async fn consumed(connection: &mut PgConnection) -> i64 {
+    let asked = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('cdc', NULL, NULL, 'proto_version', '1', 'publication_names', 'p') \
+                 WHERE get_byte(data, 0) = ascii('I')";
+    sqlx::query_scalar(asked).fetch_one(connection).await.unwrap()
+}
+
+/// A logical slot is named before a promotion, with its consumer's position. From 16 on the new primary goes
+/// on with one of that name which it had as a standby: nothing is missing, nothing comes twice. In 15 there
+/// can be none, and the old primary's is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_slots_are_told_before_a_promotion_and_go_on_where_the_standby_has_them() {
+    let goes_on = installation().major.logical_slots() == LogicalSlots::OfTheStandby;
+    let cluster = Cluster::new(1);
+    cluster.configure("postgresql.settings = { wal_level = \"logical\" }\n");
+    cluster.start();
+    let mut primary = cluster.connect("us-east").await;
+    let make = "CREATE TABLE t (n int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t";
+    primary.execute(make).await.unwrap();
+    primary.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')").await.unwrap();
+    cluster.until_level().await;
+    let mut standby = cluster.connect("eu-west").await;
+    let make = standby.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')");
+    if goes_on {
+        // The standby waits for a list of the transactions that run, which a busy writer logs by itself every
+        // 15 s.
+        let mut make = std::pin::pin!(make);
+        while tokio::time::timeout(std::time::Duration::from_millis(200), &mut make)
+            .await
+            .map(Result::unwrap)
+            .is_err()
+        {
+            primary.execute("SELECT pg_log_standby_snapshot()").await.unwrap();
+        }
+    } else {
+        let refused = make.await.unwrap_err().to_string();
+        assert!(refused.contains("recovery"), "{refused}");
+    }
+    primary.execute("INSERT INTO t SELECT generate_series(1, 3)").await.unwrap();
+    assert_eq!(consumed(&mut primary).await, 3);
+    let confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'cdc'";
+    let confirmed: String = sqlx::query_scalar(confirmed).fetch_one(&mut primary).await.unwrap();
+    primary.execute("INSERT INTO t SELECT generate_series(4, 5)").await.unwrap();
+    cluster.until_level().await;
+    if goes_on {
+        let advance = format!("SELECT pg_replication_slot_advance('cdc', '{confirmed}')");
+        standby.execute(sqlx::AssertSqlSafe(advance)).await.unwrap();
+    }
+    let dry = cluster.printed(&["promote", "--region", "eu-west", "--dry-run", "--json"]);
+    for wanted in [
+        "logical slot cdc (pgoutput of database postgres, nobody reads from it)".to_owned(),
+        format!("confirmed redo up to {confirmed}"),
+        if goes_on { "goes on from there once this region leads".into() } else { "begins anew there".into() },
+    ] {
+        assert!(dry.contains(&wanted), "{wanted} is not in {dry}");
+    }
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    let mut primary = cluster.connect("eu-west").await;
+    primary.execute("INSERT INTO t VALUES (6)").await.unwrap();
+    if goes_on {
+        assert_eq!(
+            consumed(&mut primary).await,
+            3,
+            "what was written after the consumer's last word, by both primaries"
+        );
+        return;
+    }
+    cluster.until_streams("us-east").await;
+    for region in &cluster.regions {
+        let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'";
+        let slots: i64 =
+            sqlx::query_scalar(slots).fetch_one(&mut cluster.connect(region).await).await.unwrap();
+        assert_eq!(slots, 0, "{region}");
+    }
+}
+
+/// The directory of programs must be one that PostgreSQL's account can use; where it is not, that is said,
+/// not what some program makes of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_the_account_may_not_run_are_told() {
+    use std::os::unix::fs::PermissionsExt;
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("not run: only root runs PostgreSQL as another account");
+        return;
+    }
+    let hidden = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(hidden.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let bin = hidden.path().join("bin");
+    std::os::unix::fs::symlink(installation().bin_dir, &bin).unwrap();
+    let cluster = Cluster::new(1);
+    let written = std::fs::read_to_string(cluster.file()).unwrap();
+    let kept = written.lines().filter(|line| !line.starts_with("bin_dir"));
+    let kept: String = kept.map(|line| format!("{line}\n")).collect();
+    let named = kept.replace("role =", &format!("bin_dir = \"{}\"\nrole =", bin.display()));
+    std::fs::write(cluster.file(), named).unwrap();
+    let mut check = Command::new(replicator_tests::program());
+    let check = check.args(["check", "--config"]).arg(cluster.file()).output().unwrap();
+    let said = text(&check.stderr);
+    assert!(!check.status.success() && said.contains("may not run") && said.contains("bin_dir"), "{said}");
+}

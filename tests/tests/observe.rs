@@ -1,0 +1,241 @@
+//! What monitoring is told, by real regions: over HTTP, and to an OTLP server in this process.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use opentelemetry_proto::tonic::collector::metrics::v1 as metrics;
+use opentelemetry_proto::tonic::collector::trace::v1 as traces;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use replicator_tests::{Cluster, free_port, now, until};
+use runtime::task::Task;
+use telemetry::METRICS;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::{Request, Response, Status};
+
+/// What the collector was sent.
+#[derive(Debug, Clone, Default)]
+struct Collector {
+    names: Arc<Mutex<BTreeSet<String>>>,
+    spans: Arc<Mutex<Vec<Span>>>,
+}
+
+#[tonic::async_trait]
+impl metrics::metrics_service_server::MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<metrics::ExportMetricsServiceRequest>,
+    ) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
+        let scopes = request.into_inner().resource_metrics.into_iter().flat_map(|of| of.scope_metrics);
+        let names = scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name);
+        self.names.lock().unwrap().extend(names);
+        Ok(Response::new(metrics::ExportMetricsServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl traces::trace_service_server::TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<traces::ExportTraceServiceRequest>,
+    ) -> Result<Response<traces::ExportTraceServiceResponse>, Status> {
+        let scopes = request.into_inner().resource_spans.into_iter().flat_map(|of| of.scope_spans);
+        self.spans.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
+        Ok(Response::new(traces::ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    /// Takes what is sent to `port`, until the task is dropped.
+    fn serve(&self, port: u16) -> Task<()> {
+        let server = tonic::transport::Server::builder()
+            .add_service(metrics::metrics_service_server::MetricsServiceServer::new(self.clone()))
+            .add_service(traces::trace_service_server::TraceServiceServer::new(self.clone()));
+        Task::spawn("an OTLP server", async move {
+            server.serve(([127, 0, 0, 1], port).into()).await.unwrap();
+        })
+    }
+}
+
+/// The regions of a cluster and the ports at which their daemons answer by HTTP.
+struct Told {
+    cluster: Cluster,
+    ports: BTreeMap<&'static str, u16>,
+}
+
+impl Told {
+    /// A cluster that answers by HTTP and is up; `lines` come first in its file.
+    fn up(secondaries: usize, lines: &str) -> Told {
+        let cluster = Cluster::new(secondaries);
+        cluster.configure(lines);
+        let ports: BTreeMap<&'static str, u16> =
+            cluster.regions.iter().map(|region| (*region, free_port())).collect();
+        for (region, port) in &ports {
+            cluster.configure_region(region, &format!("http = \"127.0.0.1:{port}\""));
+        }
+        cluster.start();
+        Told { cluster, ports }
+    }
+
+    /// The status and the body of an answer.
+    async fn get(&self, region: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[region])).await.unwrap();
+        let request = format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    async fn is(&self, region: &str, path: &str) -> u16 {
+        self.get(region, path).await.0
+    }
+
+    /// The value of a series in `/metrics` of a region; none when it is not there.
+    async fn metric(&self, region: &str, series: &str) -> Option<f64> {
+        let (_, text) = self.get(region, "/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(|value| value.parse().unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_are_told_the_truth_and_lag_grows_while_nothing_is_heard() {
+    let told = Told::up(2, "");
+    let cluster = &told.cluster;
+    cluster.until_level().await;
+    until("everything is ready", || async {
+        told.is("us-east", "/primary").await == 200 && told.is("eu-west", "/replica?lag=1").await == 200
+    })
+    .await;
+    for (path, primary, secondary) in
+        [("/livez", 200, 200), ("/readyz", 200, 200), ("/primary", 200, 503), ("/replica", 503, 200)]
+    {
+        let answers = (told.is("us-east", path).await, told.is("eu-west", path).await);
+        assert_eq!(answers, (primary, secondary), "{path}");
+    }
+    assert_eq!(told.is("eu-west", "/replica?lag=soon").await, 400);
+    let lag = "replicator_visible_lag_seconds{region=\"eu-west\"}";
+    // Idle: nothing is behind.
+    until("nothing is behind", || async { told.metric("us-east", lag).await == Some(0.0) }).await;
+
+    // One region falls silent: its lag is the time since, though nothing is written.
+    let (daemon, begin) = (cluster.daemon("eu-west"), now());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let mut last = 0.0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        let before = begin.elapsed().as_secs_f64();
+        let seen = told.metric("us-east", lag).await.unwrap();
+        let after = begin.elapsed().as_secs_f64();
+        // What it said last may be a report's interval old, and silence counts after 0.3 s.
+        let far = before > 0.5 && !(before - 0.2..=after + 0.2).contains(&seen);
+        assert!(!far, "{seen} s, after {before} to {after} s of silence");
+        if before > 0.5 {
+            assert!(seen >= last, "it does not go back: {seen} after {last}");
+            last = seen;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(last > 2.5, "{last}");
+    assert_eq!(told.is("us-east", "/primary").await, 200, "a majority is left");
+
+    // The other one too: commits are held, and the primary says so.
+    let other = cluster.daemon("ap-northeast");
+    kill(other, Signal::SIGSTOP).unwrap();
+    until("a primary without a lease is none to write to", || async {
+        let (status, body) = told.get("us-east", "/primary").await;
+        status == 503 && body.contains("a majority of the voters")
+    })
+    .await;
+    let held = "replicator_commits_held{region=\"us-east\",reason=\"lease\"}";
+    assert_eq!(told.metric("us-east", held).await, Some(1.0));
+    assert_eq!(told.is("us-east", "/livez").await, 200);
+    kill(daemon, Signal::SIGCONT).unwrap();
+    kill(other, Signal::SIGCONT).unwrap();
+    until("all is well again", || async {
+        told.is("us-east", "/primary").await == 200 && told.metric("us-east", lag).await == Some(0.0)
+    })
+    .await;
+
+    // PostgreSQL that takes no connections is not ready, whatever else works.
+    kill(cluster.postmaster("eu-west"), Signal::SIGSTOP).unwrap();
+    until("a standby that does not answer is not ready", || async {
+        told.is("eu-west", "/readyz").await == 503
+    })
+    .await;
+    kill(cluster.postmaster("eu-west"), Signal::SIGCONT).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_is_sent_every_metric_of_the_table_and_a_promotion_as_one_trace() {
+    let port = free_port();
+    let variables = format!("telemetry.otlp = \"http://127.0.0.1:{port}\"\n");
+    // The collector is not there yet: nothing waits for it.
+    let told = Told::up(2, &variables);
+    let cluster = &told.cluster;
+    let collector = Collector::default();
+    let _serving = collector.serve(port);
+    let mut session = cluster.connect("us-east").await;
+    sqlx::raw_sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
+        .execute(&mut session)
+        .await
+        .unwrap();
+    cluster.until_level().await;
+
+    // Right against what PostgreSQL says itself.
+    let commits = "SELECT sum(xact_commit)::float8 FROM pg_stat_database";
+    let before: f64 = sqlx::query_scalar(commits).fetch_one(&mut session).await.unwrap();
+    let series = "replicator_postgres_transactions_total{region=\"us-east\",outcome=\"commit\"}";
+    until("the counter has come as far", || async {
+        told.metric("us-east", series).await.is_some_and(|seen| seen >= before)
+    })
+    .await;
+    until("positions are PostgreSQL's", || async {
+        let flushed: i64 =
+            sqlx::query_scalar("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8")
+                .fetch_one(&mut cluster.connect("us-east").await)
+                .await
+                .unwrap();
+        #[allow(clippy::cast_precision_loss, reason = "a small cluster")]
+        let flushed = flushed as f64;
+        let series = ["replicator_durable_position_bytes", "replicator_applied_position_bytes"];
+        told.metric("us-east", &format!("{}{{region=\"us-east\"}}", series[0])).await == Some(flushed)
+            && told.metric("eu-west", &format!("{}{{region=\"eu-west\"}}", series[1])).await == Some(flushed)
+    })
+    .await;
+
+    drop(cluster.printed(&["volume", "scrub", "--region", "us-east"]));
+    cluster.until_level_enough("eu-west").await;
+    drop(cluster.printed(&["promote", "--region", "eu-west", "--json"]));
+    until("every metric of the table has come", || async {
+        let names = collector.names.lock().unwrap();
+        let missing: Vec<&str> =
+            METRICS.iter().map(|metric| metric.name).filter(|name| !names.contains(*name)).collect();
+        if !missing.is_empty() {
+            println!("missing: {missing:?}");
+        }
+        missing.is_empty()
+    })
+    .await;
+    until("the promotion has come as a trace", || async { collector.spans.lock().unwrap().len() > 2 }).await;
+    let spans = collector.spans.lock().unwrap().clone();
+    let root = spans.iter().find(|span| span.parent_span_id.is_empty()).unwrap();
+    assert_eq!(root.name, "switchover to eu-west");
+    for step in spans.iter().filter(|span| span.span_id != root.span_id) {
+        assert_eq!((&step.trace_id, &step.parent_span_id), (&root.trace_id, &root.span_id));
+        assert!(step.start_time_unix_nano >= root.start_time_unix_nano, "{step:?}");
+        assert!(step.end_time_unix_nano <= root.end_time_unix_nano, "{step:?}");
+    }
+    // The lags go on under the same names; the old primary measures none any more.
+    until("the new primary measures", || async {
+        told.metric("eu-west", "replicator_visible_lag_seconds{region=\"us-east\"}").await.is_some()
+    })
+    .await;
+    assert_eq!(told.metric("us-east", "replicator_visible_lag_seconds{region=\"ap-northeast\"}").await, None);
+    assert_eq!((told.is("us-east", "/primary").await, told.is("eu-west", "/primary").await), (503, 200));
+}

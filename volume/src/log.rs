@@ -1,0 +1,781 @@
+//! The volume's log: what is queued, chosen, durable, filled, kept and begun anew. Pure: events go in,
+//! [`Effect`]s come out; no files, sockets, tasks or clocks. The daemon drives it (`head.rs`), and so does
+//! the simulation, with the same lines.
+//!
+//! ```text
+//!  append, reset, keep_history ─►┐                     ┌─► orders to the copies
+//!  reached, lost, hear ─────────►│  Log ── Quorum      ├─► inspect the copy whose log was chosen
+//!  inspected, tick, fill ───────►┘                     └─► fill a copy, open a copy again
+//! ```
+//!
+//! An opening goes on like this: copies are reached and asked for their promises; the quorum chooses a log;
+//! the copy that has it is inspected, which tells the segments and the timelines' histories; every copy is
+//! told what to adopt, and the histories; what a copy lacks is filled. Once a write quorum holds the chosen
+//! log, appends are taken.
+//!
+//! Every effect is to be carried out in order, and before the next event is given: the copies hear orders in
+//! the order in which they were decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proto::{Epoch, Lsn, Redo, Timeline, TimelineHistory};
+
+use crate::ballot::Ballot;
+use crate::copy::{Contents, Event, Order, SegmentInfo, Stored};
+use crate::planted::{self, Bug};
+use crate::quorum::{
+    Adoption, COPIES, CopyId, CopyState, Input, Output, Quorum, READ_QUORUM, WRITE_QUORUM, Writer,
+};
+use crate::retention::{Held, Needs, Policy, droppable};
+use crate::segment;
+use crate::tail::{Entry, Tail};
+use crate::{Bounds, Durable, VolumeError};
+
+/// Appends that may wait for a quorum. The reader keeps two in flight; a receiver catching up fills it.
+const QUEUE_BATCHES: usize = 64;
+
+/// A live copy that is this far behind is filled from its peers instead of being sent more, bytes of redo.
+const BEHIND_MAX_BYTES: u64 = 64 << 20;
+
+/// A copy that commits wait for, and that is this many batches behind, changes places with one that nobody
+/// waits for.
+const SLOW_BATCHES: usize = 32;
+
+/// For how many ticks another writer may try to take over before its promises are outbid.
+const OUTBID_TICKS: u32 = 5;
+
+/// What a copy may be sent at once when it goes over from being filled to being live, bytes.
+const ATTACH_BYTES: u64 = 32 << 20;
+
+/// Segments brought at once to one copy.
+const SEGMENTS_AT_ONCE: usize = 3;
+
+/// What a log needs to know of its surroundings.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// The cluster's epoch as the region knows it.
+    pub epoch: Epoch,
+    /// Who opens the volume: a number drawn at random for each opening.
+    pub writer: u64,
+    /// A segment ends at the first context that begins beyond this, bytes.
+    pub segment_bytes: u64,
+    /// How long redo is kept.
+    pub policy: Policy,
+    /// How much recent redo is kept in memory, bytes.
+    pub tail_bytes: usize,
+}
+
+/// What is to be done, in the order in which it was decided.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Give the copy an order.
+    Order(CopyId, Order),
+    /// Ask the copy, whose log this ballot's opening chose, what it holds; the answer goes to
+    /// [`Log::inspected`].
+    Inspect(CopyId, Ballot),
+    /// Fill the copy by [`Log::fill`] until that says it is over. An earlier filling of it ends now.
+    Fill(CopyId, Lsn),
+    /// The copy is told anew what to hold: a filling of it ends now.
+    EndFill(CopyId),
+    /// The copy failed: open it again after a while, if it is this process's.
+    Reopen(CopyId),
+    /// Tell people.
+    Tell(Told),
+}
+
+/// What people are told.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// Appends are taken again; the redo ends here.
+    Open(Lsn, Ballot),
+    /// This live copy is too far behind, and is filled from its peers.
+    Behind(CopyId),
+    /// The copy whose log was chosen does not tell what it holds.
+    Uninspected(CopyId, String),
+    /// The volume is opened anew, above the ballot of a writer that did not take over.
+    Outbidding(Ballot),
+    /// Another writer has taken over.
+    Deposed(VolumeError),
+}
+
+/// How far the opening of a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// A write quorum does not hold the chosen log yet.
+    Opening,
+    /// Appends are taken.
+    Open,
+    /// Another writer has taken over.
+    Closed,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+#[must_use = "a batch that found no room is to be offered again"]
+pub enum Appended {
+    /// It is on its way to the copies.
+    Queued {
+        /// Whether a segment begins with it: the moment to look at what need not be kept.
+        begins_segment: bool,
+    },
+    /// There is no room, or the volume is being opened: here it is back.
+    NoRoom(Redo),
+}
+
+/// What is to be done next for a copy that is being filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FillStep {
+    /// Nothing: it is sent every append now.
+    Live,
+    /// Nothing: it was lost, failed, or is told anew what to hold.
+    Over,
+    /// No other copy that is reached has what it lacks from this LSN on: look again after a while.
+    NoSource(Lsn),
+    /// Bring it what `source` has from `from_lsn` on: [`sealed_from`] whole segments where they begin there,
+    /// records otherwise. All in the name of `writer`.
+    Bring {
+        /// In whose name.
+        writer: Writer,
+        /// Where the copy's redo ends.
+        from_lsn: Lsn,
+        /// Who has what it lacks.
+        source: CopyId,
+    },
+}
+
+/// What repair did for one copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Bytes brought from peers since the daemon started.
+    pub filled_bytes: u64,
+    /// Damaged segments put right since the daemon started.
+    pub repaired_segments: u64,
+    /// When it was last read back, microseconds since 1970; zero when it was not.
+    pub scrubbed_us: i64,
+    /// What the last reading found and could not be put right yet.
+    pub damage: Vec<String>,
+}
+
+/// What is known of one copy besides its state in the quorum.
+#[derive(Debug, Default)]
+struct Member {
+    /// There is a way to it.
+    reached: bool,
+    /// Whether commits wait for it. Four are asked first; the others write what has come together since.
+    hurried: bool,
+    tally: Tally,
+}
+
+/// The log of a volume, over all of its openings by one daemon.
+#[derive(Debug)]
+pub struct Log {
+    options: LogOptions,
+    quorum: Quorum,
+    members: Vec<Member>,
+    tail: Tail,
+    /// The volume's segments, oldest first; the last one is written.
+    segments: Vec<SegmentInfo>,
+    histories: BTreeMap<Timeline, TimelineHistory>,
+    needs: Needs,
+    /// The end of what was queued: durable or on its way.
+    queued: Durable,
+    durable: Durable,
+    phase: Phase,
+    closed: Option<VolumeError>,
+    /// Whose log was chosen; until it is durable, the opening hangs on it.
+    donor: Option<CopyId>,
+    /// The end of the chosen log, until its copy was inspected. The adoptions wait for that.
+    inspecting: Option<Durable>,
+    waiting: BTreeMap<CopyId, Adoption>,
+    outbid_ticks: u32,
+    /// On an operator's word, until the volume is open; see [`Quorum::recover`].
+    word: bool,
+    effects: Vec<Effect>,
+}
+
+impl Log {
+    /// A log of which nothing is known yet.
+    #[must_use]
+    pub fn new(options: LogOptions) -> Log {
+        Log {
+            quorum: Quorum::new(Ballot::default().next(options.epoch, options.writer)),
+            members: (0..COPIES).map(|_| Member::default()).collect(),
+            tail: Tail::new(options.tail_bytes),
+            segments: Vec::new(),
+            histories: BTreeMap::new(),
+            needs: Needs::default(),
+            queued: Durable::default(),
+            durable: Durable::default(),
+            phase: Phase::Opening,
+            closed: None,
+            donor: None,
+            inspecting: None,
+            waiting: BTreeMap::new(),
+            outbid_ticks: 0,
+            word: false,
+            effects: Vec::new(),
+            options,
+        }
+    }
+
+    /// Takes what is to be done out, in order.
+    pub fn effects(&mut self) -> std::vec::Drain<'_, Effect> {
+        self.effects.drain(..)
+    }
+
+    // What is known.
+
+    /// Who may write, and where each copy stands.
+    #[must_use]
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
+    /// How far all redo is durable. It stays while the volume is opened anew, and falls to nothing at a
+    /// reset.
+    #[must_use]
+    pub fn durable(&self) -> Durable {
+        self.durable
+    }
+
+    /// The end of what was queued: durable or on its way.
+    #[must_use]
+    pub fn queued(&self) -> Durable {
+        self.queued
+    }
+
+    /// How far the opening is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Why nothing is taken any more.
+    #[must_use]
+    pub fn closed(&self) -> Option<&VolumeError> {
+        self.closed.as_ref()
+    }
+
+    /// What redo is kept.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        let Durable { lsn, timeline, .. } = self.durable;
+        let horizon_lsn = self.segments.first().map_or(lsn, |segment| segment.begin_lsn);
+        Bounds { horizon_lsn, durable_lsn: lsn, timeline }
+    }
+
+    /// Bytes of redo in each copy.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.stored_bytes).sum()
+    }
+
+    /// A timeline's history, if it is kept here.
+    #[must_use]
+    pub fn history(&self, timeline: Timeline) -> Option<&TimelineHistory> {
+        self.histories.get(&timeline)
+    }
+
+    /// The redo in memory that holds `lsn`.
+    pub(crate) fn find(&self, lsn: Lsn) -> Option<Arc<Entry>> {
+        self.tail.find(lsn)
+    }
+
+    /// What repair did for a copy.
+    #[must_use]
+    pub fn tally(&self, copy: CopyId) -> &Tally {
+        &self.members[copy.index()].tally
+    }
+
+    /// What repair did for a copy, to be added to.
+    pub fn tally_mut(&mut self, copy: CopyId) -> &mut Tally {
+        &mut self.members[copy.index()].tally
+    }
+
+    /// What is needed of the redo, to be changed.
+    pub fn needs_mut(&mut self) -> &mut Needs {
+        &mut self.needs
+    }
+
+    /// The copies that are reached and hold the redo at `lsn`.
+    pub fn holders(&self, lsn: Lsn) -> impl Iterator<Item = CopyId> {
+        CopyId::all().filter(move |copy| self.members[copy.index()].reached && self.quorum.holds(*copy, lsn))
+    }
+
+    // The copies.
+
+    /// A copy can be reached, and has promised this ballot.
+    pub fn reached(&mut self, copy: CopyId, promised: Ballot) {
+        self.members[copy.index()].reached = true;
+        if promised >= self.quorum.ballot() && self.donor.is_none() {
+            self.open_above(promised);
+        } else {
+            self.handle(Input::Reached(copy));
+        }
+    }
+
+    /// A copy's way is given up for another one, over which it is reached next.
+    pub fn let_go(&mut self, copy: CopyId) {
+        self.members[copy.index()].reached = false;
+    }
+
+    /// A copy cannot be reached any more.
+    pub fn lost(&mut self, copy: CopyId) {
+        self.members[copy.index()].reached = false;
+        self.handle(Input::Lost(copy));
+        self.mind_donor(copy);
+    }
+
+    /// A copy said something over the way by which it was reached last.
+    pub fn hear(&mut self, copy: CopyId, event: Event) {
+        match event {
+            Event::Promised(ballot, vote) => self.handle(Input::Promised(copy, ballot, vote)),
+            Event::Refused(ballot) => self.handle(Input::Refused(copy, ballot)),
+            Event::Adopted(ballot, generation, lsn) => {
+                self.handle(Input::Adopted(copy, ballot, generation, lsn));
+            }
+            Event::Flushed(lsn) => self.handle(Input::Flushed(copy, lsn)),
+            Event::Failed(why) => {
+                self.handle(Input::Failed(copy, why));
+                self.mind_donor(copy);
+                self.effects.push(Effect::Reopen(copy));
+            }
+        }
+    }
+
+    /// What the copy holds whose log the opening of `ballot` chose.
+    pub fn inspected(&mut self, copy: CopyId, ballot: Ballot, found: Result<Contents, VolumeError>) {
+        if self.donor != Some(copy) || ballot != self.quorum.ballot() {
+            return;
+        }
+        let Some(end) = self.inspecting else { return };
+        let found = match found {
+            Ok(contents) if contents.segments.last().is_none_or(|last| last.end_lsn == end.lsn) => contents,
+            Ok(_) => {
+                return self.uninspected(copy, "it does not hold the log any more that it promised".into());
+            }
+            Err(e) => return self.uninspected(copy, e.to_string()),
+        };
+        self.inspecting = None;
+        self.queued = end;
+        self.histories = found.histories.into_iter().map(|history| (history.timeline, history)).collect();
+        self.segments = found.segments;
+        self.tail.clear();
+        for (copy, adoption) in std::mem::take(&mut self.waiting) {
+            // One that was lost meanwhile is asked again when it is back.
+            if *self.quorum.state(copy) == CopyState::Adopting {
+                self.tell(copy, adoption);
+            }
+        }
+    }
+
+    /// An operator's word, that the copies which are missing are lost for good: three that are left are
+    /// enough to open the volume.
+    ///
+    /// # Errors
+    /// When it is open, when fewer than three have answered, or another writer has taken over.
+    pub fn recover(&mut self) -> Result<(), VolumeError> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        if self.phase != Phase::Opening || self.donor.is_some() {
+            return Err(VolumeError::NothingToRecover);
+        }
+        let members = self.quorum.members();
+        if members < READ_QUORUM {
+            return Err(VolumeError::TooFewToRecover { members });
+        }
+        self.word = true;
+        let outputs = self.quorum.recover();
+        self.pass_on(outputs);
+        Ok(())
+    }
+
+    fn uninspected(&mut self, copy: CopyId, why: String) {
+        self.effects.push(Effect::Tell(Told::Uninspected(copy, why.clone())));
+        self.hear(copy, Event::Failed(why));
+    }
+
+    /// Tells a copy what to hold, and the histories.
+    fn tell(&mut self, copy: CopyId, adoption: Adoption) {
+        self.effects.push(Effect::EndFill(copy));
+        let writer = Writer { ballot: adoption.ballot, generation: adoption.generation };
+        self.effects.push(Effect::Order(copy, Order::Adopt(adoption)));
+        for history in self.histories.values() {
+            self.effects.push(Effect::Order(copy, Order::History(writer, history.clone())));
+        }
+    }
+
+    /// Lets the quorum take in what happened, and passes on what is to be done.
+    fn handle(&mut self, input: Input) {
+        let outputs = self.quorum.handle(input);
+        self.pass_on(outputs);
+    }
+
+    fn pass_on(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Ask(copy, ballot) => {
+                    self.effects.push(Effect::Order(copy, Order::Promise(ballot)));
+                }
+                Output::Chosen(donor, end) => {
+                    (self.donor, self.inspecting) = (Some(donor), Some(end));
+                    self.effects.push(Effect::Inspect(donor, self.quorum.ballot()));
+                }
+                Output::Adopt(copy, adoption) if self.inspecting.is_some() => {
+                    self.waiting.insert(copy, adoption);
+                }
+                Output::Adopt(copy, adoption) => self.tell(copy, adoption),
+                Output::Fill(copy, from_lsn) => self.effects.push(Effect::Fill(copy, from_lsn)),
+                Output::Durable(lsn) => self.publish(lsn),
+                Output::Outbid(higher) => self.open_above(higher),
+                Output::Deposed(ballot) => {
+                    let error = VolumeError::Deposed { ballot, own: self.quorum.ballot() };
+                    self.effects.push(Effect::Tell(Told::Deposed(error.clone())));
+                    (self.closed, self.phase) = (Some(error), Phase::Closed);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, lsn: Lsn) {
+        self.durable = match self.tail.find(Lsn(lsn.0.saturating_sub(1))) {
+            Some(entry) if entry.redo.batch.end_lsn == lsn => {
+                let batch = &entry.redo.batch;
+                Durable { lsn, timeline: batch.timeline, epoch: batch.epoch }
+            }
+            // The end of what an opening found.
+            _ => Durable { lsn, ..self.queued },
+        };
+        if self.phase == Phase::Opening {
+            (self.phase, self.word) = (Phase::Open, false);
+            self.effects.push(Effect::Tell(Told::Open(lsn, self.quorum.ballot())));
+        }
+    }
+
+    /// Until the chosen log is durable, losing the copy it came from means choosing again.
+    fn mind_donor(&mut self, lost: CopyId) {
+        if self.donor == Some(lost) && !self.quorum.is_open() && !planted::is(Bug::ForgetsDonor) {
+            self.open_above(self.quorum.ballot());
+        }
+    }
+
+    /// Opens the volume anew, above `ballot` and this opening's.
+    fn open_above(&mut self, ballot: Ballot) {
+        // One of an earlier opening, or a volume that another writer has.
+        if ballot < self.quorum.ballot() || self.closed.is_some() {
+            return;
+        }
+        if self.phase == Phase::Open {
+            self.phase = Phase::Opening;
+        }
+        self.quorum = Quorum::new(ballot.next(self.options.epoch, self.options.writer));
+        (self.donor, self.inspecting) = (None, None);
+        self.waiting.clear();
+        if self.word {
+            let outputs = self.quorum.recover();
+            self.pass_on(outputs);
+        }
+        for copy in CopyId::all() {
+            if self.members[copy.index()].reached {
+                self.handle(Input::Reached(copy));
+            }
+        }
+    }
+
+    // The log.
+
+    /// Queues a batch when there is room; gives it back when there is none.
+    ///
+    /// # Errors
+    /// When the batch does not continue the log, or another writer has taken over.
+    pub fn append(&mut self, redo: Redo) -> Result<Appended, VolumeError> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        if !self.quorum.is_open() || self.tail.count_beyond(self.durable.lsn) >= QUEUE_BATCHES {
+            return Ok(Appended::NoRoom(redo));
+        }
+        self.queued = continues(self.queued, &redo, &self.histories)?;
+        let record = segment::record(&redo.batch, self.durable.lsn);
+        let begins_segment = self.begins_segment(&redo);
+        let stored = Stored { batch: redo.batch.clone(), record, begins_segment };
+        self.grow(&stored);
+        self.tail.push(Arc::new(Entry { redo, stored: stored.clone() }), self.durable.lsn);
+        let end_lsn = self.queued.lsn;
+        self.quorum.append(end_lsn);
+        for copy in CopyId::all() {
+            let behind_bytes = end_lsn.bytes_since(self.quorum.flushed_lsn(copy));
+            if *self.quorum.state(copy) == CopyState::Live && behind_bytes > BEHIND_MAX_BYTES {
+                self.effects.push(Effect::Tell(Told::Behind(copy)));
+                self.detach(copy);
+            }
+        }
+        self.choose_hurried();
+        let writer = self.quorum.writer();
+        for copy in CopyId::all().filter(|copy| *self.quorum.state(*copy) == CopyState::Live) {
+            let hurried = self.members[copy.index()].hurried;
+            let order = Order::Append { writer, stored: stored.clone(), hurried };
+            self.effects.push(Effect::Order(copy, order));
+        }
+        Ok(Appended::Queued { begins_segment })
+    }
+
+    /// A live copy that cannot keep up is filled from its peers instead of being waited for.
+    pub fn detach(&mut self, copy: CopyId) {
+        let outputs = self.quorum.detach(copy);
+        self.pass_on(outputs);
+    }
+
+    /// A segment begins at the first context beyond its size.
+    fn begins_segment(&self, redo: &Redo) -> bool {
+        self.segments
+            .last()
+            .is_none_or(|last| last.stored_bytes >= self.options.segment_bytes && redo.batch.begins_context())
+    }
+
+    fn grow(&mut self, stored: &Stored) {
+        let batch = &stored.batch;
+        if stored.begins_segment {
+            let header = segment::HEADER_BYTES as u64;
+            let begin_lsn = batch.begin_lsn;
+            self.segments.push(SegmentInfo { begin_lsn, stored_bytes: header, ..SegmentInfo::default() });
+        }
+        if let Some(last) = self.segments.last_mut() {
+            last.end_lsn = batch.end_lsn;
+            last.stored_bytes += stored.record.len() as u64;
+            last.newest_commit_us = last.newest_commit_us.max(batch.newest_commit_us);
+        }
+    }
+
+    /// Four live copies are asked first. One of them that falls behind another changes places with it.
+    fn choose_hurried(&mut self) {
+        let mut order: Vec<CopyId> =
+            CopyId::all().filter(|copy| *self.quorum.state(*copy) == CopyState::Live).collect();
+        let slow = |copy: &CopyId| self.tail.count_beyond(self.quorum.flushed_lsn(*copy)) > SLOW_BATCHES;
+        // The ones that were asked first stay first, unless they fall behind.
+        order.sort_by_key(|copy| (slow(copy), !self.members[copy.index()].hurried));
+        order.truncate(WRITE_QUORUM);
+        for copy in CopyId::all() {
+            self.members[copy.index()].hurried = order.contains(&copy);
+        }
+    }
+
+    /// The log begins anew at `begin`; the number of that log. None while the volume is being opened: ask
+    /// again then.
+    ///
+    /// It is done once the volume is open with that log or a later one. Opened anew in between, it may have
+    /// the old log again.
+    ///
+    /// # Errors
+    /// When another writer has taken over.
+    pub fn reset(&mut self, begin: Durable) -> Result<Option<u64>, VolumeError> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        if !self.quorum.is_open() {
+            return Ok(None);
+        }
+        self.tail.clear();
+        self.segments.clear();
+        self.histories.clear();
+        self.needs.forget_named();
+        self.queued = begin;
+        (self.durable, self.phase) = (Durable::default(), Phase::Opening);
+        let outputs = self.quorum.reset(begin);
+        self.pass_on(outputs);
+        Ok(Some(self.quorum.generation()))
+    }
+
+    /// Keeps a timeline's history: every copy has it on disk before any redo that is appended after this.
+    /// False while the volume is being opened: ask again then.
+    ///
+    /// # Errors
+    /// When another writer has taken over.
+    pub fn keep_history(&mut self, history: &TimelineHistory) -> Result<bool, VolumeError> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        if !self.quorum.is_open() {
+            return Ok(false);
+        }
+        if self.histories.get(&history.timeline) == Some(history) {
+            return Ok(true);
+        }
+        let writer = self.quorum.writer();
+        for copy in CopyId::all() {
+            // One that is adopting was told the histories before this one.
+            let adopting =
+                *self.quorum.state(copy) == CopyState::Adopting && !planted::is(Bug::ForgetsHistory);
+            if adopting || self.quorum.is_adopted(copy) {
+                self.effects.push(Effect::Order(copy, Order::History(writer, history.clone())));
+            }
+        }
+        self.histories.insert(history.timeline, history.clone());
+        Ok(true)
+    }
+
+    /// Looks at what is to be looked at from time to time: what need not be kept at `now_us` (microseconds
+    /// since 1970), copies that promised to a writer who did not take over, and whether the copies' files are
+    /// still there.
+    pub fn tick(&mut self, now_us: i64) {
+        self.retain(now_us);
+        self.mind_outbid();
+        for copy in CopyId::all().filter(|copy| self.members[copy.index()].reached) {
+            self.effects.push(Effect::Order(copy, Order::Check));
+        }
+    }
+
+    /// A copy that was promised to a writer who did not take over is had back after a while.
+    fn mind_outbid(&mut self) {
+        self.outbid_ticks = self.quorum.outbid().map_or(0, |_| self.outbid_ticks + 1);
+        if let Some(higher) = self.quorum.outbid().filter(|_| self.outbid_ticks >= OUTBID_TICKS) {
+            self.effects.push(Effect::Tell(Told::Outbidding(higher)));
+            self.outbid_ticks = 0;
+            self.open_above(higher);
+        }
+    }
+
+    /// Drops the oldest segments that need not be kept at `now_us`, microseconds since 1970.
+    pub fn retain(&mut self, now_us: i64) {
+        if !self.quorum.is_open() {
+            return;
+        }
+        let held: Vec<Held> = self.segments.iter().map(SegmentInfo::held).collect();
+        let count = droppable(&held, self.needs.lsns(), self.options.policy, now_us);
+        // What is not durable yet is never dropped.
+        let durable = |segment: &&Held| segment.end_lsn <= self.durable.lsn || planted::is(Bug::DropsQueued);
+        let count = held[..count].iter().take_while(durable).count();
+        if count == 0 {
+            return;
+        }
+        self.segments.drain(..count);
+        let Some(horizon_lsn) = self.segments.first().map(|segment| segment.begin_lsn) else { return };
+        self.quorum.retain(horizon_lsn);
+        let writer = self.quorum.writer();
+        for copy in CopyId::all().filter(|copy| self.members[copy.index()].reached) {
+            self.effects.push(Effect::Order(copy, Order::DropBefore(writer, horizon_lsn)));
+        }
+    }
+
+    // Repair.
+
+    /// Goes on with filling a copy; says what is to be brought to it.
+    pub fn fill(&mut self, copy: CopyId) -> FillStep {
+        if *self.quorum.state(copy) != CopyState::Filling {
+            return FillStep::Over;
+        }
+        // What is read below is this writer's log; after a reset, or another opening, it is no copy's.
+        let writer = self.quorum.writer();
+        let from_lsn = self.quorum.flushed_lsn(copy);
+        let queued_lsn = self.queued.lsn;
+        if queued_lsn.bytes_since(from_lsn) <= ATTACH_BYTES {
+            let missing: Option<Vec<Stored>> = match from_lsn == queued_lsn {
+                true => Some(Vec::new()),
+                false => self.tail.since(from_lsn).map(|found| found.map(|e| e.stored.clone()).collect()),
+            };
+            if let Some(missing) = missing
+                && self.quorum.attach(copy, queued_lsn)
+            {
+                for stored in missing {
+                    let order = Order::Append { writer, stored, hurried: true };
+                    self.effects.push(Effect::Order(copy, order));
+                }
+                return FillStep::Live;
+            }
+        }
+        let horizon_lsn = self.segments.first().map_or(Lsn::ZERO, |segment| segment.begin_lsn);
+        if from_lsn < horizon_lsn {
+            // What it lacks is gone meanwhile: it begins anew.
+            self.again(copy);
+            return FillStep::Over;
+        }
+        let best = self.holders(from_lsn).filter(|holder| *holder != copy).max_by_key(|holder| {
+            // One that is itself whole, and not suspected, before one that is not.
+            (self.tally(*holder).damage.is_empty(), *self.quorum.state(*holder) == CopyState::Live)
+        });
+        match best {
+            Some(source) => FillStep::Bring { writer, from_lsn, source },
+            None => FillStep::NoSource(from_lsn),
+        }
+    }
+
+    /// Whether a copy that is being filled has said that it holds everything up to `end_lsn`; none when it is
+    /// not being filled any more.
+    #[must_use]
+    pub fn is_filled(&self, copy: CopyId, end_lsn: Lsn) -> Option<bool> {
+        let filling = *self.quorum.state(copy) == CopyState::Filling;
+        filling.then(|| self.quorum.flushed_lsn(copy) >= end_lsn)
+    }
+
+    /// Has a copy say again what it holds, and be filled from there.
+    pub fn again(&mut self, copy: CopyId) {
+        if self.quorum.is_adopted(copy) {
+            self.handle(Input::Reached(copy));
+        }
+    }
+
+    /// Has a copy give up its newest segment, which rotted, and be filled from where that begins.
+    pub fn distrust(&mut self, copy: CopyId) {
+        let writer = self.quorum.writer();
+        self.effects.push(Effect::Order(copy, Order::DistrustNewest(writer)));
+        self.again(copy);
+    }
+}
+
+impl SegmentInfo {
+    fn held(&self) -> Held {
+        Held {
+            end_lsn: self.end_lsn,
+            stored_bytes: self.stored_bytes,
+            newest_commit_us: self.newest_commit_us,
+        }
+    }
+}
+
+/// The sealed segments that follow each other from `from_lsn` on, as many as are brought at once.
+#[must_use]
+pub fn sealed_from(segments: &[SegmentInfo], from_lsn: Lsn) -> Vec<SegmentInfo> {
+    let sealed = &segments[..segments.len().saturating_sub(1)];
+    let first = sealed.partition_point(|segment| segment.begin_lsn < from_lsn);
+    let mut next_lsn = from_lsn;
+    let follows = |segment: &&SegmentInfo| {
+        let follows = segment.begin_lsn == next_lsn;
+        next_lsn = segment.end_lsn;
+        follows
+    };
+    sealed[first..].iter().take_while(follows).take(SEGMENTS_AT_ONCE).copied().collect()
+}
+
+/// The end of the log after `redo`, if it continues one that ends at `end`.
+fn continues(
+    end: Durable,
+    redo: &Redo,
+    histories: &BTreeMap<Timeline, TimelineHistory>,
+) -> Result<Durable, VolumeError> {
+    let batch = &redo.batch;
+    let wrong = |why| {
+        let (begin_lsn, timeline, epoch) = (batch.begin_lsn, batch.timeline, batch.epoch);
+        Err(VolumeError::Discontinuous { begin_lsn, timeline, epoch, end_lsn: end.lsn, why })
+    };
+    if batch.begin_lsn != end.lsn {
+        return wrong("it begins elsewhere");
+    }
+    if batch.epoch < end.epoch {
+        return wrong("its epoch is over");
+    }
+    if batch.timeline < end.timeline {
+        return wrong("its timeline is over");
+    }
+    if batch.timeline > end.timeline {
+        let fork = histories.get(&batch.timeline).and_then(|h| h.fork_of(end.timeline));
+        if fork != Some(batch.begin_lsn) {
+            return wrong("its timeline does not fork off here");
+        }
+    }
+    if redo.bytes.len() as u64 != batch.redo_bytes() {
+        return wrong("its redo is not as long as it says");
+    }
+    Ok(Durable { lsn: batch.end_lsn, timeline: batch.timeline, epoch: batch.epoch })
+}
