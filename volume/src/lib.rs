@@ -174,6 +174,16 @@ pub enum VolumeError {
         /// Where the segment begins.
         begin_lsn: Lsn,
     },
+    /// A peer's segment came before the history of its timeline.
+    #[error(
+        "the segment from {begin_lsn} came before the history of timeline {timeline}; it is brought again"
+    )]
+    NoHistory {
+        /// Where the segment begins.
+        begin_lsn: Lsn,
+        /// The timeline.
+        timeline: Timeline,
+    },
     /// A batch does not continue the log.
     #[error(
         "batch {begin_lsn} on timeline {timeline}, epoch {epoch}, does not continue the log, which ends at {end_lsn}: {why}"

@@ -8,10 +8,10 @@ use proto::Lsn;
 use runtime::task::Task;
 
 use crate::VolumeError;
-use crate::copy::{Damage, Link, Order, SegmentInfo, Stored};
+use crate::copy::{Damage, Link, Order, Put, Stored};
 use crate::head::{Head, now_us};
 use crate::log::{FillStep, sealed_from};
-use crate::quorum::{CopyId, Writer};
+use crate::quorum::CopyId;
 
 /// The wait before a fill that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -51,19 +51,20 @@ enum Filled {
 }
 
 async fn fill_some(head: &Arc<Head>, copy: CopyId) -> Result<Filled, VolumeError> {
-    let (writer, from_lsn, source_id) = match head.change(|log| log.fill(copy)) {
+    let (writer, from_lsn, source_id, history) = match head.change(|log| log.fill(copy)) {
         FillStep::Live => return Ok(Filled::Live),
         FillStep::Over => return Ok(Filled::NotMine),
         FillStep::NoSource(lsn) => return Err(VolumeError::NoCopy { lsn }),
-        FillStep::Bring { writer, from_lsn, source } => (writer, from_lsn, source),
+        FillStep::Bring { writer, from_lsn, source, history } => (writer, from_lsn, source, history),
     };
     let Some(link) = head.link(copy) else { return Ok(Filled::NotMine) };
     let source = head.link(source_id).ok_or(VolumeError::NoCopy { lsn: from_lsn })?;
     let segments = source.contents().await?.segments;
     let sealed = sealed_from(&segments, from_lsn);
     if !sealed.is_empty() {
-        let bytes = put_segments(head, copy, (writer, &link), (source_id, &source), &sealed).await?;
-        let end_lsn = sealed.last().map_or(from_lsn, |segment| segment.end_lsn);
+        let puts: Vec<Put> = sealed.into_iter().map(|segment| Put { writer, segment, history }).collect();
+        let bytes = put_segments(head, (copy, &link), (source_id, &source), &puts).await?;
+        let end_lsn = puts.last().map_or(from_lsn, |put| put.segment.end_lsn);
         return until_flushed(head, copy, end_lsn, bytes).await;
     }
     let records = read_from(head, source_id, &source, from_lsn).await?;
@@ -97,24 +98,23 @@ async fn until_flushed(
 
 async fn put_segments(
     head: &Arc<Head>,
-    copy: CopyId,
-    (writer, link): (Writer, &Arc<dyn Link>),
+    (copy, link): (CopyId, &Arc<dyn Link>),
     (source_id, source): (CopyId, &Arc<dyn Link>),
-    sealed: &[SegmentInfo],
+    puts: &[Put],
 ) -> Result<u64, VolumeError> {
-    let fetching: Vec<_> = sealed
+    let fetching: Vec<_> = puts
         .iter()
-        .map(|segment| {
-            let (source, segment) = (source.clone(), *segment);
+        .map(|put| {
+            let (source, segment) = (source.clone(), put.segment);
             Task::spawn("fetching a segment", async move { source.fetch(segment).await })
         })
         .collect();
     let mut bytes = 0;
-    for (segment, fetched) in sealed.iter().zip(fetching) {
+    for (put, fetched) in puts.iter().zip(fetching) {
         let fetched =
             fetched.await.map_err(|_| VolumeError::Closed)?.inspect_err(|e| suspect(head, source_id, e))?;
         bytes += fetched.len() as u64;
-        if let Err(e) = link.put(writer, *segment, fetched).await {
+        if let Err(e) = link.put(*put, fetched).await {
             // Where it stands may be another place than was thought: it is asked.
             head.change(|log| log.again(copy));
             return Err(e);
@@ -214,7 +214,7 @@ async fn mend(
     link: &Arc<dyn Link>,
     damage: &Damage,
 ) -> Result<(), VolumeError> {
-    let writer = head.look(|log| log.quorum().writer());
+    let (writer, history) = head.look(|log| (log.quorum().writer(), log.newest_history()));
     let segments = link.contents().await?.segments;
     if segments.last().is_none_or(|newest| newest.begin_lsn <= damage.begin_lsn) {
         // It is being written: the copy gives it up, and is filled from where it begins.
@@ -235,7 +235,8 @@ async fn mend(
             .filter(|s| s.begin_lsn >= damage.begin_lsn && until_lsn.is_none_or(|until| s.begin_lsn < until));
         let mut mended = false;
         for segment in wanted {
-            let put = async { link.put(writer, *segment, peer.fetch(*segment).await?).await };
+            let put = Put { writer, segment: *segment, history };
+            let put = async { link.put(put, peer.fetch(*segment).await?).await };
             match put.await {
                 Ok(()) => mended = true,
                 Err(e) => last = e,

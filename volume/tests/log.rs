@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use replicator_volume::copy::{
-    Answer, Contents, Event, Link, Listener, LocalCopy, LocalLink, Order, Scrubbed, SegmentInfo, Stored,
+    Answer, Contents, Event, Link, Listener, LocalCopy, LocalLink, Order, Put, Scrubbed, SegmentInfo, Stored,
     directory_of,
 };
 use replicator_volume::quorum::{CopyId, CopyState, Writer as By};
@@ -493,8 +493,8 @@ impl Link for Apart {
         self.questions.fetch(segment)
     }
 
-    fn put(&self, writer: By, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
-        self.questions.put(writer, segment, bytes)
+    fn put(&self, put: Put, bytes: Bytes) -> Answer<'_, ()> {
+        self.questions.put(put, bytes)
     }
 
     fn scrub(&self) -> Answer<'_, Scrubbed> {
@@ -618,7 +618,8 @@ async fn a_copy_does_nothing_for_an_earlier_writer_or_about_an_earlier_log() {
     for by in [earlier, earlier_log] {
         link.order(Order::DropBefore(by, writer.end_lsn));
         link.order(Order::DistrustNewest(by));
-        assert!(link.put(by, before[0], bytes.clone()).await.is_err(), "{by:?}");
+        let put = Put { writer: by, segment: before[0], history: Timeline(1) };
+        assert!(link.put(put, bytes.clone()).await.is_err(), "{by:?}");
     }
     let refused = |event: &Event| matches!(event, Event::Refused(promised) if *promised == ballot);
     for _ in 0..2 {
@@ -627,7 +628,10 @@ async fn a_copy_does_nothing_for_an_earlier_writer_or_about_an_earlier_log() {
     }
     assert!(hear.try_recv().is_err(), "about an earlier log there is nothing to say");
     assert_eq!(link.contents().await.unwrap().segments, before);
-    link.put(By { ballot, generation: 2 }, before[0], bytes).await.unwrap();
+    let put = Put { writer: By { ballot, generation: 2 }, segment: before[0], history: Timeline(1) };
+    let early = link.put(Put { history: Timeline(2), ..put }, bytes.clone()).await;
+    assert!(matches!(early, Err(VolumeError::NoHistory { timeline: Timeline(2), .. })), "{early:?}");
+    link.put(put, bytes).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,8 +12,8 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use transport::stream::{Receiver, Sender};
 use transport::{Connection, Stream, TransportError};
 use volume::VolumeError;
-use volume::copy::{Answer, Contents, Link, Listener, Order, Scrubbed, SegmentInfo, Stored};
-use volume::quorum::{CopyId, Writer};
+use volume::copy::{Answer, Contents, Link, Listener, Order, Put, Scrubbed, SegmentInfo, Stored};
+use volume::quorum::CopyId;
 use volume::segment::SEGMENT_BYTES_MAX;
 
 use super::wire::{self, MAX_ANSWER_BYTES};
@@ -155,15 +155,14 @@ impl Link for RemoteLink {
         }))
     }
 
-    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
+    fn put(&self, put: Put, bytes: Bytes) -> Answer<'_, ()> {
         Box::pin(self.in_time(async move {
-            let put = m::CopyPut { by: Some(wire::writer(writer)), segment: Some(wire::segment(segment)) };
-            let mut stream = self.ask(copy_open::Body::Put(put)).await?;
+            let mut stream = self.ask(copy_open::Body::Put(wire::put(put))).await?;
             for chunk in wire::chunks(&bytes) {
                 stream.send(&chunk).await.map_err(|e| self.failed(e))?;
             }
             let done: m::CopyDone = self.receive(&mut stream).await?;
-            self.check(done.error, segment.begin_lsn)
+            self.check(done.error, put.segment.begin_lsn)
         }))
     }
 

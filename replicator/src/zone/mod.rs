@@ -251,9 +251,8 @@ async fn answer(
                     .await?;
             }
         },
-        copy_open::Body::Put(m::CopyPut { by, segment }) => {
-            let writer = wire::to_writer(by).map_err(TransportError::Lost)?;
-            let segment = segment.ok_or_else(|| TransportError::Lost("a segment is not named".into()))?;
+        copy_open::Body::Put(put) => {
+            let put = wire::to_put(put).map_err(TransportError::Lost)?;
             let mut bytes = BytesMut::new();
             loop {
                 let chunk: Option<m::CopyChunk> = stream.receive(MAX_ANSWER_BYTES).await?;
@@ -266,7 +265,7 @@ async fn answer(
                     break;
                 }
             }
-            let put = link.put(writer, wire::to_segment(segment), bytes.freeze()).await;
+            let put = link.put(put, bytes.freeze()).await;
             stream.send(&m::CopyDone { error: put.err().map(|e| wire::error(&e)) }).await?;
         }
         copy_open::Body::Scrub(_) => stream.send(&wire::scrubbed(link.scrub().await)).await?,

@@ -5,7 +5,7 @@ use proto::messages as m;
 use proto::messages::{copy_event, copy_order};
 use proto::{Epoch, Lsn, Timeline, TimelineHistory};
 use volume::ballot::{Ballot, Ballots};
-use volume::copy::{Contents, Damage, Event, Order, Scrubbed, SegmentInfo, Stored};
+use volume::copy::{Contents, Damage, Event, Order, Put, Scrubbed, SegmentInfo, Stored};
 use volume::quorum::{Adoption, CopyId, Held, Keep, Vote, Writer};
 use volume::{Durable, VolumeError};
 
@@ -85,6 +85,22 @@ pub fn segment(info: SegmentInfo) -> m::CopySegment {
 pub fn to_segment(message: m::CopySegment) -> SegmentInfo {
     let m::CopySegment { begin_lsn, end_lsn, stored_bytes, newest_commit_us } = message;
     SegmentInfo { begin_lsn: Lsn(begin_lsn), end_lsn: Lsn(end_lsn), stored_bytes, newest_commit_us }
+}
+
+/// A peer's segment that is put in place, as a message.
+#[must_use]
+pub fn put(put: Put) -> m::CopyPut {
+    let Put { writer: by, segment: info, history } = put;
+    m::CopyPut { by: Some(writer(by)), segment: Some(segment(info)), history: history.0 }
+}
+
+/// A peer's segment that is put in place.
+///
+/// # Errors
+/// When it does not say which, or in whose name.
+pub fn to_put(message: m::CopyPut) -> Result<Put, Malformed> {
+    let segment = to_segment(message.segment.ok_or("a segment is not named")?);
+    Ok(Put { writer: to_writer(message.by)?, segment, history: Timeline(message.history) })
 }
 
 fn history(history: TimelineHistory) -> m::TimelineFile {

@@ -381,6 +381,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether a timeline's history is here; the first timeline needs none.
+    #[must_use]
+    pub fn has_history(&self, timeline: Timeline) -> bool {
+        timeline <= Timeline(1) || self.log_directory().join(TimelineHistory::file_name(timeline)).exists()
+    }
+
     /// Keeps a timeline's history. On disk when this returns.
     ///
     /// # Errors

@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
 use super::meta::Meta;
-use super::{Event, Listener, Order, SegmentInfo, Stored};
+use super::{Event, Listener, Order, Put, SegmentInfo, Stored};
 use crate::ballot::Ballot;
 use crate::planted::{self, Bug};
 use crate::quorum::{Adoption, CopyId, Keep, Vote, Writer};
 use crate::{Durable, VolumeError};
-use proto::{Lsn, TimelineHistory};
+use proto::{Lsn, Timeline, TimelineHistory};
 
 /// Where a copy keeps its promises, its redo and its timelines' histories. What is changed is on disk when a
 /// call returns; an error means that the disk failed, and leaves open how much of the change is there.
@@ -68,6 +68,9 @@ pub trait Store {
     /// When it fits neither way, or the disk fails.
     fn install(&mut self, info: SegmentInfo, prepared: Self::Prepared) -> Result<Durable, VolumeError>;
 
+    /// Whether it has a timeline's history; the first timeline needs none.
+    fn has_history(&self, timeline: Timeline) -> bool;
+
     /// Keeps a timeline's history.
     ///
     /// # Errors
@@ -97,10 +100,8 @@ pub enum Work<P> {
     Order(Order),
     /// A peer's segment is to be put in place.
     Install {
-        /// In whose name.
-        writer: Writer,
-        /// Which segment.
-        info: SegmentInfo,
+        /// Which one, and in whose name.
+        put: Put,
         /// Its bytes, written beside the log and checked.
         prepared: P,
         /// Who waits for it.
@@ -283,11 +284,8 @@ impl<S: Store> Keeper<S> {
             return listener(Event::Failed(why.clone()));
         }
         let result = match work {
-            Work::Install { writer, info, prepared, done } => {
-                let installed = match writer == self.writer() {
-                    true => self.store.install(info, prepared),
-                    false => Err(VolumeError::OtherWriter { begin_lsn: info.begin_lsn }),
-                };
+            Work::Install { put, prepared, done } => {
+                let installed = self.may_put(&put).and_then(|()| self.store.install(put.segment, prepared));
                 if let (Ok(end), Some(owner)) = (&installed, &self.owner) {
                     owner(Event::Flushed(end.lsn));
                 }
@@ -302,6 +300,18 @@ impl<S: Store> Keeper<S> {
             Ok(None) => {}
             Err(e) => self.fail(e.to_string(), listener),
         }
+    }
+
+    /// Whether a peer's segment may be put in place now.
+    fn may_put(&self, put: &Put) -> Result<(), VolumeError> {
+        let begin_lsn = put.segment.begin_lsn;
+        if put.writer != self.writer() {
+            return Err(VolumeError::OtherWriter { begin_lsn });
+        }
+        if !self.store.has_history(put.history) {
+            return Err(VolumeError::NoHistory { begin_lsn, timeline: put.history });
+        }
+        Ok(())
     }
 
     fn obey(&mut self, order: Order, listener: &Listener) -> Result<Option<Event>, VolumeError> {

@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::{Batch, ClusterId, Lsn, TimelineHistory};
+use proto::{Batch, ClusterId, Lsn, Timeline, TimelineHistory};
 use runtime::task::Thread;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -156,6 +156,19 @@ pub struct Scrubbed {
     pub damage: Vec<Damage>,
 }
 
+/// A peer's whole segment that is put in place. It may come by another way than the orders, and overtake
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Put {
+    /// In whose name, and in which log.
+    pub writer: Writer,
+    /// Which segment.
+    pub segment: SegmentInfo,
+    /// The newest timeline that the log has a history of: a copy that does not hold it refuses the segment,
+    /// which may be redo of that timeline. Redo without its history is no log that can be chosen.
+    pub history: Timeline,
+}
+
 /// How the volume reaches a copy.
 pub trait Link: Send + Sync + fmt::Debug {
     /// Gives an order; never blocks. What comes of it is heard by the listener.
@@ -169,10 +182,10 @@ pub trait Link: Send + Sync + fmt::Debug {
     fn read(&self, lsn: Lsn) -> Answer<'_, Vec<Stored>>;
     /// A whole sealed segment.
     fn fetch(&self, segment: SegmentInfo) -> Answer<'_, Bytes>;
-    /// Puts a whole segment of the writer's log in place: the next one, or instead of a damaged one. How far
+    /// Puts a whole segment of the writer's log in place: the next one, or in place of a damaged one. How far
     /// the copy then holds the log is heard by the listener of the link that asked for its promise, among all
     /// else that the copy says.
-    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()>;
+    fn put(&self, put: Put, bytes: Bytes) -> Answer<'_, ()>;
     /// Reads everything back.
     fn scrub(&self) -> Answer<'_, Scrubbed>;
 }
@@ -356,15 +369,15 @@ impl Link for LocalLink {
         self.copy.blocking(move |_| reader::read_whole(&path, cluster_id, segment))
     }
 
-    fn put(&self, writer: Writer, segment: SegmentInfo, bytes: Bytes) -> Answer<'_, ()> {
+    fn put(&self, put: Put, bytes: Bytes) -> Answer<'_, ()> {
         let cluster_id = self.copy.cluster_id;
         let prepared = self.copy.blocking(move |reading| {
             let directory = guard(reading).log_directory.clone();
-            disk::prepare(&directory, cluster_id, segment, &bytes)
+            disk::prepare(&directory, cluster_id, put.segment, &bytes)
         });
         Box::pin(async move {
             let (done, installed) = oneshot::channel();
-            let work = Work::Install { writer, info: segment, prepared: prepared.await?, done };
+            let work = Work::Install { put, prepared: prepared.await?, done };
             self.copy.queue.push(self.task(work), true);
             installed.await.map_err(|_| VolumeError::Closed)?
         })
@@ -657,6 +670,10 @@ impl Store for Files {
 
     fn install(&mut self, info: SegmentInfo, prepared: PathBuf) -> Result<Durable, VolumeError> {
         self.disk.install(info, &prepared)
+    }
+
+    fn has_history(&self, timeline: Timeline) -> bool {
+        self.disk.has_history(timeline)
     }
 
     fn put_history(&mut self, history: &TimelineHistory) -> Result<(), VolumeError> {

@@ -85,13 +85,13 @@ impl World {
     /// What became of the segments that were to be put in place.
     pub fn see_puts(&mut self, index: usize) -> Result<(), String> {
         for mut putting in std::mem::take(&mut self.copies[index].putting) {
-            let Putting { fill, way, writer, end_lsn, .. } = putting;
+            let Putting { fill, way, end_lsn, .. } = putting;
             match putting.done.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => self.copies[index].putting.push(putting),
                 Ok(Ok(())) => {
                     let segments = putting.rest;
                     let after = 100 + self.dice.below(2_000);
-                    self.agenda.after(after, Event::Put { fill, way, writer, segments, end_lsn });
+                    self.agenda.after(after, Event::Put { fill, way, segments, end_lsn });
                 }
                 _ if self.is_current(fill) => {
                     // Where it stands may be another place than was thought: it is asked.

@@ -8,7 +8,7 @@ use proto::{Batch, Epoch, Lsn, Redo, Timeline};
 use tokio::sync::oneshot;
 use volume::ballot::Ballot;
 use volume::copy::keeper::{Store, Task, Work};
-use volume::copy::{Contents, Event as Said, Order, SegmentInfo, Stored};
+use volume::copy::{Contents, Event as Said, Order, Put, Stored};
 use volume::log::{Appended, Effect, FillStep, Phase, Told, sealed_from};
 use volume::quorum::{CopyId, CopyState, Writer};
 use volume::{Durable, VolumeError};
@@ -379,10 +379,10 @@ impl World {
             }
             FillStep::Over => self.heads[index].fills[copy] = None,
             FillStep::NoSource(_) => self.agenda.after(50_000, Event::Fill { fill, until: None }),
-            FillStep::Bring { writer, from_lsn, source } => match self.way(index, source) {
+            FillStep::Bring { writer, from_lsn, source, history } => match self.way(index, source) {
                 Some(source) => {
                     let after = 200 + self.dice.below(5_000);
-                    self.agenda.after(after, Event::Bring { fill, writer, from_lsn, source });
+                    self.agenda.after(after, Event::Bring { fill, writer, from_lsn, source, history });
                 }
                 None => self.agenda.after(50_000, Event::Fill { fill, until: None }),
             },
@@ -390,7 +390,7 @@ impl World {
         self.carry_out(index)
     }
 
-    pub fn bring(&mut self, fill: Fill, writer: Writer, from_lsn: Lsn, source: Way) {
+    pub fn bring(&mut self, fill: Fill, writer: Writer, from_lsn: Lsn, source: Way, history: Timeline) {
         if !self.is_current(fill) {
             return;
         }
@@ -408,11 +408,13 @@ impl World {
         };
         if let Some(last) = sealed.last() {
             let end_lsn = last.end_lsn;
-            let fetched: Option<VecDeque<_>> =
-                sealed.iter().map(|info| Some((*info, disk.fetch(*info)?))).collect();
+            let fetched: Option<VecDeque<_>> = sealed
+                .iter()
+                .map(|info| Some((Put { writer, segment: *info, history }, disk.fetch(*info)?)))
+                .collect();
             let Some(segments) = fetched else { return unreadable(self) };
             let after = 500 + self.dice.below(5_000);
-            return self.agenda.after(after, Event::Put { fill, way, writer, segments, end_lsn });
+            return self.agenda.after(after, Event::Put { fill, way, segments, end_lsn });
         }
         let count = 1 + usize::try_from(self.dice.below(8)).unwrap_or(0);
         let Some(records) = disk.read(from_lsn, count) else { return unreadable(self) };
@@ -425,25 +427,18 @@ impl World {
     }
 
     /// A segment comes by another way than the orders do.
-    pub fn put(
-        &mut self,
-        fill: Fill,
-        way: Way,
-        writer: Writer,
-        mut segments: VecDeque<(SegmentInfo, Vec<Stored>)>,
-        end_lsn: Lsn,
-    ) {
-        let Some((info, prepared)) = segments.pop_front() else {
+    pub fn put(&mut self, fill: Fill, way: Way, mut segments: VecDeque<(Put, Vec<Stored>)>, end_lsn: Lsn) {
+        let Some((put, prepared)) = segments.pop_front() else {
             return self.agenda.after(1_000, Event::Fill { fill, until: Some(end_lsn) });
         };
         if !self.leads(way) {
             return self.agenda.after(50_000, Event::Fill { fill, until: None });
         }
         let (done, installed) = oneshot::channel();
-        let work = Work::Install { writer, info, prepared, done };
+        let work = Work::Install { put, prepared, done };
         let copy = &mut self.copies[way.copy];
         copy.queue.push(Task { work, listener: Arc::new(|_| {}) });
-        copy.putting.push(Putting { fill, way, writer, rest: segments, end_lsn, done: installed });
+        copy.putting.push(Putting { fill, way, rest: segments, end_lsn, done: installed });
         self.wake(way.copy, true);
     }
 
@@ -465,13 +460,14 @@ impl World {
                 self.note(|| format!("daemon {index} distrusts the newest segment of copy {copy}"));
             }
             Some((info, false)) => {
-                let (writer, peers) = (log.quorum().writer(), log.holders(info.begin_lsn));
+                let put = Put { writer: log.quorum().writer(), segment: info, history: log.newest_history() };
+                let peers = log.holders(info.begin_lsn);
                 let same = |peer: &usize| self.copies[*peer].disk().infos().contains(&info);
                 let peers: Vec<usize> = peers.map(place).filter(|peer| *peer != copy).filter(same).collect();
                 let fetched = peers.iter().find_map(|peer| self.copies[*peer].disk().fetch(info));
                 if let Some(prepared) = fetched {
                     let (done, _) = oneshot::channel();
-                    let work = Work::Install { writer, info, prepared, done };
+                    let work = Work::Install { put, prepared, done };
                     self.copies[copy].queue.push(Task { work, listener: Arc::new(|_| {}) });
                     self.wake(copy, true);
                 }

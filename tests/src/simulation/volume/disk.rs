@@ -374,6 +374,10 @@ impl Store for Disk {
         Ok(self.end)
     }
 
+    fn has_history(&self, timeline: Timeline) -> bool {
+        timeline <= Timeline(1) || self.histories.contains_key(&timeline)
+    }
+
     fn put_history(&mut self, history: &TimelineHistory) -> Result<(), VolumeError> {
         if self.mishap().is_some() {
             return Err(failed());

@@ -24,7 +24,7 @@ use proto::{Epoch, Lsn, Timeline, TimelineHistory};
 use tokio::sync::oneshot;
 use volume::ballot::Ballot;
 use volume::copy::keeper::{Keeper, Task};
-use volume::copy::{Contents, Event as Said, Order, SegmentInfo, Stored};
+use volume::copy::{Contents, Event as Said, Order, Put, Stored};
 use volume::log::{Log, LogOptions};
 pub use volume::planted::Bug;
 use volume::quorum::{CopyId, Writer};
@@ -152,13 +152,13 @@ enum Event {
         writer: Writer,
         from_lsn: Lsn,
         source: Way,
+        history: Timeline,
     },
     /// A peer's segment arrives at the copy.
     Put {
         fill: Fill,
         way: Way,
-        writer: Writer,
-        segments: VecDeque<(SegmentInfo, Vec<Stored>)>,
+        segments: VecDeque<(Put, Vec<Stored>)>,
         end_lsn: Lsn,
     },
     /// A copy is read back by the daemon.
@@ -200,8 +200,7 @@ struct Fill {
 struct Putting {
     fill: Fill,
     way: Way,
-    writer: Writer,
-    rest: VecDeque<(SegmentInfo, Vec<Stored>)>,
+    rest: VecDeque<(Put, Vec<Stored>)>,
     end_lsn: Lsn,
     done: oneshot::Receiver<Result<(), VolumeError>>,
 }
@@ -432,10 +431,10 @@ impl World {
                 return self.inspected(head, life, copy, ballot, found);
             }
             Event::Fill { fill, until } => return self.fill(fill, until),
-            Event::Bring { fill, writer, from_lsn, source } => self.bring(fill, writer, from_lsn, source),
-            Event::Put { fill, way, writer, segments, end_lsn } => {
-                self.put(fill, way, writer, segments, end_lsn);
+            Event::Bring { fill, writer, from_lsn, source, history } => {
+                self.bring(fill, writer, from_lsn, source, history);
             }
+            Event::Put { fill, way, segments, end_lsn } => self.put(fill, way, segments, end_lsn),
             Event::Scrub { way } => return self.scrub(way),
             Event::Append { head, life } => return self.append(head, life),
             Event::Tick { head, life } => return self.tick(head, life),
