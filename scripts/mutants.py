@@ -53,7 +53,7 @@ def prepare():
 
 
 def build():
-    command = ["cargo", "build", "--release", "--locked", "--package", "replicator-tests", "--bin", "replicator-sim", "--target-dir", "target"]
+    command = ["cargo", "build", "--release", "--locked", "--workspace", "--bin", "replicator-sim", "--target-dir", "target"]
     return subprocess.run(command, cwd=TREE, capture_output=True, text=True)
 
 

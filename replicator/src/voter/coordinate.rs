@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use runtime::clock::now;
 
-use super::{Asked, ChangeError, ROUND, Said, Voter, wire};
+use super::rounds::{Asked, ROUND, Said};
+use super::{ChangeError, Voter, wire};
 use crate::client::AskError;
 
 /// How long the primary may take to hand over; it rolls back by itself before.

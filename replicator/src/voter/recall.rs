@@ -10,7 +10,8 @@ use proto::RegionName;
 use proto::messages::{self as m, Refusal, control_request, control_response};
 use tokio::task::JoinSet;
 
-use super::{ROUND, Voter, lock, wire};
+use super::rounds::ROUND;
+use super::{Voter, lock, wire};
 use crate::client::AskError;
 
 /// How a voter came to have a memory.

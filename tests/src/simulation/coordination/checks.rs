@@ -9,7 +9,7 @@ use coordination::{Leadership, Mode, Number, Promotion};
 use proto::{Epoch, RegionName};
 use tokio::time::Instant;
 
-use super::node::Row;
+use super::disk::Row;
 use super::{Report, lock};
 
 /// For how long a commit counts as acknowledged lately, microseconds.

@@ -19,6 +19,8 @@
 //! ones.
 
 mod checks;
+mod disk;
+mod model;
 mod network;
 mod node;
 mod operator;
@@ -37,8 +39,9 @@ use runtime::task::Tasks;
 
 use super::Dice;
 use checks::Checks;
+use disk::Disk;
 use network::Links;
-use node::{Disk, Node};
+use node::Node;
 
 /// How long faults go on.
 const FAULTS: Duration = Duration::from_micros(FAULTS_US);
@@ -469,7 +472,7 @@ impl World {
         nodes.iter().position(|slot| slot.node.as_ref().is_some_and(|node| node.leads()))
     }
 
-    fn logs(&self) -> Vec<(Vec<node::Row>, Vec<node::Row>)> {
+    fn logs(&self) -> Vec<(Vec<disk::Row>, Vec<disk::Row>)> {
         let nodes = lock(&self.nodes);
         nodes.iter().take(self.regions).map(|slot| slot.disk.contents()).collect()
     }

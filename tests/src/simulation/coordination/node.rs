@@ -2,28 +2,26 @@
 //! not ours: PostgreSQL, the disks under it, and the streams between regions, whose redo is a row of numbers.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use coordination::leadership::{Change, Loss, Next, Order};
-use coordination::planted::{self, Bug};
-use coordination::region::{Database, Part};
+use coordination::region::Part;
 use coordination::register::Accepted;
-use coordination::{Acceptor, Electorate, Leadership, Lineage, Mode, Redo as Reach, Standing, Step};
-use primary::gate::Lease;
+use coordination::{Leadership, Lineage, Mode};
 use primary::shipper::machine::{Log, Plan, Position, Redo as Has, plan};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
-use proto::{Batch, BatchId, ClusterId, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
-use replicator::config::{Place, Role};
-use replicator::part::{Cluster, Observed, Owner, Trouble, lease};
-use replicator::region_file::{RegionFile, RegionState};
+use proto::{Batch, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
+use replicator::part::{Cluster, Owner};
 use replicator::voter::{Seat, Voter, VoterOptions, of_a_voter, wire};
 use runtime::task::Tasks;
 use secondary::receiver::{Receiver, Verdict};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::{Disk, Redo, Row};
+use super::model::{Leading, Model, Taking};
 use super::network::{Wire, ship};
 use super::{LEASE_US, World, lock};
 
@@ -36,129 +34,6 @@ const BEAT: Duration = Duration::from_millis(100);
 /// The most commits in one batch on the way.
 const BATCH: usize = 50;
 
-/// One commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) id: u64,
-    pub(super) epoch: Epoch,
-}
-
-/// What a crash leaves.
-#[derive(Debug)]
-pub(super) struct Disk {
-    pub(super) kept: Arc<RegionFile>,
-    redo: Mutex<Redo>,
-    /// A writer goes on running that the daemon before left behind.
-    writer_left: AtomicBool,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Redo {
-    log: Vec<Row>,
-    /// Timelines before the newest, each with where it ends.
-    forks: Vec<(u32, usize)>,
-    timeline: u32,
-    /// What was cut off, kept aside.
-    aside: Vec<Row>,
-}
-
-impl Redo {
-    fn history(&self) -> TimelineHistory {
-        let lines = self.forks.iter().map(|(timeline, end)| format!("{timeline}\t{}\tx\n", Lsn(*end as u64)));
-        let content: String = lines.collect();
-        let parsed = TimelineHistory::parse(Timeline(self.timeline), content.as_bytes());
-        parsed.unwrap_or_else(|e| unreachable!("timeline {} of {content}: {e}", self.timeline))
-    }
-
-    /// Its first `len` rows.
-    fn up_to(mut self, len: usize) -> Redo {
-        if len < self.log.len() {
-            self.timeline = self.timeline_at(len.saturating_sub(1));
-            self.forks.retain(|(timeline, _)| *timeline < self.timeline);
-            self.log.truncate(len);
-        }
-        self
-    }
-
-    /// What tells the row at this place from every other that was ever written.
-    fn batch_id(&self, at: usize) -> Option<BatchId> {
-        let row = self.log.get(at)?;
-        Some(BatchId {
-            epoch: row.epoch,
-            timeline: Timeline(self.timeline_at(at)),
-            begin_lsn: Lsn(at as u64),
-            end_lsn: Lsn(at as u64 + 1),
-            newest_commit_us: i64::from_le_bytes(row.id.to_le_bytes()),
-            redo_crc32c: 0,
-        })
-    }
-
-    fn timeline_at(&self, at: usize) -> u32 {
-        self.forks.iter().find(|(_, end)| at < *end).map_or(self.timeline, |(timeline, _)| *timeline)
-    }
-}
-
-/// What a directory that was just made says.
-fn fresh(places: &[Place], index: usize, id: u64, voters: Option<Electorate>) -> RegionState {
-    let role = if index == 0 { Role::Primary } else { Role::Secondary };
-    let first = Leadership { voters, ..Leadership::first(Epoch(1), places[0].name.clone()) };
-    RegionState::new(ClusterId([1; 16]), places[index].name.clone(), role, first, id)
-}
-
-impl Disk {
-    pub(super) fn new(places: &[Place], index: usize, id: u64, voters: Option<Electorate>) -> Disk {
-        let state = fresh(places, index, id, voters);
-        Disk {
-            kept: Arc::new(RegionFile::in_memory(state)),
-            redo: Mutex::default(),
-            writer_left: AtomicBool::new(false),
-        }
-    }
-
-    /// Everything on it is gone; the directory that is made anew has `id`.
-    pub(super) fn lose(&self, places: &[Place], index: usize, id: u64, voters: Option<Electorate>) {
-        let _ = self.kept.change(|state| *state = fresh(places, index, id, voters));
-        *lock(&self.redo) = Redo::default();
-        self.writer_left.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether its voter remembers what it has promised.
-    pub(super) fn remembers(&self) -> bool {
-        self.kept.get().memory.remembers
-    }
-
-    pub(super) fn has_data(&self) -> bool {
-        let state = self.kept.get();
-        state.system_id.is_some() && !state.rejoining
-    }
-
-    /// The bug of a voter that has not written down what it promised.
-    pub(super) fn forget(&self, primary: RegionName) {
-        let forgotten = Acceptor::new(Leadership::first(Epoch(1), primary));
-        let _ = self.kept.change(|state| state.acceptor = forgotten);
-    }
-
-    /// It has data on the line of `record`, and did not lead last.
-    pub(super) fn can_lead(&self, record: &Leadership) -> bool {
-        let redo = {
-            let redo = lock(&self.redo);
-            Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64))
-        };
-        let follows = self.has_data() && self.kept.get().role == Role::Secondary;
-        follows && Lineage::of(record).on_line(redo).is_some()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        lock(&self.redo).log.len()
-    }
-
-    /// The log, and what was kept aside.
-    pub(super) fn contents(&self) -> (Vec<Row>, Vec<Row>) {
-        let redo = lock(&self.redo);
-        (redo.log.clone(), redo.aside.clone())
-    }
-}
-
 /// One life of a daemon.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -168,57 +43,11 @@ pub(super) struct Node {
     pub(super) voter: Arc<Voter>,
     /// None for a witness.
     owner: Option<Arc<Owner<Model>>>,
-    world: Weak<World>,
+    pub(super) world: Weak<World>,
     me: RegionName,
     /// How fast its clock runs, percent.
     drift: u64,
     tasks: Arc<Tasks>,
-}
-
-/// A region's PostgreSQL, volume and streams.
-#[derive(Debug)]
-pub(super) struct Model {
-    index: usize,
-    life: u64,
-    disk: Arc<Disk>,
-    voter: Arc<Voter>,
-    world: Weak<World>,
-    me: RegionName,
-    drift: u64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The volume is open.
-    open: bool,
-    leading: Option<Leading>,
-    /// How far the primary was, as it said last.
-    primary_len: usize,
-    stream: Option<Taking>,
-    /// A region has said that this primary's epoch is over.
-    refused: bool,
-}
-
-#[derive(Debug)]
-struct Leading {
-    epoch: Epoch,
-    running: bool,
-    acknowledges: bool,
-    acknowledged: usize,
-    /// When the newest question left that each voter has answered, microseconds on this daemon's clock.
-    answered: Vec<Option<u64>>,
-    /// How far each region's redo is durable.
-    durable: Vec<usize>,
-    /// What ships, writes and asks for it; it ends with this.
-    _tasks: Tasks,
-}
-
-/// A stream that is being taken.
-#[derive(Debug)]
-struct Taking {
-    id: (usize, Epoch, u64),
-    receiver: Receiver,
 }
 
 impl Node {
@@ -291,7 +120,7 @@ impl Node {
         self.tasks.spawn(work);
     }
 
-    fn model(&self) -> Option<&Model> {
+    pub(super) fn model(&self) -> Option<&Model> {
         self.owner.as_ref().map(|owner| owner.cluster())
     }
 
@@ -485,7 +314,7 @@ impl Node {
     }
 
     /// Ships to one region for as long as this life leads.
-    async fn ship(self: Arc<Self>, to: usize, epoch: Epoch) {
+    pub(super) async fn ship(self: Arc<Self>, to: usize, epoch: Epoch) {
         let Some(world) = self.world.upgrade() else { return };
         let (mut stream, mut count) = (None, 0_u64);
         loop {
@@ -655,314 +484,6 @@ impl Node {
         state.stream = None;
         let Some(system_id) = theirs_id else { return false };
         self.disk.kept.change(|kept| kept.was_given(system_id)).is_ok()
-    }
-}
-
-impl Model {
-    fn world(&self) -> Result<Arc<World>, Trouble> {
-        self.world.upgrade().ok_or_else(|| Trouble::new("it is over"))
-    }
-
-    fn node(&self) -> Result<Arc<Node>, Trouble> {
-        let node = self.world()?.node(self.index).filter(|node| node.life == self.life);
-        node.ok_or_else(|| Trouble::new("it is over"))
-    }
-
-    /// A while of PostgreSQL's or a disk's, drawn below `most_us`.
-    async fn takes(&self, most_us: u64) {
-        let Ok(world) = self.world() else { return };
-        let took_us = world.dice(|dice| dice.below(most_us));
-        tokio::time::sleep(Duration::from_micros(took_us)).await;
-    }
-
-    /// Microseconds on this daemon's clock.
-    fn clock_us(&self) -> u64 {
-        self.world.upgrade().map_or(0, |world| world.checks.now_us() * self.drift / 100)
-    }
-
-    /// The clients' load.
-    async fn write(&self) {
-        let Some(world) = self.world.upgrade() else { return };
-        loop {
-            self.takes(60_000).await;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let epoch = match &lock(&self.state).leading {
-                Some(leading) if leading.running => leading.epoch,
-                _ => continue,
-            };
-            let id = world.dice(|dice| dice.below(u64::MAX));
-            lock(&self.disk.redo).log.push(Row { id, epoch });
-            self.release(&world);
-        }
-    }
-
-    /// Lets commits return that may.
-    fn release(&self, world: &Arc<World>) {
-        let (log, state) = (&lock(&self.disk.redo).log, &mut *lock(&self.state));
-        let Some(leading) = state.leading.as_mut().filter(|leading| leading.running) else { return };
-        if !leading.acknowledges {
-            return;
-        }
-        let answered = |name: &RegionName| {
-            let at = world.places.iter().position(|place| place.name == *name);
-            at.and_then(|at| leading.answered[at])
-        };
-        let sets = self.voter.counted().borrow().clone();
-        let others = sets.iter().map(|set| {
-            let without_own = (!set.contains(&self.me)).then_some(None);
-            set.iter().filter(|name| **name != self.me).map(answered).chain(without_own).collect()
-        });
-        let others: Vec<Vec<Option<u64>>> = others.collect();
-        let lease = Lease { length: Duration::from_micros(LEASE_US) };
-        if !lease.holds(self.clock_us(), &others) && !planted::is(Bug::NoLease) {
-            return;
-        }
-        let remote = leading.durable.iter().copied().max().unwrap_or(0);
-        let upto = if world.remote { remote.min(log.len()) } else { log.len() };
-        if leading.acknowledged < upto && !world.has_begun(leading.epoch) {
-            let (epoch, me) = (leading.epoch, self.index);
-            world.checks.fail(format!("{me} acknowledges in epoch {epoch}, whose promotion is not over"));
-        }
-        while leading.acknowledged < upto {
-            let at = leading.acknowledged;
-            leading.acknowledged += 1;
-            world.checks.acknowledged(self.index, log[at], at);
-        }
-    }
-
-    fn begins_to_acknowledge(&self, epoch: Epoch) {
-        let Some(world) = self.world.upgrade() else { return };
-        let agreed = self.voter.agreed();
-        if let Some(agreed) = agreed.filter(|agreed| agreed.record.epoch == epoch) {
-            world.checks.promoted(&agreed.record, &self.disk.contents().0);
-        }
-    }
-}
-
-impl Cluster for Model {
-    fn observe(&self) -> Observed {
-        let state = lock(&self.state);
-        let redo = lock(&self.disk.redo);
-        let durable = match state.open {
-            true => Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64)),
-            false => Reach::new(Timeline(0), Lsn::ZERO),
-        };
-        let runs = state.leading.as_ref().is_some_and(|leading| leading.running);
-        Observed {
-            open: state.open,
-            durable,
-            has_redo: state.open && redo.timeline > 0,
-            writer_runs: runs || self.disk.writer_left.load(Ordering::Relaxed),
-            primary_lsn: Lsn(state.primary_len as u64),
-            refused: state.refused,
-        }
-    }
-
-    async fn database(&self, timeline: Timeline) -> Result<Database, Trouble> {
-        self.takes(3000).await;
-        Ok(match lock(&self.disk.redo).timeline {
-            0 => Database::Absent,
-            now if now == timeline.0 => Database::Begun,
-            _ => Database::Standby,
-        })
-    }
-
-    async fn create(&self) -> Result<SystemId, Trouble> {
-        self.takes(300_000).await;
-        let world = self.world()?;
-        if let Some(other) = world.who_has_data() {
-            world.checks.fail(format!("{} makes an empty database, and {other} has data", self.index));
-        }
-        world.checks.creates(self.index);
-        let mut redo = lock(&self.disk.redo);
-        redo.timeline = 1;
-        world.tell(|| format!("{} makes the database", self.index));
-        Ok(SystemId(1 + world.dice(|dice| dice.below(u64::MAX))))
-    }
-
-    fn hold(&self) {
-        if let Some(leading) = &mut lock(&self.state).leading {
-            leading.acknowledges = false;
-        }
-    }
-
-    fn acknowledge(&self, allowed: bool) {
-        let begins = match &mut lock(&self.state).leading {
-            Some(leading) => {
-                let begins = allowed && !leading.acknowledges;
-                leading.acknowledges = allowed;
-                begins.then_some(leading.epoch)
-            }
-            None => None,
-        };
-        if let Some(epoch) = begins {
-            self.begins_to_acknowledge(epoch);
-        }
-    }
-
-    fn forget_refusal(&self) {
-        lock(&self.state).refused = false;
-    }
-
-    fn shut_out(&self) {
-        lock(&self.state).stream = None;
-    }
-
-    async fn settle(&self) {
-        self.takes(150_000).await;
-    }
-
-    async fn follow(&self) -> Result<(), Trouble> {
-        self.takes(50_000).await;
-        lock(&self.state).leading = None;
-        Ok(())
-    }
-
-    async fn apply(&self, lsn: Lsn) -> Result<(), Trouble> {
-        self.takes(50_000).await;
-        while (self.disk.len() as u64) < lsn.0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
-
-    async fn promote(&self, epoch: Epoch) -> Result<(), Trouble> {
-        if self.voter.standing().is_some_and(Standing::forbids) {
-            self.world()?.checks.fail(format!("{} promotes for epoch {epoch}, and is shut out", self.index));
-        }
-        self.takes(150_000).await;
-        {
-            let redo = &mut *lock(&self.disk.redo);
-            let (timeline, len) = (redo.timeline, redo.log.len());
-            redo.forks.push((timeline, len));
-            redo.timeline = u32::try_from(epoch.0).unwrap_or(u32::MAX);
-        }
-        self.takes(50_000).await;
-        Ok(())
-    }
-
-    async fn lead(&self, epoch: Epoch) -> Result<(), Trouble> {
-        self.takes(200_000).await;
-        let (world, node) = (self.world()?, self.node()?);
-        self.disk.writer_left.store(false, Ordering::Relaxed);
-        let count = world.places.len();
-        let tasks = Tasks::new();
-        for to in (0..count).filter(|to| *to != self.index) {
-            if to < world.regions {
-                tasks.spawn(node.clone().ship(to, epoch));
-            }
-            let clock = node.clone();
-            let clock_us = move || clock.model().map_or(0, Model::clock_us);
-            let answered = node.clone();
-            let answered = move |_: &RegionName, asked_at_us: u64| {
-                let (Some(model), Some(world)) = (answered.model(), answered.world.upgrade()) else {
-                    return false;
-                };
-                if let Some(leading) = &mut lock(&model.state).leading {
-                    leading.answered[to] = leading.answered[to].max(Some(asked_at_us));
-                }
-                model.release(&world);
-                true
-            };
-            let length = Duration::from_micros(LEASE_US * 100 / self.drift);
-            let name = world.places[to].name.clone();
-            tasks.spawn(lease::ask(self.voter.clone(), name, epoch, length, clock_us, answered));
-        }
-        let writer = node.clone();
-        tasks.spawn(async move {
-            if let Some(model) = writer.model() {
-                model.write().await;
-            }
-        });
-        let leading = Leading {
-            epoch,
-            running: true,
-            acknowledges: false,
-            acknowledged: self.disk.len(),
-            answered: vec![None; count],
-            durable: vec![0; count],
-            _tasks: tasks,
-        };
-        world.tell(|| format!("{} leads epoch {epoch} from {}", self.index, leading.acknowledged));
-        let state = &mut *lock(&self.state);
-        (state.leading, state.stream) = (Some(leading), None);
-        Ok(())
-    }
-
-    fn reads(&self) -> bool {
-        lock(&self.state).leading.as_ref().is_some_and(|leading| leading.running)
-    }
-
-    async fn stop_leading(&self) -> Result<(), Trouble> {
-        self.takes(60_000).await;
-        self.disk.writer_left.store(false, Ordering::Relaxed);
-        lock(&self.state).leading = None;
-        Ok(())
-    }
-
-    fn hinders(&self, _: &RegionName) -> Option<String> {
-        None
-    }
-
-    async fn checkpoint(&self) -> Result<(), Trouble> {
-        let slow = self.world()?.dice(|dice| dice.one_in(20));
-        self.takes(if slow { 14_000_000 } else { 100_000 }).await;
-        Ok(())
-    }
-
-    async fn stop_writer(&self) -> Result<Reach, Trouble> {
-        let record = self.voter.accepted();
-        if !record.promotion.is_some_and(|promotion| promotion.step == Step::HandOver) {
-            self.world()?.checks.fail(format!("{} stops its writer for no switchover", self.index));
-        }
-        self.takes(100_000).await;
-        match &mut lock(&self.state).leading {
-            Some(leading) => leading.running = false,
-            None => return Err(Trouble::new("it does not lead")),
-        }
-        let redo = lock(&self.disk.redo);
-        Ok(Reach::new(Timeline(redo.timeline), Lsn(redo.log.len() as u64)))
-    }
-
-    async fn applied_by(&self, to: &RegionName, lsn: Lsn) -> Result<(), Trouble> {
-        let to = self.world()?.places.iter().position(|place| place.name == *to);
-        let to = to.ok_or_else(|| Trouble::new("who?"))?;
-        loop {
-            match &lock(&self.state).leading {
-                Some(leading) if leading.durable[to] as u64 >= lsn.0 => return Ok(()),
-                _ => {}
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn gather(
-        &self,
-        from: &RegionName,
-        epoch: Epoch,
-        to_lsn: Lsn,
-        wanted: impl Fn() -> bool + Send + Sync,
-    ) -> Result<(), Trouble> {
-        let (world, node) = (self.world()?, self.node()?);
-        let from = world.places.iter().position(|place| place.name == *from);
-        let from = from.ok_or_else(|| Trouble::new("who?"))?;
-        let shall_lead =
-            |record: Leadership| record.promotion.is_some_and(|p| p.to == self.me && p.epoch == epoch);
-        let theirs = ship(&world, &node, from, async |node| {
-            let open = node.model().is_some_and(|model| lock(&model.state).open);
-            (open && shall_lead(node.voter.accepted())).then(|| lock(&node.disk.redo).clone())
-        });
-        let theirs = theirs.await.flatten().ok_or_else(|| Trouble::new("the survivor does not answer"))?;
-        if !wanted() {
-            return Err(Trouble::new("it is over"));
-        }
-        let theirs = theirs.up_to(usize::try_from(to_lsn.0).unwrap_or(usize::MAX));
-        let mine = &mut *lock(&self.disk.redo);
-        if !theirs.log.starts_with(&mine.log) {
-            return Err(Trouble::new("the survivor's redo does not continue this"));
-        }
-        (mine.log, mine.timeline, mine.forks) = (theirs.log, theirs.timeline, theirs.forks);
-        Ok(())
     }
 }
 
