@@ -12,8 +12,7 @@ pub struct Major(pub u32);
 pub enum LogicalSlots {
     /// A standby can have none: they are lost.
     Lost,
-    /// A standby can have slots of its own, and keeps them when it is promoted; nothing makes them there by
-    /// itself.
+    /// A standby can have slots of its own, and keeps them when it is promoted: see [`crate::slots`].
     OfTheStandby,
 }
 

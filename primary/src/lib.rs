@@ -134,6 +134,13 @@ impl Primary {
         self.lease.left_us(clock::boottime_us(), &self.views.supported_us())
     }
 
+    /// Has the writer keep what its catalogs had when transaction `xid` began, counted through all epochs, as
+    /// the logical slots of secondaries still decode with it; nothing when it is 0. None: that is not known
+    /// yet.
+    pub fn hold_catalogs(&self, xid: Option<u64>) {
+        self.views.catalogs.send_if_modified(|held| std::mem::replace(held, xid) != xid);
+    }
+
     /// Forgets that; a region may say so again.
     pub fn forget_fenced(&self) {
         self.views.fence(false);

@@ -205,6 +205,8 @@ impl Reader {
         known: Known,
     ) -> Result<(ReplicationClient, Timeline, Lsn), ReaderError> {
         let mut durable = self.options.volume.watch_durable();
+        let mut catalogs = self.views.catalogs.subscribe();
+        catalogs.mark_changed();
         let mut storing = Storing {
             reader: self,
             batcher: Batcher::new(timeline, from_lsn),
@@ -258,6 +260,12 @@ impl Reader {
                     // Only now may commits return, and secondaries be told.
                     storing.report(&mut stream, durable_lsn).await?;
                     self.views.update_reader(|state| state.durable_lsn = durable_lsn);
+                }
+                Ok(()) = catalogs.changed() => {
+                    let xid = *catalogs.borrow_and_update();
+                    if let Some(xid) = xid {
+                        stream.hold_catalogs(xid, clock::now_us()).await?;
+                    }
                 }
                 () = self.moved(), if storing.released_lsn < durable_lsn => {
                     storing.report(&mut stream, durable_lsn).await?;

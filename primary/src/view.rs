@@ -82,6 +82,8 @@ pub(crate) struct Views {
     /// Held while a report is handed to the writer's socket, so that a hold comes before or after one, never
     /// within.
     leadership: Mutex<Leadership>,
+    /// The oldest transaction whose catalogs the writer is to keep; none while that is not known.
+    pub(crate) catalogs: tokio::sync::watch::Sender<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -145,6 +147,7 @@ impl Views {
             fenced: AtomicBool::new(false),
             ask_until_us: if led { now_us.saturating_add(ASK_FIRST_US) } else { now_us },
             leadership: Mutex::default(),
+            catalogs: tokio::sync::watch::Sender::new(None),
         }
     }
 

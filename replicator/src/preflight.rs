@@ -4,11 +4,13 @@
 //!
 //! Nothing here asks anybody: [`Facts`] come in, [`Finding`]s go out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coordination::Mode;
 use postgres::instance::{Need, Stopped};
 use postgres::major::{LogicalSlots, Major};
+use postgres::slots::Carried;
 use postgres::vitals::{Decodes, OfRole, Slot, Vitals};
 use proto::RegionName;
 use proto::messages::finding::Outcome;
@@ -67,6 +69,8 @@ pub struct Facts {
     pub commits_wait: bool,
     /// Of which major version it is.
     pub major: Major,
+    /// What a standby has of the writer's logical slots, by name.
+    pub carried: BTreeMap<String, Carried>,
 }
 
 /// Something that concerns a promotion.
@@ -212,21 +216,7 @@ impl Findings<'_> {
         if replay.held {
             self.add(Kind::Held, Outcome::Mended, held_by(vitals), "these sessions are ended");
         }
-        for (slot, decodes) in logical(vitals) {
-            let fact =
-                format!("logical slot {} is there, confirmed up to {}", slot.name, decodes.confirmed_lsn);
-            match slot.lost {
-                true => self.add(
-                    Kind::Slot,
-                    Outcome::Told,
-                    format!("{fact}, and has lost what it needs"),
-                    "drop it, and make it anew",
-                ),
-                false => {
-                    self.add(Kind::Slot, Outcome::Told, fact, "it goes on from there once this region leads")
-                }
-            }
-        }
+        self.slots_of_the_standby(vitals, facts);
         if facts.reported.is_some_and(|ago| ago > REPORTS) && low.is_empty() {
             let fact = format!(
                 "the standby's walreceiver has not said for {} s how far it is",
@@ -238,6 +228,36 @@ impl Findings<'_> {
                 fact,
                 "see postgresql.log there; a frozen process is to go on",
             );
+        }
+    }
+
+    fn slots_of_the_standby(&mut self, vitals: &Vitals, facts: &Facts) {
+        for (slot, decodes) in logical(vitals) {
+            let fact =
+                format!("logical slot {} is there, confirmed up to {}", slot.name, decodes.confirmed_lsn);
+            let (more, action) = match facts.carried.get(&slot.name) {
+                _ if slot.lost => (
+                    ", and has lost what it needs",
+                    "one that the primary has too is made anew by itself; until then its consumer would begin anew. Drop any other",
+                ),
+                Some(Carried::Ahead) => (
+                    ", which is after what its consumer has confirmed",
+                    "wait until the consumer has confirmed more: led before, this region drops it, and the consumer begins anew",
+                ),
+                Some(Carried::Another) => (
+                    ", and is of another plugin or database than the primary's",
+                    "drop it here: then the primary's is carried",
+                ),
+                _ => ("", "its consumer goes on from there once this region leads"),
+            };
+            self.add(Kind::Slot, Outcome::Told, fact + more, action);
+        }
+        let missing = |carried: &Carried| matches!(carried, Carried::Missing | Carried::Lost);
+        let there = |name: &String| vitals.slots.iter().any(|slot| slot.name == *name);
+        for (name, _) in facts.carried.iter().filter(|(name, carried)| missing(carried) && !there(name)) {
+            let fact = format!("logical slot {name} of the primary is not there yet");
+            let action = "it is being made; led before, this region has none, and its consumer begins anew";
+            self.add(Kind::Slot, Outcome::Told, fact, action);
         }
     }
 
@@ -259,7 +279,7 @@ impl Findings<'_> {
         }
         for (slot, decodes) in logical(vitals) {
             let fact = format!(
-                "logical slot {} ({} of database {}, {}) is not carried to the new primary; its consumer has confirmed redo up to {}",
+                "logical slot {} ({} of database {}, {}): its consumer has confirmed redo up to {}",
                 slot.name,
                 decodes.plugin,
                 decodes.database,
@@ -268,12 +288,12 @@ impl Findings<'_> {
             );
             let action = match facts.major.logical_slots() {
                 LogicalSlots::Lost => {
-                    "its consumer begins anew there: a new slot, and a new copy of the data. To have it go on, stop the writing, let it \
+                    "it is not carried to the new primary: its consumer begins anew there: a new slot, and a new copy of the data. To have it go on, stop the writing, let it \
                      confirm everything, and give it a new slot there before anybody writes"
                 }
                 LogicalSlots::OfTheStandby => {
-                    "its consumer goes on where the new primary has a slot of that name: make it there, on the standby, and advance it to what \
-                     the consumer has confirmed (docs/PROMOTION.md, Logical slots). Otherwise it begins anew there"
+                    "the other regions carry it: its consumer goes on with the one of the region that shall lead, where that says so \
+                     (docs/PROMOTION.md, Logical slots)"
                 }
             };
             self.add(Kind::Slot, Outcome::Told, fact, action);
@@ -593,7 +613,7 @@ mod tests {
             Facts { vitals, major: Major(major), ..Facts::default() }
         };
         for (major, wanted) in
-            [(15, "begins anew there: a new slot"), (16, "goes on where"), (17, "goes on where")]
+            [(15, "begins anew there: a new slot"), (16, "goes on with"), (17, "goes on with")]
         {
             let found = of_primary(&region(), &with(false, major, None));
             assert_eq!(outcomes(&found), [(Kind::Slot, Outcome::Told)]);
@@ -604,10 +624,26 @@ mod tests {
                 "{fact}; {action}"
             );
         }
-        for (lost, wanted) in [(false, "goes on from there"), (true, "make it anew")] {
-            let found = of_target(&region(), &with(lost, 16, Some(Replay::default())), Mode::Failover);
+        for (lost, carried, wanted) in [
+            (false, None, "goes on from there"),
+            (false, Some(Carried::Ready), "goes on from there"),
+            (false, Some(Carried::Ahead), "drops it"),
+            (false, Some(Carried::Another), "drop it here"),
+            (true, Some(Carried::Lost), "made anew"),
+        ] {
+            let carried = carried.map(|carried| ("cdc".to_owned(), carried)).into_iter().collect();
+            let facts = Facts { carried, ..with(lost, 16, Some(Replay::default())) };
+            let found = of_target(&region(), &facts, Mode::Failover);
             assert!(found[0].fact.contains("0/500") && found[0].action.contains(wanted), "{found:?}");
+            assert_eq!(found.len(), 1);
         }
+        let carried = [("other".to_owned(), Carried::Missing)].into();
+        let facts = Facts { carried, ..with(false, 16, Some(Replay::default())) };
+        let found = of_target(&region(), &facts, Mode::Failover);
+        assert!(
+            found.len() == 2 && found[1].fact.contains("other of the primary is not there yet"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a region is, kept in `region.json`: read before anything else is touched, so that a daemon never
 //! works on another cluster's data.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +40,9 @@ pub struct RegionState {
     pub unnamed: bool,
     /// Its data are being set aside, into the directory of this name, to have it seeded anew.
     pub aside: Option<String>,
+    /// The writer's logical slots that its standby carries, by name, and whether their consumers can go on
+    /// with them.
+    pub carried: BTreeMap<String, bool>,
 }
 
 /// The state of a running region: in memory and on disk.
@@ -153,6 +157,8 @@ struct File {
     unnamed: bool,
     #[serde(default)]
     aside: Option<String>,
+    #[serde(default)]
+    carried: BTreeMap<String, bool>,
 }
 
 impl RegionState {
@@ -176,6 +182,7 @@ impl RegionState {
             forgot: false,
             unnamed: false,
             aside: None,
+            carried: BTreeMap::new(),
         }
     }
 
@@ -227,6 +234,7 @@ impl RegionState {
             forgot: self.forgot,
             unnamed: self.unnamed,
             aside: self.aside.clone(),
+            carried: self.carried.clone(),
         };
         serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
@@ -278,6 +286,7 @@ impl RegionState {
             forgot: file.forgot,
             unnamed: file.unnamed,
             aside: file.aside,
+            carried: file.carried,
         })
     }
 }
@@ -298,6 +307,7 @@ mod tests {
             forgot: true,
             unnamed: false,
             aside: None,
+            carried: BTreeMap::new(),
         }
     }
 

@@ -173,72 +173,114 @@ async fn consumed(connection: &mut PgConnection) -> i64 {
     sqlx::query_scalar(asked).fetch_one(connection).await.unwrap()
 }
 
-/// A logical slot is named before a promotion, with its consumer's position. From 16 on the new primary goes
-/// on with one of that name which it had as a standby: nothing is missing, nothing comes twice. In 15 there
-/// can be none, and the old primary's is dropped.
-#[tokio::test(flavor = "multi_thread")]
-async fn logical_slots_are_told_before_a_promotion_and_go_on_where_the_standby_has_them() {
-    let goes_on = installation().major.logical_slots() == LogicalSlots::OfTheStandby;
-    let cluster = Cluster::new(1);
+/// What the dry run of a promotion to `region` says of logical slots.
+fn told(cluster: &Cluster, region: &str) -> String {
+    cluster.printed(&["promote", "--region", region, "--dry-run", "--json"])
+}
+
+async fn logical_slots(cluster: &Cluster, region: &str) -> i64 {
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'";
+    sqlx::query_scalar(slots).fetch_one(&mut cluster.connect(region).await).await.unwrap()
+}
+
+/// Up to where the consumer has confirmed, as the slot of this region says.
+async fn confirmed(cluster: &Cluster, region: &str) -> String {
+    let confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'cdc'";
+    sqlx::query_scalar(confirmed).fetch_one(&mut cluster.connect(region).await).await.unwrap()
+}
+
+async fn cluster_with_a_consumer(secondaries: usize) -> Cluster {
+    let cluster = Cluster::new(secondaries);
     cluster.configure("postgresql.settings = { wal_level = \"logical\" }\n");
     cluster.start();
     let mut primary = cluster.connect("us-east").await;
     let make = "CREATE TABLE t (n int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t";
     primary.execute(make).await.unwrap();
     primary.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')").await.unwrap();
-    cluster.until_level().await;
-    let mut standby = cluster.connect("eu-west").await;
-    let make = standby.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')");
-    if goes_on {
-        // The standby waits for a list of the transactions that run, which a busy writer logs by itself every
-        // 15 s.
-        let mut make = std::pin::pin!(make);
-        while tokio::time::timeout(std::time::Duration::from_millis(200), &mut make)
-            .await
-            .map(Result::unwrap)
-            .is_err()
-        {
-            primary.execute("SELECT pg_log_standby_snapshot()").await.unwrap();
-        }
-    } else {
-        let refused = make.await.unwrap_err().to_string();
-        assert!(refused.contains("recovery"), "{refused}");
-    }
-    primary.execute("INSERT INTO t SELECT generate_series(1, 3)").await.unwrap();
-    assert_eq!(consumed(&mut primary).await, 3);
-    let confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'cdc'";
-    let confirmed: String = sqlx::query_scalar(confirmed).fetch_one(&mut primary).await.unwrap();
-    primary.execute("INSERT INTO t SELECT generate_series(4, 5)").await.unwrap();
-    cluster.until_level().await;
-    if goes_on {
-        let advance = format!("SELECT pg_replication_slot_advance('cdc', '{confirmed}')");
-        standby.execute(sqlx::AssertSqlSafe(advance)).await.unwrap();
-    }
-    let dry = cluster.printed(&["promote", "--region", "eu-west", "--dry-run", "--json"]);
-    for wanted in [
-        "logical slot cdc (pgoutput of database postgres, nobody reads from it)".to_owned(),
-        format!("confirmed redo up to {confirmed}"),
-        if goes_on { "goes on from there once this region leads".into() } else { "begins anew there".into() },
-    ] {
-        assert!(dry.contains(&wanted), "{wanted} is not in {dry}");
-    }
-    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
-    let mut primary = cluster.connect("eu-west").await;
-    primary.execute("INSERT INTO t VALUES (6)").await.unwrap();
-    if goes_on {
-        assert_eq!(
-            consumed(&mut primary).await,
-            3,
-            "what was written after the consumer's last word, by both primaries"
-        );
+    cluster
+}
+
+/// In 15 a standby can have no logical slot: that is said before a promotion, and the old primary's is
+/// dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_standby_can_have_no_logical_slot_that_is_told_and_the_old_primary_s_is_dropped() {
+    if installation().major.logical_slots() != LogicalSlots::Lost {
+        eprintln!("not run: from PostgreSQL 16 on a standby can have logical slots");
         return;
     }
+    let cluster = cluster_with_a_consumer(1).await;
+    cluster.until_level().await;
+    let dry = told(&cluster, "eu-west");
+    for wanted in [
+        "logical slot cdc (pgoutput of database postgres, nobody reads from it)",
+        "confirmed redo up to",
+        "begins anew there",
+    ] {
+        assert!(dry.contains(wanted), "{wanted} is not in {dry}");
+    }
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
     cluster.until_streams("us-east").await;
     for region in &cluster.regions {
-        let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'";
-        let slots: i64 =
-            sqlx::query_scalar(slots).fetch_one(&mut cluster.connect(region).await).await.unwrap();
-        assert_eq!(slots, 0, "{region}");
+        assert_eq!(logical_slots(&cluster, region).await, 0, "{region}");
+    }
+}
+
+/// From 16 on each region carries the writer's logical slots: after a switchover and after a failover the
+/// consumer goes on with nothing missing and nothing twice. A slot that would skip something is told, and is
+/// not led with. One that the primary drops goes everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_slots_are_carried_and_their_consumers_go_on_after_promotions() {
+    if installation().major.logical_slots() == LogicalSlots::Lost {
+        eprintln!("not run: before PostgreSQL 16 a standby can have no logical slots");
+        return;
+    }
+    let cluster = cluster_with_a_consumer(2).await;
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("INSERT INTO t SELECT generate_series(1, 3)").await.unwrap();
+    // The consumer has confirmed nothing of this yet: a slot that is made now begins after it.
+    until("the slot is made, and would skip rows", || async {
+        told(&cluster, "eu-west").contains("after what its consumer has confirmed")
+    })
+    .await;
+    assert_eq!(consumed(&mut primary).await, 3);
+    primary.execute("INSERT INTO t VALUES (4)").await.unwrap();
+    assert_eq!(consumed(&mut primary).await, 1);
+    let ready = |dry: &str| dry.contains("goes on from there") && !dry.contains("has confirmed more");
+    for region in ["eu-west", "ap-northeast"] {
+        until("the consumer can go on there", || async { ready(&told(&cluster, region)) }).await;
+    }
+    // The writer keeps its catalogs as long as a region's slot decodes with them.
+    let held = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'replicator' AND catalog_xmin IS NOT NULL";
+    until("the writer keeps its catalogs", || async {
+        let mut primary = cluster.connect("us-east").await;
+        sqlx::query_scalar::<_, i64>(held).fetch_one(&mut primary).await.unwrap() == 1
+    })
+    .await;
+    primary.execute("INSERT INTO t VALUES (5), (6)").await.unwrap();
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    let mut primary = cluster.connect("eu-west").await;
+    primary.execute("INSERT INTO t VALUES (7)").await.unwrap();
+    assert_eq!(consumed(&mut primary).await, 3, "what was written after the consumer's last word");
+
+    // And after a failover.
+    primary.execute("INSERT INTO t VALUES (8)").await.unwrap();
+    assert_eq!(consumed(&mut primary).await, 1);
+    let told = confirmed(&cluster, "eu-west").await;
+    until("its word is carried", || async { confirmed(&cluster, "ap-northeast").await == told }).await;
+    primary.execute("INSERT INTO t VALUES (9)").await.unwrap();
+    cluster.until_level().await;
+    cluster.kill("eu-west", true).await;
+    let _ = cluster.printed(&["promote", "--region", "ap-northeast", "--mode", "failover"]);
+    let mut primary = cluster.connect("ap-northeast").await;
+    assert_eq!(consumed(&mut primary).await, 1, "what was written after the consumer's last word");
+
+    // What the primary drops is dropped everywhere.
+    cluster.start_region("eu-west");
+    cluster.until_streams("eu-west").await;
+    until("the slot is there again", || async { logical_slots(&cluster, "eu-west").await == 1 }).await;
+    primary.execute("SELECT pg_drop_replication_slot('cdc')").await.unwrap();
+    for region in &cluster.regions {
+        until("the slot is gone", || async { logical_slots(&cluster, region).await == 0 }).await;
     }
 }
 

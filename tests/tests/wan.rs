@@ -64,39 +64,63 @@ fn set(wan: &Wan, weather: Weather) {
     wan.change(0, 1, |w| *w = weather);
 }
 
+/// A busy machine adds to what is measured, and nothing else does: the best of some tries counts. What is
+/// set wrong is measured wrong each time.
+fn best_of_tries(mut measure: impl FnMut() -> Result<(), String>) {
+    let wrong: Vec<String> = (0..20).map_while(|_| measure().err()).collect();
+    assert!(wrong.len() < 20, "each time: {wrong:#?}");
+}
+
+fn holds(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
 #[test]
 fn what_is_measured_is_what_was_set() {
     let Some(wan) = wan() else { return };
     // Delay, and how much a busy machine adds: half of the packets are to be near.
-    set(&wan, Weather { delay_us: 40_000, ..Weather::default() });
     let every = Duration::from_millis(2);
-    let mut late: Vec<u64> =
-        carried(&wan, 200, 100, every).into_iter().map(|(n, at)| at - u64::from(n) * 2000).collect();
-    late.sort_unstable();
-    assert_eq!(late.len(), 200, "nothing is lost");
-    assert!(late[0] >= 40_000 && late[100] < 43_000, "least {} median {}", late[0], late[100]);
+    let lateness = |arrived: &[(u32, u64)]| {
+        let mut late: Vec<u64> = arrived.iter().map(|(n, at)| at - u64::from(*n) * 2000).collect();
+        late.sort_unstable();
+        late
+    };
+    best_of_tries(|| {
+        set(&wan, Weather { delay_us: 40_000, ..Weather::default() });
+        let late = lateness(&carried(&wan, 200, 100, every));
+        assert_eq!(late.len(), 200, "nothing is lost");
+        assert!(late[0] >= 40_000, "least {}", late[0]);
+        holds(late[100] < 43_000, || format!("median {}", late[100]))
+    });
 
     // Jitter spreads, and overtaking is visible.
-    set(&wan, Weather { delay_us: 10_000, jitter_us: 20_000, overtaking: true, ..Weather::default() });
-    let arrived = carried(&wan, 200, 100, every);
-    let mut late: Vec<u64> = arrived.iter().map(|(n, at)| at - u64::from(*n) * 2000).collect();
-    late.sort_unstable();
-    assert!((16_000..26_000).contains(&late[late.len() / 2]), "median {}", late[late.len() / 2]);
-    assert!(late[0] >= 10_000 && !arrived.iter().map(|(n, _)| n).is_sorted());
+    best_of_tries(|| {
+        set(&wan, Weather { delay_us: 10_000, jitter_us: 20_000, overtaking: true, ..Weather::default() });
+        let arrived = carried(&wan, 200, 100, every);
+        let late = lateness(&arrived);
+        assert!(late[0] >= 10_000 && !arrived.iter().map(|(n, _)| n).is_sorted());
+        let median = late[late.len() / 2];
+        holds((16_000..26_000).contains(&median), || format!("median {median}"))
+    });
 
     // Loss of 5 % of 4,000: 200, and three standard deviations of 14.
-    set(&wan, Weather { loss_ppm: 50_000, ..Weather::default() });
-    let lost = 4000 - carried(&wan, 4000, 100, Duration::from_micros(100)).len();
-    assert!((155..=245).contains(&lost), "{lost}");
+    best_of_tries(|| {
+        set(&wan, Weather { loss_ppm: 50_000, ..Weather::default() });
+        let lost = 4000 - carried(&wan, 4000, 100, Duration::from_micros(100)).len();
+        holds((155..=245).contains(&lost), || format!("{lost} lost"))
+    });
 
     // A rate: 20 Mbit/s for twice as much; the queue's end is lost, the rest is spaced.
-    set(&wan, Weather { rate: Some(20_000_000), queue_bytes: 50_000, ..Weather::default() });
-    let arrived = carried(&wan, 2000, 1222, Duration::from_micros(250));
-    let span_us = arrived.last().unwrap().1 - arrived[0].1;
-    let rate = (arrived.len() - 1) as u64 * 1250 * 8 * 1_000_000 / span_us;
-    assert!((19_000_000..21_500_000).contains(&rate), "{rate} bits a second");
-    let waits = wan.take_waits_us(0, 1);
-    assert!(waits.last().is_some_and(|wait| (15_000..=20_500).contains(wait)), "{:?}", waits.last());
+    best_of_tries(|| {
+        set(&wan, Weather { rate: Some(20_000_000), queue_bytes: 50_000, ..Weather::default() });
+        let _ = wan.take_waits_us(0, 1);
+        let arrived = carried(&wan, 2000, 1222, Duration::from_micros(250));
+        let span_us = arrived.last().unwrap().1 - arrived[0].1;
+        let rate = (arrived.len() - 1) as u64 * 1250 * 8 * 1_000_000 / span_us;
+        let longest = wan.take_waits_us(0, 1).last().copied().unwrap_or_default();
+        let right = (19_000_000..21_500_000).contains(&rate) && (15_000..=20_500).contains(&longest);
+        holds(right, || format!("{rate} bits a second, the longest wait {longest} us"))
+    });
 
     // A cut, and after it is healed.
     set(&wan, Weather { cut: true, ..Weather::default() });
@@ -115,13 +139,16 @@ fn tcp_passes_at_the_rate_that_is_set() {
     let mut sender = wan.within(0, || TcpStream::connect(address(1)).unwrap()).unwrap();
     let (mut receiver, _) = listener.accept().unwrap();
     let bytes = 10 << 20;
-    let begin = now();
-    std::thread::scope(|scope| {
-        scope.spawn(move || sender.write_all(&vec![7; bytes]).unwrap());
-        let mut all = vec![0; bytes];
-        receiver.read_exact(&mut all).unwrap();
-        assert!(all.iter().all(|byte| *byte == 7));
+    best_of_tries(|| {
+        let begin = now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.write_all(&vec![7; bytes]).unwrap());
+            let mut all = vec![0; bytes];
+            receiver.read_exact(&mut all).unwrap();
+            assert!(all.iter().all(|byte| *byte == 7));
+        });
+        let mbit = bytes as f64 * 8.0 / begin.elapsed().as_secs_f64() / 1e6;
+        assert!(mbit < 50.0, "{mbit} Mbit/s");
+        holds(mbit > 30.0, || format!("{mbit} Mbit/s"))
     });
-    let mbit = bytes as f64 * 8.0 / begin.elapsed().as_secs_f64() / 1e6;
-    assert!((30.0..50.0).contains(&mbit), "{mbit} Mbit/s");
 }

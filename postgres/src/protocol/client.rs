@@ -512,6 +512,24 @@ impl ReplicationStream {
         self.reporter.report(status, now_us).await
     }
 
+    /// Has the server keep what its catalogs had when transaction `xid` began, counted through all epochs, in
+    /// the name of this stream's slot; nothing when it is 0. As a standby's `hot_standby_feedback` does.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub async fn hold_catalogs(&mut self, xid: u64, now_us: i64) -> Result<(), ClientError> {
+        let mut out = BytesMut::new();
+        put_message(&mut out, b'd', |body| {
+            body.put_u8(b'h');
+            body.put_i64(wire::to_postgres_us(now_us));
+            // No xmin but that of the catalogs; its epoch is the upper half.
+            body.put_u64(0);
+            body.put_u32(u32::try_from(xid & u64::from(u32::MAX)).unwrap_or(0));
+            body.put_u32(u32::try_from(xid >> 32).unwrap_or(0));
+        });
+        Ok(self.reporter.outgoing.write(&mut out).await?)
+    }
+
     /// Leaves copy mode after [`StreamEvent::TimelineEnded`]: the connection in command mode, the next
     /// timeline, and where it begins.
     ///

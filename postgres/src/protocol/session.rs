@@ -57,6 +57,19 @@ impl Session {
         Ok(opening.await.map_err(|_| SessionError::Late(deadline))??)
     }
 
+    /// The same in this database.
+    ///
+    /// # Errors
+    /// When that takes longer than `deadline`, or the server does not let us in.
+    pub async fn open_database(
+        options: &ConnectOptions,
+        database: &str,
+        deadline: Duration,
+    ) -> Result<Session, SessionError> {
+        let opening = timeout(deadline, Session::open_in(options, database));
+        Ok(opening.await.map_err(|_| SessionError::Late(deadline))??)
+    }
+
     async fn open_in(options: &ConnectOptions, database: &str) -> Result<Session, ClientError> {
         let of_major =
             options.major.session_settings().iter().map(|(name, value)| format!(" -c {name}={value}"));

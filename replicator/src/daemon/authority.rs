@@ -136,6 +136,8 @@ requests! {
     Load = "load",
     /// Show the voters, or add one, or remove one.
     Voters = "voters",
+    /// Say which logical slots the writer has.
+    Slots = "slots",
 }
 
 impl Request {
@@ -172,6 +174,7 @@ impl Request {
                 Body::Events(_) => Request::Events,
                 Body::Load(_) => Request::Load,
                 Body::Voters(_) => Request::Voters,
+                Body::Slots(_) => Request::Slots,
             },
         })
     }
@@ -251,7 +254,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             R::Replicate | R::Seed | R::Rewind => OnlyIf(Condition::LeadsEpoch),
             R::Gather => OnlyIf(Condition::ShallLead),
             R::HandOver | R::GetReady | R::Lead => OnlyIf(Condition::Coordinates),
-            R::RegionStatus | R::Record | R::Events => Allowed,
+            R::RegionStatus | R::Record | R::Events | R::Slots => Allowed,
             R::Prepare | R::Accept | R::Learn | R::Survey | R::Support | R::Recall => Allowed,
             _ => Refused,
         },

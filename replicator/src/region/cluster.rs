@@ -16,7 +16,7 @@ use super::Parts;
 use super::engine::Engine;
 use super::follower::{Follower, Hold};
 use super::leader::Leader;
-use super::{look, secrets};
+use super::{look, secrets, slots};
 use crate::client;
 use crate::part::{Cluster, Observed, Trouble};
 use crate::preflight;
@@ -230,6 +230,7 @@ impl Cluster for RegionalCluster {
 
     async fn promote(&self, epoch: Epoch) -> Result<(), Trouble> {
         let (instance, timeline) = (self.parts.instance.clone(), timeline_of(epoch));
+        slots::drop_those_that_skip(&instance, &self.parts.state().carried).await;
         let connection = instance.local_connection();
         let telling = instance.clone();
         let told = blocking("pg_ctl promote", move || telling.promote(timeline)).await;

@@ -9,6 +9,7 @@ use primary::{Primary, PrimaryOptions, Target};
 use proto::{Epoch, RegionName, SystemId};
 use runtime::clock::{boottime_us, now};
 use runtime::task::Tasks;
+use tokio::time::Instant;
 
 use super::Parts;
 use super::engine::Engine;
@@ -34,6 +35,7 @@ pub struct Leader {
     engine: Mutex<Option<Engine>>,
     primary: Primary,
     epoch: Epoch,
+    begun: Instant,
     /// What asks the other voters to keep the lease.
     lease: Tasks,
 }
@@ -146,7 +148,7 @@ impl Leader {
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);
-        Ok(Leader { instance, engine, primary, epoch, lease })
+        Ok(Leader { instance, engine, primary, epoch, begun: now(), lease })
     }
 
     /// Asks every other voter again and again whether this region is the primary of its epoch, as long as
@@ -251,6 +253,17 @@ impl Leader {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// For how long this daemon has led.
+    pub fn leads_for(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Has the writer keep what its catalogs had when transaction `xid` began; see
+    /// [`Primary::hold_catalogs`].
+    pub fn hold_catalogs(&self, xid: Option<u64>) {
+        self.primary.hold_catalogs(xid);
     }
 
     /// What is known of it and its secondaries.

@@ -139,7 +139,9 @@ impl Region {
         let cluster = self.owner.cluster();
         let Some(follower) = cluster.follower() else { return Vec::new() };
         let look = || async {
-            let facts = facts(&self.instance, Some(&follower), self.config.commit.waits(), &|| true).await;
+            let mut facts =
+                facts(&self.instance, Some(&follower), self.config.commit.waits(), &|| true).await;
+            facts.carried = self.slots.carried();
             preflight::of_target(&self.own.name, &facts, mode)
         };
         let mut findings = look().await;

@@ -18,6 +18,7 @@ mod rejoin;
 mod reseed;
 pub(crate) mod secrets;
 mod serve;
+mod slots;
 mod voters;
 
 use std::pin::Pin;
@@ -135,6 +136,7 @@ pub(crate) struct Region {
     owner: Arc<Owner<RegionalCluster>>,
     health: Health,
     load: load::Known,
+    slots: slots::Known,
 }
 
 impl std::ops::Deref for Region {
@@ -222,8 +224,14 @@ pub async fn run(
     });
     chronicle::note_start(&parts);
     let owner = Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold)));
-    let region =
-        Arc::new(Region { door, parts, owner, health: Health::default(), load: load::Known::default() });
+    let region = Arc::new(Region {
+        door,
+        parts,
+        owner,
+        health: Health::default(),
+        load: load::Known::default(),
+        slots: slots::Known::default(),
+    });
     let seat: Arc<dyn Seat> = region.clone();
     region.voter.sit(Arc::downgrade(&seat));
     // Zones of their own join while the volume is being opened.
@@ -243,6 +251,7 @@ pub async fn run(
     let _noting = Task::spawn("note events", region.clone().note_events());
     let _sampling = Task::spawn("sample the cluster", region.clone().sample());
     let looks = region.config.telemetry.load;
+    let _carrying = Task::spawn("carry logical slots", region.clone().carry_slots());
     let _looking = looks.then(|| Task::spawn("look at the load", region.clone().watch_load()));
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
