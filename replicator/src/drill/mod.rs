@@ -16,7 +16,7 @@ pub mod report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postgres::installation::{Installation, InstallationError};
+use postgres::installation::{Installation, InstallationError, major_of_data};
 use postgres::instance::account::{Account, AccountError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
 use postgres::major::Major;
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RegionConfig};
 use crate::daemon::lock::{DaemonLock, LockError};
-use crate::layout::{Layout, RegionLayout};
+use crate::layout::{Layout, RegionLayout, make_passable};
 use crate::operator::{Operator, OperatorError, UrlOf};
 use crate::units;
 use report::{Kind, Outcome, Report, Watch};
@@ -186,7 +186,7 @@ impl Drill {
     pub async fn rehearse(&self, tell: &dyn Fn(&str), stop: CancellationToken) -> Result<Report, DrillError> {
         let status = self.status().await?;
         let row = self.row(&status)?;
-        if !self.places.pgdata().join("PG_VERSION").exists() {
+        if major_of_data(&self.places.pgdata()).is_none() {
             return Err(DrillError::NotHere { region: self.own.name.clone(), path: self.places.pgdata() });
         }
         if row.role != "secondary" || row.state != "streaming" {
@@ -195,6 +195,7 @@ impl Drill {
         let lock = DaemonLock::take(&self.places.drill_lock())?;
         let clone = self.clone()?;
         remove(&clone, &self.places.drill()).await?;
+        make_passable(&self.places.drill()).map_err(DrillError::at(&self.places.drill()))?;
         let watch = self.watch()?;
         let mut report = Report::new(Kind::Rehearsal, &status, &self.own.name, self.config.lease);
         let drilled = tokio::select! {
