@@ -5,13 +5,14 @@
 //! would find: the same data, the same redo out of the same volume, the same promotion of PostgreSQL.
 //! `--full` promotes the region for real, and then the old primary again.
 //!
-//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there; [`report`]
-//! tells it.
+//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there, as a [`role`]
+//! that can do nothing else; [`report`] tells it.
 
 pub mod clone;
 pub mod compare;
 pub mod moment;
 pub mod report;
+pub mod role;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -237,7 +238,7 @@ impl Drill {
         let primary: RegionName =
             status.primary.parse().map_err(|_| DrillError::Answer("the primary's name".into()))?;
         let url = self.operator.url(&UrlOf::Region(primary.clone())).await.map_err(DrillError::daemon)?;
-        let moment = match moment::find(&url, major).await {
+        let moment = match moment::find(&url, &self.own.name, major).await {
             Ok(moment) => Some(moment),
             Err(e @ DrillError::NoMoment { .. }) => {
                 report.check(COMPARES, Outcome::NotDone, e.to_string());
@@ -288,6 +289,9 @@ impl Drill {
                 (Outcome::Failed, compared.differences.join("\n"))
             } else if compared.left_out > 0 {
                 (Outcome::NotDone, format!("{rows}; {} more tables are too many", compared.left_out))
+            } else if !compared.gone.is_empty() {
+                let gone = compared.gone.join("; ");
+                (Outcome::NotDone, format!("{rows}; dropped, renamed or replaced meanwhile: {gone}"))
             } else {
                 (Outcome::Passed, rows)
             };
