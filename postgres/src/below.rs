@@ -527,6 +527,21 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_somebody_else_has_made_is_not_used() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not run: only root can give a directory to somebody else");
+            return;
+        }
+        let Place { inside, owner, .. } = &place();
+        let run = inside.with_file_name("run");
+        std::fs::create_dir(&run).unwrap();
+        std::os::unix::fs::chown(&run, Some(65534), Some(65534)).unwrap();
+        let error = Below::make(&run, *owner).unwrap_err().to_string();
+        assert!(error.contains("user id 65534") && error.contains("remove it"), "{error}");
+        assert_eq!(std::fs::metadata(&run).unwrap().uid(), 65534);
+    }
+
+    #[test]
     fn what_is_no_plain_file_of_one_name_is_not_read_and_no_name_leads_up() {
         let place = place();
         let Place { inside, outside, below, owner, .. } = &place;

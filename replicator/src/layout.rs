@@ -23,11 +23,10 @@
 //! PostgreSQL's, and the directories above those, which it may pass through: see [`make_passable`].
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use proto::RegionName;
-use runtime::private::{self, DIRECTORY_MODE};
+use runtime::private;
 
 /// Paths below the data directory.
 #[derive(Debug, Clone)]
@@ -201,16 +200,7 @@ impl RegionLayout {
 /// # Errors
 /// When the directory cannot be made.
 pub fn make_passable(directory: &Path) -> io::Result<()> {
-    if directory.as_os_str().is_empty() || directory.is_dir() {
-        return Ok(());
-    }
-    directory.parent().map_or(Ok(()), make_passable)?;
-    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-        Ok(()) => std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711)),
-        // Another process was quicker.
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(e),
-    }
+    private::make_passable(directory)
 }
 
 /// Writes `content` to `path` so that after a crash either the old or the new content is there, with mode

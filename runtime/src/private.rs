@@ -1,9 +1,9 @@
 //! Files and directories that are their owner's alone from the moment they are there: nothing is made first
 //! and narrowed afterwards.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The mode of a file that is its owner's alone.
@@ -11,6 +11,9 @@ pub const FILE_MODE: u32 = 0o600;
 
 /// The mode of a directory that is its owner's alone.
 pub const DIRECTORY_MODE: u32 = 0o700;
+
+/// The mode of a directory that others may pass through.
+const PASSABLE_MODE: u32 = 0o711;
 
 /// The permissions that no file of this process gets, whoever makes it: all of group and others. To be taken
 /// away as the first thing a program does.
@@ -47,6 +50,25 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
 }
 
+/// Makes a directory, and those above it that are missing, which others may pass through (0711) and neither
+/// read nor write. One that is there stays as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_passable(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    path.parent().map_or(Ok(()), make_passable)?;
+    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        // Whatever the process may not give away: this is ours, and nothing is in it.
+        Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(PASSABLE_MODE)),
+        // Another process was quicker.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 /// Replaces a file so that after a crash it holds either the old content or the new; durable when this
 /// returns. Only one may do so at a time.
 ///
@@ -66,7 +88,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     fn mode(path: &Path) -> u32 {
         std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
@@ -89,6 +111,10 @@ mod tests {
         make_directory(&deep).unwrap();
         make_directory(&deep).unwrap();
         assert_eq!((mode(&deep), mode(&directory.path().join("a"))), (DIRECTORY_MODE, DIRECTORY_MODE));
+        let passable = directory.path().join("p/q");
+        make_passable(&passable).unwrap();
+        make_passable(&passable).unwrap();
+        assert_eq!((mode(&passable), mode(&directory.path().join("p"))), (PASSABLE_MODE, PASSABLE_MODE));
         assert!(!directory.path().join("target.new").exists());
     }
 }
