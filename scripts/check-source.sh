@@ -15,6 +15,19 @@ if [ -n "$allowed" ]; then
     status=1
 fi
 
+# Files and directories are made, and given away, where that is done so that nobody else gets at them.
+made=$(git ls-files -co --exclude-standard -- '*.rs' ':!runtime/src/private.rs' ':!postgres/src/below.rs' ':!tests/*' ':!*/tests/*' ':!*/benches/*' \
+    ':!fuzz/*' | xargs --no-run-if-empty awk '
+    FNR == 1 { test = 0 }
+    /^#\[cfg\(test\)\]/ { test = 1 }
+    !test && /File::create|fs::write\(|fs::create_dir|fs::copy\(|fs::set_permissions|[^f]chown\(|create\(true\)/ && !/private::options\(\)/ \
+        { print "  " FILENAME ":" FNR ": " $0 }')
+if [ -n "$made" ]; then
+    echo "check-source: use runtime::private, or below PostgreSQL's directories postgres::below, to make files and to give them away:" >&2
+    echo "$made" >&2
+    status=1
+fi
+
 for file in fuzz/fuzz_targets/*.rs; do
     target=$(basename "$file" .rs)
     if ! grep -q "^|.*\`$target\`" docs/TESTING.md; then

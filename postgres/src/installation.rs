@@ -1,9 +1,15 @@
 //! Where PostgreSQL's programs are, and which version they are of.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use runtime::private::{self, DIRECTORY_MODE};
+
+use crate::below::Below;
+use crate::environment::clean_environment;
 use crate::major::Major;
 
 /// A PostgreSQL on this machine.
@@ -107,7 +113,9 @@ impl Installation {
     fn at(bin_dir: &Path) -> Result<Installation, InstallationError> {
         let shown = bin_dir.display().to_string();
         let unusable = |what: String| InstallationError::Unusable { bin_dir: shown.clone(), what };
-        let output = Command::new(bin_dir.join("postgres")).arg("--version").output();
+        let mut command = Command::new(bin_dir.join("postgres"));
+        clean_environment(&mut command);
+        let output = command.arg("--version").output();
         let output = output.map_err(|e| unusable(e.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (version, major) = parse_version(&text).ok_or_else(|| unusable(text.clone()))?;
@@ -132,7 +140,8 @@ impl Installation {
         for (name, value) in settings {
             lines += &format!("{name} = '{}'\n", value.replace('\'', "''"));
         }
-        let unique = format!("replicator-check-{}", std::process::id());
+        // Nobody else can know it.
+        let unique = format!("replicator-check-{:016x}", runtime::random::draw::<u64>());
         let directory = std::env::temp_dir().join(unique);
         let said = self.read_settings(&directory, &lines);
         let _ = std::fs::remove_dir_all(&directory);
@@ -140,11 +149,15 @@ impl Installation {
     }
 
     fn read_settings(&self, directory: &Path, lines: &str) -> Result<(), String> {
-        let written = std::fs::create_dir(directory)
-            .and_then(|()| std::fs::write(directory.join("postgresql.conf"), lines));
+        let mut private = std::fs::DirBuilder::new();
+        let written = private.mode(DIRECTORY_MODE).create(directory).and_then(|()| {
+            private::create_new(&directory.join("postgresql.conf"))?.write_all(lines.as_bytes())
+        });
         written.map_err(|e| format!("{}: {e}", directory.display()))?;
         // It reads its configuration, prints one setting, and ends.
-        let asked = Command::new(self.program("postgres"))
+        let mut command = Command::new(self.program("postgres"));
+        clean_environment(&mut command);
+        let asked = command
             .args(["-C", "port", "-D"])
             .arg(directory)
             .env("LC_ALL", "C")
@@ -263,7 +276,12 @@ impl std::fmt::Display for Installations {
 /// The major version that made a data directory; none where there are no data.
 #[must_use]
 pub fn major_of_data(data_dir: &Path) -> Option<Major> {
-    Major::of(&std::fs::read_to_string(data_dir.join("PG_VERSION")).ok()?)
+    major_in(&Below::open(data_dir).ok()?)
+}
+
+/// The same of one that is open.
+pub(crate) fn major_in(data: &Below) -> Option<Major> {
+    Major::of(&data.read_to_string("PG_VERSION").ok()?)
 }
 
 /// The directory where the program really is: a PATH may hold a link to it without its siblings.

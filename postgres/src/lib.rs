@@ -3,9 +3,11 @@
 //!
 //! Nothing here knows of regions. The primary region reads a writer through [`protocol::client`]; a secondary
 //! region answers its standbys through [`protocol::walsender`]; both run PostgreSQL itself through
-//! [`instance`].
+//! [`instance`], and reaches files where PostgreSQL's account could put links only by [`below`].
 
 pub mod backup;
+pub mod below;
+mod environment;
 pub mod installation;
 pub mod instance;
 pub mod major;

@@ -1,6 +1,9 @@
 //! The names and sockets by which the region's own servers and sessions find each other.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
 
 /// The superuser that every instance has.
 pub const SUPERUSER: &str = "postgres";
@@ -30,8 +33,10 @@ pub fn socket_path(socket_dir: &Path, port: u16) -> PathBuf {
     socket_dir.join(format!(".s.PGSQL.{port}"))
 }
 
-/// Where the sockets of the instance below `directory` lie: there, or in `/tmp` when that path is too long
-/// for a socket.
+/// Where the sockets of the instance below `directory` lie: there, or when that path is too long for a
+/// socket, in a directory of their own. That is in `/run` where `directory` is root's, as nobody else can
+/// make anything there, and in `/tmp` for others; it is used only if it is no link and nobody else's, see
+/// [`crate::below::Below::make`].
 #[must_use]
 pub fn socket_dir_for(directory: &Path) -> PathBuf {
     /// The system allows 107 bytes for a socket's path.
@@ -44,5 +49,34 @@ pub fn socket_dir_for(directory: &Path) -> PathBuf {
         directory.as_os_str().as_encoded_bytes().iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3)
         });
-    PathBuf::from(format!("/tmp/replicator-{hash:016x}"))
+    let owner = std::fs::metadata(directory).map_or_else(|_| Uid::effective().as_raw(), |found| found.uid());
+    match owner {
+        0 => PathBuf::from(format!("/run/replicator-{hash:016x}")),
+        owner => PathBuf::from(format!("/tmp/replicator-{owner}-{hash:016x}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_a_long_path_lie_where_nobody_else_can_have_made_the_directory() {
+        let short = Path::new("/var/lib/replicator/demo/regions/r");
+        assert_eq!(socket_dir_for(short), short.join("run"));
+        let place = tempfile::tempdir().unwrap();
+        let [one, other] = ["x", "y"].map(|name| place.path().join(name.repeat(80)));
+        for directory in [&one, &other] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let own = Uid::effective();
+        let begin = if own.is_root() { "/run/replicator-".into() } else { format!("/tmp/replicator-{own}-") };
+        let found = socket_dir_for(&one).display().to_string();
+        assert!(found.starts_with(&begin) && found.len() < 80, "{found}");
+        assert_eq!(found, socket_dir_for(&one).display().to_string());
+        assert_ne!(found, socket_dir_for(&other).display().to_string());
+        // A rehearsal's, which comes and goes, where the region's are.
+        std::fs::create_dir(one.join("drill")).unwrap();
+        assert!(socket_dir_for(&one.join("drill")).starts_with(if own.is_root() { "/run" } else { "/tmp" }));
+    }
 }

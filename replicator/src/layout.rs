@@ -18,12 +18,15 @@
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //!     aside/<time>/            pgdata, volume and lost of before a `replicator reseed`, until an operator deletes them
 //! ```
+//!
+//! All of it is the daemon's account's alone, mode 0600 and 0700, but `pgdata`, `run` and `rewind`, which are
+//! PostgreSQL's, and the directories above those, which it may pass through: see [`make_passable`].
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use proto::RegionName;
+use runtime::private;
 
 /// Paths below the data directory.
 #[derive(Debug, Clone)]
@@ -197,7 +200,7 @@ impl RegionLayout {
 /// # Errors
 /// When the directory cannot be made.
 pub fn make_passable(directory: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory)
+    private::make_passable(directory)
 }
 
 /// Writes `content` to `path` so that after a crash either the old or the new content is there, with mode
@@ -206,15 +209,5 @@ pub fn make_passable(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// When the file or its directory cannot be written.
 pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    private::replace(path, content)
 }

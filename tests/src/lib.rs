@@ -276,7 +276,7 @@ impl Cluster {
     /// The same, with these variables in its environment.
     pub fn start_region_with(&self, region: &str, variables: &[(&str, OsString)]) {
         let log = self.region(region).join("daemon.log");
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let log = runtime::private::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(program());
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.args(["run", "--region", region, "--config"]).arg(self.file()).arg("--data").arg(self.data());

@@ -488,8 +488,6 @@ fn lose_directory(cluster: &Cluster, region: &str) {
             (false, false) => std::fs::remove_file(path).unwrap(),
         }
     }
-    // `start_region` writes on.
-    std::fs::write(cluster.region(region).join("daemon.log"), "").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

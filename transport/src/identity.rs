@@ -2,8 +2,7 @@
 //!
 //! A region's certificate has the region's name as its only DNS name; an operator's has `operator`.
 
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use runtime::private;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -259,22 +259,12 @@ fn read_private(path: &Path) -> Result<String, IdentityError> {
 }
 
 fn make_directory(directory: &Path) -> Result<(), IdentityError> {
-    std::fs::create_dir_all(directory)
-        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)))
-        .map_err(at(directory))
+    private::make_directory(directory).map_err(at(directory))
 }
 
 /// Writes a file of mode 0600, whole or not at all.
 fn write_private(path: &Path, content: &str) -> Result<(), IdentityError> {
-    let temporary = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-    let written = file.and_then(|mut file| {
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    });
-    written.map_err(at(path))
+    private::replace(path, content.as_bytes()).map_err(at(path))
 }
 
 fn at(path: &Path) -> impl Fn(std::io::Error) -> IdentityError + use<> {

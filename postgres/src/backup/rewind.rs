@@ -1,30 +1,24 @@
 //! Rewinds a data directory to before what was cut off, with PostgreSQL's own pg_rewind: only pages that redo
 //! since then has changed are read from the other server.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use proto::Lsn;
 
+use crate::below::Below;
 use crate::instance::control::ClusterState;
-use crate::instance::{Instance, InstanceError, Part, Stop, at, remove_tree};
-use crate::sockets::{REWIND_PORT, SUPERUSER, socket_path};
+use crate::instance::{Instance, InstanceError, Part, Stop, at};
+use crate::sockets::{REWIND_PORT, SUPERUSER};
 use crate::wal::segment::is_segment;
 
 impl Instance {
-    /// The socket at which this instance is reached on its machine.
-    #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        let options = self.options();
-        socket_path(&options.socket_dir, options.listen.port())
-    }
-
     /// Whether it has tablespaces besides the default ones.
     #[must_use]
     pub fn has_tablespaces(&self) -> bool {
-        let entries = std::fs::read_dir(self.options().data_dir.join("pg_tblspc"));
-        entries.is_ok_and(|mut entries| entries.next().is_some())
+        let place = self.data().map(|data| data.directory(Path::new("pg_tblspc")));
+        place.is_ok_and(|place| place.is_ok_and(|place| place.names().is_ok_and(|names| !names.is_empty())))
     }
 
     /// Has a standby that was killed end its recovery cleanly, with the redo that it has: pg_rewind lets a
@@ -76,24 +70,24 @@ impl Instance {
     /// # Errors
     /// When files cannot be read or removed.
     pub fn rewound(&self) -> Result<Lsn, InstanceError> {
-        let data_dir = &self.options().data_dir;
+        let (data, data_dir) = (self.data()?, &self.options().data_dir);
         // A slot of the time as a writer would keep redo for nobody.
-        empty(&data_dir.join("pg_replslot"))?;
-        let label = data_dir.join("backup_label");
-        let Ok(content) = std::fs::read_to_string(&label) else {
+        empty(&data, "pg_replslot").map_err(at(data_dir))?;
+        let Some(content) = self.read_if_any("backup_label")? else {
             // It had nothing that the other one had not: it goes on from its last checkpoint.
             return self.control_data().map(|control| control.checkpoint_redo_lsn);
         };
         // The other one's redo came along, and may not be durable in this region yet: a standby never applies
         // what its volume does not have.
-        let wal = data_dir.join("pg_wal");
-        for entry in std::fs::read_dir(&wal).map_err(at(&wal))? {
-            let path = entry.map_err(at(&wal))?.path();
-            if path.file_name().is_some_and(|name| is_segment(&name.to_string_lossy())) {
-                std::fs::remove_file(&path).map_err(at(&path))?;
+        let remove_segments = || {
+            let wal = data.directory(Path::new("pg_wal"))?;
+            let names = wal.names()?.into_iter().map(|entry| entry.name);
+            for name in names.filter(|name| is_segment(&name.to_string_lossy())) {
+                wal.remove_file(&name)?;
             }
-        }
-        empty(&wal.join("archive_status"))?;
+            empty(&wal, "archive_status")
+        };
+        remove_segments().map_err(at(&data_dir.join("pg_wal")))?;
         label_start(&content).ok_or(InstanceError::ControlData("where the redo of the rewound data begins"))
     }
 }
@@ -172,17 +166,12 @@ fn label_start(content: &str) -> Option<Lsn> {
     })
 }
 
-/// Removes what is in a directory, if that is there.
-fn empty(directory: &Path) -> Result<(), InstanceError> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    for entry in entries {
-        let path = entry.map_err(at(directory))?.path();
-        match path.is_dir() {
-            true => remove_tree(&path)?,
-            false => std::fs::remove_file(&path).map_err(at(&path))?,
-        }
+/// Removes what is in a directory of `data`, if that is there.
+fn empty(data: &Below, name: &str) -> std::io::Result<()> {
+    match data.directory(Path::new(name)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        directory => directory?.empty(),
     }
-    Ok(())
 }
 
 #[cfg(test)]

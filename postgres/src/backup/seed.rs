@@ -11,7 +11,8 @@ use runtime::task::{Ended, Task, blocking};
 use tokio::sync::mpsc;
 
 use crate::backup::archive::{self, Entry};
-use crate::installation::major_of_data;
+use crate::below::Below;
+use crate::installation::major_in;
 use crate::instance::account::Account;
 use crate::instance::aside::Aside;
 use crate::instance::{InstanceError, at};
@@ -42,7 +43,7 @@ impl Seed {
         let (chunks, received) = mpsc::channel(CHUNKS);
         let bytes = Arc::new(AtomicU64::new(0));
         let source = ChunkReader { received, current: Bytes::new(), bytes: bytes.clone() };
-        let (to, owner) = (aside.path.clone(), account.clone());
+        let (to, owner) = (aside.open().map_err(at(&aside.path))?, account.clone());
         let unpacking = Task::spawn("unpack a seed", async move {
             blocking("unpack a seed", move || unpack(source, &to, &owner)).await
         });
@@ -80,7 +81,7 @@ impl Seed {
         let unpacked =
             unpacking.await.and_then(|unpacked| unpacked).unwrap_or_else(|e| Err(io::Error::other(e)));
         unpacked.map_err(at(&aside.path))?;
-        if !aside.path.join("global/pg_control").exists() {
+        if !aside.open().is_ok_and(|place| place.exists("global/pg_control")) {
             return Err(at(&aside.path)(io::Error::other("the base backup has no global/pg_control")));
         }
         Ok(Unpacked { aside, data_dir, account })
@@ -99,7 +100,7 @@ impl Unpacked {
     /// The major version of PostgreSQL that it needs.
     #[must_use]
     pub fn major(&self) -> Option<Major> {
-        major_of_data(&self.aside.path)
+        major_in(&self.aside.open().ok()?)
     }
 
     /// Replaces the data directory. PostgreSQL must not be running on it.
@@ -113,23 +114,22 @@ impl Unpacked {
 }
 
 /// Unpacks an archive that another machine sent into `to`.
-fn unpack(source: impl Read, to: &Path, account: &Account) -> io::Result<()> {
-    archive::read(source, |name, entry| {
-        let path = to.join(name);
-        match entry {
-            Entry::Directory if name == Path::new("") => Ok(()),
-            Entry::Directory => account.make_private(&path).map_err(io::Error::other),
-            Entry::File(content) => {
-                use std::os::unix::fs::OpenOptionsExt;
-                let mut options = std::fs::OpenOptions::new();
-                let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
-                io::copy(content, &mut file)?;
-                file.sync_all()?;
-                account.own(&path).map_err(io::Error::other)
-            }
+fn unpack(source: impl Read, to: &Below, account: &Account) -> io::Result<()> {
+    let mut directories = Vec::new();
+    archive::read(source, |name, entry| match entry {
+        Entry::Directory if name == Path::new("") => Ok(()),
+        Entry::Directory => {
+            directories.push(name.to_owned());
+            to.make_below(name, account.owner()).map(drop)
+        }
+        Entry::File(content) => {
+            let mut file = to.create_new(name, account.owner())?;
+            io::copy(content, &mut file)?;
+            file.sync_all()
         }
     })?;
-    std::fs::File::open(to)?.sync_all()
+    directories.iter().try_for_each(|name| to.directory(name)?.sync())?;
+    to.sync()
 }
 
 /// The chunks of a channel as a blocking reader.

@@ -1,12 +1,15 @@
 //! The account PostgreSQL runs as. PostgreSQL refuses root: as root, its processes run as an unprivileged
 //! account; as an ordinary user, as oneself.
 
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::{Uid, User};
+
+use crate::below::{self, Below, Owner};
+use crate::environment::clean_environment;
 
 /// Who runs PostgreSQL, and who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Account {
     pub own_name: String,
     /// Whether this process must become the account to run PostgreSQL.
     switch: bool,
+    /// Its home directory.
+    home: PathBuf,
     /// What it runs gives way to others.
     gentle: bool,
 }
@@ -106,6 +111,7 @@ impl Account {
             user_id: user.uid.as_raw(),
             group_id: user.gid.as_raw(),
             switch: user.uid != own.uid,
+            home: user.dir,
             gentle: false,
             own_name: own.name,
         })
@@ -131,39 +137,41 @@ impl Account {
         } else {
             Command::new(program)
         };
-        // What the operator's shell says of connections, a `PGOPTIONS` or `PGCONNECT_TIMEOUT`, is not meant
-        // for these.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-            command.env_remove(name);
-        }
-        command.env("LC_ALL", "C").current_dir("/").process_group(0);
+        clean_environment(&mut command);
+        command.env("LC_ALL", "C").env("HOME", &self.home).current_dir("/").process_group(0);
         if self.switch {
             command.uid(self.user_id).gid(self.group_id);
         }
         command
     }
 
-    /// Gives `path`, not what is below it, to the account.
+    /// Whether it is another account than the one that this process runs as, which is root then.
+    #[must_use]
+    pub fn switches(&self) -> bool {
+        self.switch
+    }
+
+    /// The account, for what is made for it.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { user_id: self.user_id, group_id: self.group_id, given: self.switch }
+    }
+
+    /// Gives an open file or directory to the account.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn own(&self, path: &Path) -> Result<(), AccountError> {
-        if !self.switch {
-            return Ok(());
-        }
-        chown(path, Some(self.user_id), Some(self.group_id))
-            .map_err(|source| AccountError::Io { path: path.display().to_string(), source })
+    pub fn own(&self, opened: impl AsFd) -> std::io::Result<()> {
+        below::give(opened, self.owner())
     }
 
-    /// Makes `directory` with mode 0700, for the account alone.
+    /// Makes `directory` with mode 0700, for the account alone. The directory above must be there.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, is a link, or is somebody else's.
     pub fn make_private(&self, directory: &Path) -> Result<(), AccountError> {
-        let made = std::fs::create_dir_all(directory)
-            .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)));
-        made.map_err(|source| AccountError::Io { path: directory.display().to_string(), source })?;
-        self.own(directory)
+        let io = |source| AccountError::Io { path: directory.display().to_string(), source };
+        Below::make(directory, self.owner()).map(drop).map_err(io)
     }
 
     /// Checks that the account may run `program`.

@@ -4,11 +4,13 @@
 //! That is not done at once: `global`, with the control file, goes first and comes last, so that a directory
 //! which was left in between is none that PostgreSQL, or [`super::Instance::exists`], would take for one.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::account::Account;
-use super::{InstanceError, at, remove_tree};
+use super::{InstanceError, at};
+use crate::below::Below;
 
 /// The directory that holds the control file.
 const CONTROL: &str = "global";
@@ -29,21 +31,42 @@ impl Aside {
     /// # Errors
     /// When that cannot be removed, or the place cannot be made.
     pub(crate) fn new(data_dir: &Path, what: &str, account: &Account) -> Result<Aside, InstanceError> {
-        let aside = Aside::of(data_dir, what, is_mount_point(data_dir))?;
-        if aside.within {
+        let within = is_mount_point(data_dir);
+        if within {
             account.make_private(data_dir)?;
         }
-        account.make_private(&aside.path)?;
-        Ok(aside)
+        Aside::of(data_dir, what, within, account)
     }
 
-    fn of(data_dir: &Path, what: &str, within: bool) -> Result<Aside, InstanceError> {
+    fn of(data_dir: &Path, what: &str, within: bool, account: &Account) -> Result<Aside, InstanceError> {
         let path = match within {
             true => data_dir.join(format!(".replicator-{what}")),
             false => data_dir.with_extension(what),
         };
-        remove_tree(&path)?;
-        Ok(Aside { path, data_dir: data_dir.to_owned(), within })
+        let aside = Aside { path, data_dir: data_dir.to_owned(), within };
+        let make = || {
+            let (holder, name) = aside.holder()?;
+            holder.remove_any(name)?;
+            holder.make_below(name, account.owner()).map(drop)
+        };
+        make().map_err(at(&aside.path))?;
+        Ok(aside)
+    }
+
+    /// The directory that it is in, and its name there.
+    fn holder(&self) -> io::Result<(Below, &Path)> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((Below::open(directory.unwrap_or(Path::new(".")))?, Path::new(name)))
+    }
+
+    /// The place.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub(crate) fn open(&self) -> io::Result<Below> {
+        let (holder, name) = self.holder()?;
+        holder.directory(name)
     }
 
     /// Replaces the data directory, durably.
@@ -51,25 +74,33 @@ impl Aside {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn install(self) -> Result<(), InstanceError> {
-        let Aside { path, data_dir, within } = self;
-        if within {
-            let control = data_dir.join(CONTROL);
-            remove_tree(&control)?;
-            sync(&data_dir)?;
-            for name in names(&data_dir)?.into_iter().filter(|name| data_dir.join(name) != path) {
-                remove_any(&data_dir.join(name))?;
-            }
-            for name in names(&path)?.into_iter().filter(|name| name != CONTROL) {
-                std::fs::rename(path.join(&name), data_dir.join(&name)).map_err(at(&data_dir))?;
-            }
-            sync(&data_dir)?;
-            std::fs::rename(path.join(CONTROL), &control).map_err(at(&control))?;
-            remove_tree(&path)?;
-            return sync(&data_dir);
+        let install = if self.within { self.move_up() } else { self.rename() };
+        install.map_err(at(&self.data_dir))
+    }
+
+    fn rename(&self) -> io::Result<()> {
+        let (holder, name) = self.holder()?;
+        let data_dir = Path::new(self.data_dir.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+        holder.remove_any(data_dir)?;
+        holder.rename(name, data_dir)?;
+        holder.sync()
+    }
+
+    fn move_up(&self) -> io::Result<()> {
+        let (data, own) = self.holder()?;
+        let control = Path::new(CONTROL);
+        data.remove_any(control)?;
+        data.sync()?;
+        for entry in data.names()?.into_iter().filter(|entry| own != Path::new(&entry.name)) {
+            data.remove_any(&entry.name)?;
         }
-        remove_tree(&data_dir)?;
-        std::fs::rename(&path, &data_dir).map_err(at(&data_dir))?;
-        sync(data_dir.parent().unwrap_or(Path::new("/")))
+        for entry in self.open()?.names()?.into_iter().filter(|entry| entry.name != CONTROL) {
+            data.rename(&own.join(&entry.name), Path::new(&entry.name))?;
+        }
+        data.sync()?;
+        data.rename(&own.join(control), control)?;
+        data.remove_any(own)?;
+        data.sync()
     }
 }
 
@@ -78,22 +109,6 @@ fn is_mount_point(directory: &Path) -> bool {
     let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev());
     let above = directory.parent().map(device);
     matches!((device(directory), above), (Ok(own), Some(Ok(above))) if own != above)
-}
-
-fn names(directory: &Path) -> Result<Vec<std::ffi::OsString>, InstanceError> {
-    let entries = std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    Ok(entries.map_err(at(directory))?.into_iter().map(|entry| entry.file_name()).collect())
-}
-
-fn remove_any(path: &Path) -> Result<(), InstanceError> {
-    match std::fs::symlink_metadata(path).map_err(at(path))?.is_dir() {
-        true => remove_tree(path),
-        false => std::fs::remove_file(path).map_err(at(path)),
-    }
-}
-
-fn sync(directory: &Path) -> Result<(), InstanceError> {
-    std::fs::File::open(directory).and_then(|opened| opened.sync_all()).map_err(at(directory))
 }
 
 #[cfg(test)]
@@ -110,18 +125,20 @@ mod tests {
 
     #[test]
     fn a_directory_is_replaced_whether_or_not_it_can_be_renamed() {
+        let account = Account::resolve(None).unwrap();
         for within in [false, true] {
             let parent = tempfile::tempdir().unwrap();
             let data_dir = parent.path().join("pgdata");
             make(&data_dir, "old");
             std::fs::write(data_dir.join("left"), "").unwrap();
             std::os::unix::fs::symlink("/nowhere", data_dir.join("link")).unwrap();
-            let aside = Aside::of(&data_dir, "seeding", within).unwrap();
+            let aside = Aside::of(&data_dir, "seeding", within, &account).unwrap();
             assert_eq!(aside.path.starts_with(&data_dir), within);
             make(&aside.path, "new");
             aside.install().unwrap();
             assert_eq!(std::fs::read_to_string(data_dir.join("global/pg_control")).unwrap(), "new");
-            let mut names = names(&data_dir).unwrap();
+            let names = Below::open(&data_dir).unwrap().names().unwrap().into_iter();
+            let mut names: Vec<_> = names.map(|entry| entry.name).collect();
             names.sort();
             assert_eq!(names, ["PG_VERSION", "global"]);
         }

@@ -9,8 +9,7 @@
 //! A standby applies only what is durable in its region, so its door is open; so is that of a writer whose
 //! commits wait for nobody.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +18,7 @@ use runtime::clock::now;
 use tokio::time::sleep;
 
 use super::{Instance, InstanceError, Part, at};
+use crate::below::Below;
 use crate::protocol::session::{Session, SessionError};
 use crate::sockets::{READER, REHEARSAL};
 
@@ -33,6 +33,9 @@ const OTHERS: &str = "\
 local all         all      scram-sha-256
 host  all         all      all scram-sha-256
 ";
+
+/// Who may connect.
+const RULES: &str = "pg_hba.conf";
 
 /// What is there as long as the door of the running writer is shut, beside its sockets: where nobody copies
 /// it with the data.
@@ -85,11 +88,7 @@ impl Instance {
     /// Whether its door is shut, though it runs.
     #[must_use]
     pub fn is_shut(&self) -> bool {
-        self.mark().exists()
-    }
-
-    fn mark(&self) -> PathBuf {
-        self.options().socket_dir.join(MARK)
+        Below::open(&self.options().socket_dir).is_ok_and(|sockets| sockets.exists(MARK))
     }
 
     /// Who is let in by `pg_hba.conf`. Ours first, so that nobody shuts the daemon out; then the user's; then
@@ -103,11 +102,11 @@ impl Instance {
     }
 
     fn write_rules(&self, open: bool) -> Result<(), InstanceError> {
-        let (path, rules) = (self.options().data_dir.join("pg_hba.conf"), self.rules(open));
-        if std::fs::read_to_string(&path).is_ok_and(|written| written == rules) {
+        let rules = self.rules(open);
+        if self.read(RULES).is_ok_and(|written| written == rules) {
             return Ok(());
         }
-        self.write(&path, &rules)
+        self.write(RULES, &rules)
     }
 
     /// Writes the rules for the next start. Those of a server that runs are left as they are while its door
@@ -123,15 +122,13 @@ impl Instance {
     /// To be called right before each start: shuts the door of a writer for which commits wait, and of nobody
     /// else.
     pub(super) fn close_door(&self) -> Result<(), InstanceError> {
-        let mark = self.mark();
         let shut = self.options().name != REHEARSAL && !self.is_standby() && !self.synchronous()?.is_empty();
-        match shut {
-            true => std::fs::write(&mark, "").map_err(at(&mark))?,
-            false => match std::fs::remove_file(&mark) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&mark)(e)),
-                _ => {}
-            },
-        }
+        let (sockets, owner) = (self.sockets()?, self.options().account.owner());
+        let marked = match shut {
+            true => sockets.replace(Path::new(MARK), b"", owner),
+            false => sockets.remove_file(MARK),
+        };
+        marked.map_err(at(&sockets.path().join(MARK)))?;
         if self.options().name == REHEARSAL { Ok(()) } else { self.write_rules(!shut) }
     }
 
@@ -177,7 +174,8 @@ impl Instance {
             }
             sleep(SOON).await;
         }
-        std::fs::remove_file(self.mark()).map_err(at(&self.mark()))?;
+        let sockets = self.sockets()?;
+        sockets.remove_file(MARK).map_err(at(&sockets.path().join(MARK)))?;
         Ok(())
     }
 }

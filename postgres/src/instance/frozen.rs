@@ -53,6 +53,13 @@ fn children(parent: i32) -> Vec<i32> {
     pids.filter(|pid| parent_of(&stat(*pid)) == Some(parent)).collect()
 }
 
+/// The user id that a process has.
+pub(super) fn owner(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    // Real, effective, saved, and the file system's.
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
 fn stat(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
 }

@@ -8,6 +8,7 @@ pub(crate) mod aside;
 mod ask;
 pub mod control;
 mod door;
+mod files;
 mod floors;
 mod frozen;
 mod promotion;
@@ -15,9 +16,8 @@ mod settings;
 mod slot;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use proto::Lsn;
+use runtime::private;
 use runtime::task::{Thread, blocking};
 
 use self::account::{Account, AccountError};
@@ -157,7 +158,7 @@ impl Instance {
     /// Whether there is a data directory.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.options.data_dir.join("global/pg_control").exists()
+        self.has("global/pg_control")
     }
 
     /// How the region's own daemon reaches it.
@@ -184,8 +185,11 @@ impl Instance {
         // Made aside and renamed: an initdb that was interrupted leaves nothing that looks like a cluster.
         let aside = Aside::new(data_dir, "creating", account)?;
         let pwfile = data_dir.with_extension("password");
-        write_private(&pwfile, password)?;
-        account.own(&pwfile)?;
+        let written = private::create_new(&pwfile).and_then(|mut file| {
+            file.write_all(password.as_bytes())?;
+            account.own(&file)
+        });
+        written.map_err(at(&pwfile))?;
         let made = run(
             "initdb",
             account
@@ -207,34 +211,28 @@ impl Instance {
     /// # Errors
     /// When a file cannot be written, or `ALTER SYSTEM` has set what must be ours.
     pub fn configure(&self, part: Part) -> Result<(), InstanceError> {
-        let data_dir = &self.options.data_dir;
         self.check_overrides()?;
         if self.process().is_none() {
             self.undo_interrupted_promotion()?;
         }
-        let main = data_dir.join("postgresql.conf");
-        let content = std::fs::read_to_string(&main).map_err(at(&main))?;
+        let content = self.read(MAIN)?;
         if !content.lines().any(|line| line.trim() == INCLUDE) {
-            self.write(
-                &main,
-                &format!("{content}\n# Replicator's settings; rewritten at each start\n{INCLUDE}\n"),
-            )?;
+            let content = format!("{content}\n# Replicator's settings; rewritten at each start\n{INCLUDE}\n");
+            self.write(MAIN, &content)?;
         }
-        self.write(&data_dir.join("replicator.conf"), &self.settings(part))?;
+        self.write(OURS, &self.settings(part))?;
         self.configure_door(part)?;
         let users = [self.options.account.name.as_str(), self.options.account.own_name.as_str()];
         let map: String = users.iter().map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
-        self.write(&data_dir.join("pg_ident.conf"), &map)?;
-        let signal = data_dir.join("standby.signal");
+        self.write("pg_ident.conf", &map)?;
         match part {
             Part::Standby => {
-                self.write(&signal, "")?;
+                self.write(STANDBY, "")?;
                 self.drop_slots_of_a_writer()?;
             }
             // A standby.signal beside a writer's data would be an operator's doing; the region's record
             // decides.
-            Part::Writer { .. } if signal.exists() => std::fs::remove_file(&signal).map_err(at(&signal))?,
-            Part::Writer { .. } => {}
+            Part::Writer { .. } => self.remove(STANDBY)?,
         }
         self.options.account.make_private(&self.options.socket_dir)?;
         Ok(())
@@ -245,22 +243,22 @@ impl Instance {
     /// redo removes the catalog rows that it decodes with, and were it a writer again its consumer would be
     /// told what never was. They can be removed only while PostgreSQL does not run.
     fn drop_slots_of_a_writer(&self) -> Result<(), InstanceError> {
-        let slots = self.options.data_dir.join("pg_replslot");
-        let Ok(entries) = std::fs::read_dir(&slots) else { return Ok(()) };
+        let place = self.options.data_dir.join("pg_replslot");
+        let Ok(slots) = self.data()?.directory(Path::new("pg_replslot")) else { return Ok(()) };
         if self.process().is_some() {
             return Ok(());
         }
         let logical_too = self.installation().major.logical_slots() == LogicalSlots::Lost;
         let mut dropped = false;
-        for slot in entries {
-            let slot = slot.map_err(at(&slots))?.path();
-            if slot.ends_with(READER) || (logical_too && slot::is_logical(&slot)) {
-                tracing::info!("{}: this slot of the time as a writer is dropped", slot.display());
-                std::fs::remove_dir_all(&slot).map_err(at(&slot))?;
+        for slot in slots.names().map_err(at(&place))?.into_iter().map(|slot| slot.name) {
+            if slot == READER || (logical_too && slot::is_logical(&slots, Path::new(&slot))) {
+                let slot_place = place.join(&slot);
+                tracing::info!("{}: this slot of the time as a writer is dropped", slot_place.display());
+                slots.remove_any(&slot).map_err(at(&slot_place))?;
                 dropped = true;
             }
         }
-        if dropped { sync_directory(&slots) } else { Ok(()) }
+        if dropped { slots.sync().map_err(at(&place)) } else { Ok(()) }
     }
 
     /// Makes a copy of a standby's data an instance by itself: it reaches `target_lsn` with redo from the
@@ -275,7 +273,7 @@ impl Instance {
         target_lsn: Lsn,
         preload: &str,
     ) -> Result<(), InstanceError> {
-        let InstanceOptions { account, data_dir, socket_dir, listen, .. } = &self.options;
+        let InstanceOptions { account, socket_dir, listen, .. } = &self.options;
         let conninfo = format!(
             "host={} port={WALSENDER_PORT} user={SUPERUSER} application_name={REHEARSAL}",
             feed.display()
@@ -306,13 +304,12 @@ impl Instance {
             ("fsync", "off"),
         ];
         // Read last, whatever else is set: and the data are ours to throw away.
-        let path = data_dir.join("postgresql.auto.conf");
-        let mut text = std::fs::read_to_string(&path).map_err(at(&path))?;
+        let mut text = self.read(AUTO)?;
         text += "\n# For a rehearsal\n";
         let of_major = self.installation().major.rehearsal_settings();
         text.extend(ours.iter().chain(of_major).map(|(key, value)| setting(key, value)));
-        self.write(&path, &text)?;
-        self.write(&data_dir.join("standby.signal"), "")?;
+        self.write(AUTO, &text)?;
+        self.write(STANDBY, "")?;
         account.make_private(socket_dir).map_err(InstanceError::from)
     }
 
@@ -330,8 +327,7 @@ impl Instance {
             self.remove_unused_histories()?;
             self.disown_stale_locks()?;
             self.close_door()?;
-            let mut log = std::fs::OpenOptions::new();
-            let log = log.create(true).append(true).mode(0o600).open(log_file).map_err(at(log_file))?;
+            let log = private::options().create(true).append(true).open(log_file).map_err(at(log_file))?;
             let errors = log.try_clone().map_err(at(log_file))?;
             let mut child = account
                 .command(&postgres)
@@ -381,8 +377,7 @@ impl Instance {
 
     /// Whom commits wait for by the configuration; empty for nobody.
     fn synchronous(&self) -> Result<String, InstanceError> {
-        let path = self.options.data_dir.join("replicator.conf");
-        let written = std::fs::read_to_string(&path).map_err(at(&path))?;
+        let written = self.read(OURS)?;
         let set =
             written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
         Ok(set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned()))
@@ -393,12 +388,14 @@ impl Instance {
     /// they get an id that no process has, and PostgreSQL removes them. The rest of them stays, as it looks
     /// there for shared memory that is still used.
     pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
-        for path in [self.options.data_dir.join("postmaster.pid"), self.socket().with_added_extension("lock")]
-        {
-            match std::fs::read_to_string(&path) {
-                Ok(content) => self.write(&path, &disowned(&content))?,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(at(&path)(e)),
+        let lock = self.socket().with_added_extension("lock");
+        let lock = PathBuf::from(lock.file_name().unwrap_or_default());
+        let places = [(self.data()?, PathBuf::from(POSTMASTER)), (self.sockets()?, lock)];
+        for (directory, name) in places {
+            let io = at(&directory.path().join(&name));
+            if let Some(content) = files::if_any(directory.read_to_string(&name)).map_err(&io)? {
+                let content = disowned(&content);
+                directory.replace(&name, content.as_bytes(), self.options.account.owner()).map_err(io)?;
             }
         }
         Ok(())
@@ -439,13 +436,14 @@ impl Instance {
     /// The running postmaster of this data directory.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {
-        let content = std::fs::read_to_string(self.options.data_dir.join("postmaster.pid")).ok()?;
+        let content = self.read(POSTMASTER).ok()?;
         let process = content.lines().next()?.trim().parse().ok()?;
-        // A process id may have been given to another program since: the postmaster works in its data
-        // directory.
+        // A process id may have been given to another program since, or put there by somebody who wants that
+        // one ended: the postmaster is the account's, and works in its data directory.
         let works_in = std::fs::read_link(format!("/proc/{process}/cwd")).ok()?;
         let data_dir = self.options.data_dir.canonicalize().ok()?;
-        (works_in == data_dir).then_some(Pid::from_raw(process))
+        let is_ours = works_in == data_dir && frozen::owner(process) == Some(self.options.account.user_id);
+        is_ours.then_some(Pid::from_raw(process))
     }
 
     /// Those of its processes that are stopped by a signal: they exist, and do nothing.
@@ -456,9 +454,8 @@ impl Instance {
 
     /// One more of our settings, until the configuration is written anew.
     pub(crate) fn add_setting(&self, key: &str, value: &str) -> Result<(), InstanceError> {
-        let path = self.options.data_dir.join("replicator.conf");
-        let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-        self.write(&path, &format!("{text}{}", setting(key, value)))
+        let text = self.read(OURS)?;
+        self.write(OURS, &format!("{text}{}", setting(key, value)))
     }
 
     fn settings(&self, part: Part) -> String {
@@ -502,26 +499,12 @@ impl Instance {
 
     /// `postgresql.auto.conf` is read after ours, and would win.
     fn check_overrides(&self) -> Result<(), InstanceError> {
-        let path = self.options.data_dir.join("postgresql.auto.conf");
-        let content = match std::fs::read_to_string(&path) {
-            Ok(content) => content,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(at(&path)(e)),
-        };
+        let Some(content) = self.read_if_any(AUTO)? else { return Ok(()) };
         let keys = content.lines().filter_map(|line| Some(line.split_once('=')?.0.trim()));
         match keys.into_iter().find(|key| RESERVED_SETTINGS.contains(key)) {
             Some(key) => Err(InstanceError::Overridden(key.to_owned())),
             None => Ok(()),
         }
-    }
-
-    /// Replaces a file of the data directory; on disk when this returns.
-    fn write(&self, path: &Path, content: &str) -> Result<(), InstanceError> {
-        let temporary = path.with_extension("replicator-new");
-        write_private(&temporary, content)?;
-        self.options.account.own(&temporary)?;
-        std::fs::rename(&temporary, path).map_err(at(path))?;
-        sync_directory(path.parent().unwrap_or(path))
     }
 }
 
@@ -546,6 +529,21 @@ const SYNCHRONOUS: &str = "synchronous_standby_names";
 /// not by itself: what is in its data directory is looked at first.
 const ALWAYS: [(&str, &str); 4] =
     [("fsync", "on"), ("full_page_writes", "on"), ("data_sync_retry", "off"), ("restart_after_crash", "off")];
+
+/// PostgreSQL's configuration file.
+const MAIN: &str = "postgresql.conf";
+
+/// Ours, which that brings in.
+const OURS: &str = "replicator.conf";
+
+/// What `ALTER SYSTEM` has set; read last.
+const AUTO: &str = "postgresql.auto.conf";
+
+/// What makes a standby of an instance.
+const STANDBY: &str = "standby.signal";
+
+/// The postmaster's lock, with its process id.
+const POSTMASTER: &str = "postmaster.pid";
 
 /// The line of `postgresql.conf` that brings ours in.
 const INCLUDE: &str = "include 'replicator.conf'";
@@ -583,26 +581,6 @@ fn run(
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
-}
-
-/// Makes durable which files are in `directory`.
-pub(crate) fn sync_directory(directory: &Path) -> Result<(), InstanceError> {
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
-}
-
-fn write_private(path: &Path, content: &str) -> Result<(), InstanceError> {
-    use std::io::Write;
-    let mut file = std::fs::OpenOptions::new();
-    let file = file.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
-        .map_err(at(path))
-}
-
-pub(crate) fn remove_tree(path: &Path) -> Result<(), InstanceError> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path)(e)),
-        _ => Ok(()),
-    }
 }
 
 pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> InstanceError + use<> {

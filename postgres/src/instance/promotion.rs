@@ -10,15 +10,18 @@
 //! Source: `StartupXLOG` in `xlog.c` of PostgreSQL 15 to 18.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto::{Timeline, TimelineHistory};
 
-use super::{Instance, InstanceError, PROMOTE, at, run, sync_directory};
+use super::{Instance, InstanceError, PROMOTE, STANDBY, at, files, run};
 use crate::wal::segment::timeline_of_segment;
 
 /// The file that has the number of the timeline to which this data directory is being promoted.
 const INTENT: &str = "replicator.promotion";
+
+/// Where PostgreSQL keeps its redo, below the data directory.
+const WAL: &str = "pg_wal";
 
 impl Instance {
     /// Whether a writer has begun `timeline` in this data directory: from here on it goes on there, whatever
@@ -35,7 +38,7 @@ impl Instance {
     /// Whether this is a standby that was not promoted.
     #[must_use]
     pub fn is_standby(&self) -> bool {
-        self.options().data_dir.join("standby.signal").exists()
+        self.has(STANDBY)
     }
 
     /// Tells a standby to become a writer, on `timeline`. PostgreSQL takes the number after the highest one
@@ -45,12 +48,12 @@ impl Instance {
     /// When it cannot be told.
     pub fn promote(&self, timeline: Timeline) -> Result<(), InstanceError> {
         for unused in (2..timeline.0).map(Timeline) {
-            let path = self.history_path(unused);
-            if !path.exists() {
-                self.write(&path, TimelineHistory::UNUSED)?;
+            let name = history(unused);
+            if !self.data()?.exists(&name) {
+                self.write(&name, TimelineHistory::UNUSED)?;
             }
         }
-        self.write(&self.intent_path(), &format!("{}\n", timeline.0))?;
+        self.write(INTENT, &format!("{}\n", timeline.0))?;
         let options = self.options();
         let mut command = options.account.command(&self.installation().program("pg_ctl"));
         command.args(["promote", "--no-wait", "--silent", "--pgdata"]).arg(&options.data_dir);
@@ -62,11 +65,8 @@ impl Instance {
     /// # Errors
     /// When the note cannot be written. It is looked at again at the next start.
     pub fn promoted(&self) -> Result<(), InstanceError> {
-        let path = self.intent_path();
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&path)(e)),
-            _ => sync_directory(&self.options().data_dir),
-        }
+        self.remove(INTENT)?;
+        self.data()?.sync().map_err(at(&self.options().data_dir))
     }
 
     /// The timeline to which it was told to promote itself, as long as nothing took that back.
@@ -74,15 +74,9 @@ impl Instance {
     /// # Errors
     /// When the file cannot be read or understood.
     pub fn promoting(&self) -> Result<Option<Timeline>, InstanceError> {
-        let path = self.intent_path();
-        match std::fs::read_to_string(&path) {
-            Ok(content) => match content.trim().parse() {
-                Ok(number) => Ok(Some(Timeline(number))),
-                Err(e) => Err(at(&path)(io::Error::new(io::ErrorKind::InvalidData, e))),
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(at(&path)(e)),
-        }
+        let path = self.options().data_dir.join(INTENT);
+        let number = self.read_if_any(INTENT)?.map(|content| content.trim().parse().map(Timeline));
+        number.transpose().map_err(|e| at(&path)(io::Error::new(io::ErrorKind::InvalidData, e)))
     }
 
     /// Takes back what a promotion left that was interrupted before its timeline was in the control file: the
@@ -98,25 +92,21 @@ impl Instance {
                 "PostgreSQL: its promotion to timeline {} was interrupted; it is made a standby again",
                 timeline.0
             );
-            let wal = self.options().data_dir.join("pg_wal");
             let history = TimelineHistory::file_name(timeline);
-            for directory in [wal.join("archive_status"), wal] {
-                let entries = match std::fs::read_dir(&directory) {
-                    Ok(entries) => entries,
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                    Err(e) => return Err(at(&directory)(e)),
-                };
-                for entry in entries {
-                    let path = entry.map_err(at(&directory))?.path();
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+            for place in ["pg_wal/archive_status", WAL] {
+                let io = at(&self.options().data_dir.join(place));
+                let found = files::if_any(self.data()?.directory(Path::new(place))).map_err(&io)?;
+                let Some(directory) = found else { continue };
+                for entry in directory.names().map_err(&io)? {
+                    let name = entry.name.to_string_lossy();
                     let name = name.trim_end_matches(".ready").trim_end_matches(".done");
                     if name == history || timeline_of_segment(name) == Some(timeline) {
-                        std::fs::remove_file(&path).map_err(at(&path))?;
+                        directory.remove_file(&entry.name).map_err(&io)?;
                     }
                 }
-                sync_directory(&directory)?;
+                directory.sync().map_err(&io)?;
             }
-            self.write(&self.options().data_dir.join("standby.signal"), "")?;
+            self.write(STANDBY, "")?;
         }
         self.promoted()
     }
@@ -125,30 +115,28 @@ impl Instance {
     /// came for which the unused numbers were marked: PostgreSQL would take the highest of them for the
     /// timeline to recover to.
     pub(crate) fn remove_unused_histories(&self) -> Result<(), InstanceError> {
-        let wal = self.options().data_dir.join("pg_wal");
-        let Ok(entries) = std::fs::read_dir(&wal) else { return Ok(()) };
+        let io = at(&self.options().data_dir.join(WAL));
+        let found = files::if_any(self.data()?.directory(Path::new(WAL))).map_err(&io)?;
+        let Some(wal) = found else { return Ok(()) };
         let (mut unused, mut newest) = (Vec::new(), 0);
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".history"));
+        for name in wal.names().map_err(&io)?.into_iter().map(|entry| entry.name) {
+            let number = name.to_str().and_then(|name| name.strip_suffix(".history"));
             let Some(number) = number.and_then(|number| u32::from_str_radix(number, 16).ok()) else {
                 continue;
             };
-            match std::fs::read(&path).map_err(at(&path))? == TimelineHistory::UNUSED.as_bytes() {
-                true => unused.push((number, path)),
+            match wal.read(&name).map_err(&io)? == TimelineHistory::UNUSED.as_bytes() {
+                true => unused.push((number, name)),
                 false => newest = newest.max(number),
             }
         }
-        for (_, path) in unused.into_iter().filter(|(number, _)| *number > newest) {
-            std::fs::remove_file(&path).map_err(at(&path))?;
+        for (_, name) in unused.into_iter().filter(|(number, _)| *number > newest) {
+            wal.remove_file(&name).map_err(&io)?;
         }
         Ok(())
     }
+}
 
-    fn history_path(&self, timeline: Timeline) -> PathBuf {
-        self.options().data_dir.join("pg_wal").join(TimelineHistory::file_name(timeline))
-    }
-
-    fn intent_path(&self) -> PathBuf {
-        self.options().data_dir.join(INTENT)
-    }
+/// A timeline's history, below the data directory.
+fn history(timeline: Timeline) -> PathBuf {
+    Path::new(WAL).join(TimelineHistory::file_name(timeline))
 }

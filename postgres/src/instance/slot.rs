@@ -6,16 +6,18 @@
 
 use std::path::Path;
 
+use crate::below::Below;
+
 /// Where the id of the database lies in a slot's file.
 const DATABASE_AT: usize = 4 * 4 + 64;
 
 /// What such a file begins with.
 const MAGIC: u32 = 0x0105_1CA1;
 
-/// Whether the slot in this directory is a logical one. One that is not understood is none: PostgreSQL says
+/// Whether the slot of this name is a logical one. One that is not understood is none: PostgreSQL says
 /// what it thinks of it.
-pub(super) fn is_logical(slot: &Path) -> bool {
-    std::fs::read(slot.join("state")).is_ok_and(|state| database(&state).is_some_and(|database| database > 0))
+pub(super) fn is_logical(slots: &Below, slot: &Path) -> bool {
+    slots.read(slot.join("state")).is_ok_and(|state| database(&state).is_some_and(|database| database > 0))
 }
 
 fn database(state: &[u8]) -> Option<u32> {

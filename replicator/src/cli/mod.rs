@@ -39,6 +39,8 @@ type AnyResult = Result<(), Box<dyn Error>>;
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Nothing that this makes is open to others, whatever its part.
+    runtime::private::restrict_process();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("REPLICATOR_LOG").unwrap_or_else(|_| {
         // A command's own words are its output; the daemon's are its log.

@@ -6,6 +6,7 @@ use proto::RegionName;
 use transport::{Identity, IdentityError, Peer};
 
 use super::lock::{DaemonLock, LockError};
+use super::tree::{self, ExposedError};
 use crate::layout::{RegionLayout, make_passable};
 
 /// Why a daemon cannot begin.
@@ -32,6 +33,9 @@ pub enum EnterError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// See [`ExposedError`].
+    #[error(transparent)]
+    Exposed(#[from] ExposedError),
     /// See [`LockError`].
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -40,10 +44,12 @@ pub enum EnterError {
     Identity(#[from] IdentityError),
 }
 
-/// Takes the directory of `name`: makes it, locks `lock` in it, and loads the certificate.
+/// Takes the directory of `name`: makes it, sees that it is ours alone, locks `lock` in it, and loads the
+/// certificate.
 ///
 /// # Errors
-/// When another process holds the lock, or the certificate is missing or another's.
+/// When other accounts could read or write there, another process holds the lock, or the certificate is
+/// missing or another's.
 pub fn enter(
     places: &RegionLayout,
     lock: &Path,
@@ -51,6 +57,7 @@ pub fn enter(
 ) -> Result<(DaemonLock, Identity), EnterError> {
     make_passable(places.directory())
         .map_err(|source| EnterError::Io { path: places.directory().to_owned(), source })?;
+    tree::check(places)?;
     let lock = DaemonLock::take(lock)?;
     let identity = Identity::load(&places.identity())?;
     if identity.peer != Peer::Region(name.clone()) {

@@ -1,12 +1,13 @@
 //! One daemon for each region's directory: a lock file, held as long as the daemon lives, that holds its
 //! process id.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
+use runtime::private;
 
 /// The lock of the running daemon; released when dropped or when the process ends, however it ends.
 #[derive(Debug)]
@@ -65,7 +66,8 @@ impl DaemonLock {
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    // Nobody else may hold it: `flock` needs no more than a file that can be read.
+    private::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 fn read_pid(file: &mut File) -> std::io::Result<Pid> {

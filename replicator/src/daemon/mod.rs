@@ -1,6 +1,7 @@
 //! What every daemon shares, a region's, a witness' and a zone's process: how it begins, and what it lets in.
 //!
 //! - [`enter`]: its directory, alone in it ([`lock`]), with the right certificate.
+//! - [`tree`]: whether that directory is open to other accounts, which it may not be.
 //! - [`authority`]: the one table of who may ask what of whom. It decides, and does nothing.
 //! - [`message`]: which first messages no correct peer can send.
 //! - [`serve`]: connections, streams, the first message of each with its deadline, and refusals.
@@ -12,3 +13,4 @@ pub mod enter;
 pub mod lock;
 pub mod message;
 pub mod serve;
+pub mod tree;

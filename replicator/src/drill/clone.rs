@@ -4,12 +4,11 @@
 //! at a rate that leaves the disk to others. Source: PostgreSQL's manual, "Making a Base Backup Using the Low
 //! Level API", of a standby.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::below::{Below, Name, Owner};
 use postgres::instance::account::Account;
 use sqlx::{PgConnection, Row};
 
@@ -57,51 +56,55 @@ pub async fn clone(
     account: &Account,
     bytes_per_second: u64,
 ) -> Result<Cloned, DrillError> {
-    account.make_private(to)?;
-    let shared = can_share(from, to);
+    let owner = account.owner();
+    let standby = Below::open(from).map_err(DrillError::at(from))?;
+    let clone = Below::make(to, owner).map_err(DrillError::at(to))?;
+    let shared = can_share(&standby, &clone, owner);
     if !shared {
-        check_room(from, to)?;
+        check_room(&standby, to)?;
     }
     sqlx::query("SELECT pg_backup_start('replicator drill', true)").execute(&mut *connection).await?;
-    let mut copier = Copier { account, bytes_per_second, cloned: Cloned { shared, ..Cloned::default() } };
-    copier.directory(from, to).await?;
+    let cloned = Cloned { shared, ..Cloned::default() };
+    let mut copier = Copier { standby: &standby, clone: &clone, owner, bytes_per_second, cloned };
+    copier.all().await?;
     // Last: the clone is consistent once it has the redo up to what this says.
-    let control = Path::new("global/pg_control");
-    copier.control(&from.join(control), &to.join(control)).await?;
+    copier.control(Path::new("global/pg_control")).await?;
     let stopped = sqlx::query("SELECT labelfile FROM pg_backup_stop(false)").fetch_one(connection).await?;
-    let (label, path) = (stopped.try_get::<String, _>(0)?, to.join("backup_label"));
-    std::fs::write(&path, label).map_err(DrillError::at(&path))?;
-    account.own(&path)?;
+    let label = stopped.try_get::<String, _>(0)?;
+    copier.write(Path::new("backup_label"), label.as_bytes())?;
     Ok(copier.cloned)
 }
 
 struct Copier<'a> {
-    account: &'a Account,
+    standby: &'a Below,
+    clone: &'a Below,
+    owner: Owner,
     bytes_per_second: u64,
     cloned: Cloned,
 }
 
 impl Copier<'_> {
-    async fn directory(&mut self, from: &Path, to: &Path) -> Result<(), DrillError> {
+    async fn all(&mut self) -> Result<(), DrillError> {
         let mut directories = vec![PathBuf::new()];
         while let Some(below) = directories.pop() {
-            let directory = from.join(&below);
-            for entry in std::fs::read_dir(&directory).map_err(DrillError::at(&directory))? {
-                let entry = entry.map_err(DrillError::at(&directory))?;
-                let (name, kind) = (entry.file_name(), entry.file_type());
-                let Ok(kind) = kind else { continue };
+            let io = DrillError::at(&self.standby.path().join(&below));
+            let names = match below.as_os_str().is_empty() {
+                true => self.standby.names(),
+                false => self.standby.directory(&below).and_then(|directory| directory.names()),
+            };
+            for Name { name, is_directory, is_file } in names.map_err(&io)? {
                 let path = below.join(&name);
-                if kind.is_dir() {
-                    self.account.make_private(&to.join(&path))?;
+                if is_directory {
+                    self.clone.make_below(&path, self.owner).map_err(&io)?;
                     let empty = EMPTY.iter().any(|empty| path.as_path() == Path::new(empty));
                     if !empty && name != "pgsql_tmp" {
                         directories.push(path);
                     }
-                } else if kind.is_file() && !is_left_out(&path) {
-                    match self.file(&from.join(&path), &to.join(&path)).await {
+                } else if is_file && !is_left_out(&path) {
+                    match self.file(&path).await {
                         // Dropped meanwhile: its redo says so.
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                        copied => copied.map_err(DrillError::at(&directory.join(&name)))?,
+                        copied => copied.map_err(DrillError::at(&self.standby.path().join(&path)))?,
                     }
                 }
             }
@@ -109,10 +112,9 @@ impl Copier<'_> {
         Ok(())
     }
 
-    async fn file(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut source = File::open(from)?;
-        let mut target = File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
-        self.account.own(to).map_err(io::Error::other)?;
+    async fn file(&mut self, path: &Path) -> io::Result<()> {
+        let mut source = self.standby.open_file(path)?;
+        let mut target = self.clone.create_new(path, self.owner)?;
         self.cloned.files += 1;
         if self.cloned.shared {
             self.cloned.bytes += source.metadata()?.len();
@@ -134,18 +136,22 @@ impl Copier<'_> {
     }
 
     /// The control file is written in place: what was read twice was not half written.
-    async fn control(&mut self, from: &Path, to: &Path) -> Result<(), DrillError> {
+    async fn control(&mut self, path: &Path) -> Result<(), DrillError> {
         let mut before = Vec::new();
         loop {
-            let content = std::fs::read(from).map_err(DrillError::at(from))?;
+            let content = self.standby.read(path).map_err(DrillError::at(&self.standby.path().join(path)))?;
             if content == before {
                 break;
             }
             before = content;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        std::fs::write(to, before).map_err(DrillError::at(to))?;
-        Ok(self.account.own(to)?)
+        self.write(path, &before)
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), DrillError> {
+        let written = self.clone.create_new(path, self.owner).and_then(|mut file| file.write_all(content));
+        written.map_err(DrillError::at(&self.clone.path().join(path)))
     }
 }
 
@@ -155,18 +161,18 @@ fn is_left_out(path: &Path) -> bool {
     of_wal || NAMES_LEFT_OUT.iter().any(|left_out| name == *left_out)
 }
 
-/// Whether files of `from` can be cloned into `to` without copying.
-fn can_share(from: &Path, to: &Path) -> bool {
-    let (source, probe) = (from.join("PG_VERSION"), to.join("probe"));
-    let tried = File::open(source).and_then(|source| Ok((source, File::create(&probe)?)));
-    let shared = tried.is_ok_and(|(source, target)| rustix::fs::ioctl_ficlone(&target, &source).is_ok());
+/// Whether files of the standby can be cloned without copying.
+fn can_share(standby: &Below, clone: &Below, owner: Owner) -> bool {
+    let probe = Path::new("probe");
+    let files = || Ok::<_, io::Error>((standby.open_file("PG_VERSION")?, clone.create_new(probe, owner)?));
+    let shared = files().is_ok_and(|(source, target)| rustix::fs::ioctl_ficlone(&target, &source).is_ok());
     // Made just now, and of no use any more.
-    let _ = std::fs::remove_file(&probe);
+    let _ = clone.remove_file(probe);
     shared
 }
 
-fn check_room(from: &Path, to: &Path) -> Result<(), DrillError> {
-    let needed = size_of_tree(from).map_err(DrillError::at(from))?;
+fn check_room(standby: &Below, to: &Path) -> Result<(), DrillError> {
+    let needed = standby.bytes().map_err(DrillError::at(standby.path()))?;
     let room = rustix::fs::statvfs(to).map_err(|e| DrillError::at(to)(e.into()))?;
     let available = room.f_bavail * room.f_frsize;
     // What the clone replays and writes comes on top.
@@ -175,17 +181,6 @@ fn check_room(from: &Path, to: &Path) -> Result<(), DrillError> {
         return Err(DrillError::Room { path: to.to_owned(), needed, available });
     }
     Ok(())
-}
-
-fn size_of_tree(directory: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        // What is gone by now needs no room.
-        let Ok(metadata) = entry.metadata() else { continue };
-        bytes += if metadata.is_dir() { size_of_tree(&entry.path())? } else { metadata.len() };
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::DrillError;
-use super::moment::{Moment, same_formats};
+use super::moment::{Moment, is_there, same_formats};
 
 /// Blocks compared at a time: 8 MiB.
 const BLOCKS: i64 = 1024;
@@ -32,12 +32,14 @@ pub struct Compared {
     pub rows: u64,
     /// Tables that were left out as there are too many.
     pub left_out: i64,
+    /// Tables that were dropped, renamed or replaced since the moment, with their databases.
+    pub gone: Vec<String>,
     /// What differs, in words.
     pub differences: Vec<String>,
 }
 
-/// Compares the clone, which `clone` leads to, with the primary at `moment`. Tells each table's name before
-/// it begins.
+/// Compares the clone, which `clone` leads to, with the primary at `moment`; the moment's reader reads both.
+/// Tells each table's name before it begins.
 ///
 /// # Errors
 /// When the primary does not answer.
@@ -47,6 +49,7 @@ pub async fn compare(
     mut tell: impl FnMut(&str),
 ) -> Result<Compared, DrillError> {
     let mut compared = Compared::default();
+    let clone = moment.reader.connects(clone);
     for frozen in &mut moment.databases {
         compared.databases += 1;
         compared.left_out += frozen.left_out;
@@ -55,6 +58,12 @@ pub async fn compare(
         same_formats(&mut connection).await?;
         for table in &frozen.tables {
             tell(&format!("{}, {}", frozen.database, table.name));
+            let there = is_there(&mut frozen.snapshot, table, true).await?;
+            // A clone that cannot say so is not readable either, which is told below.
+            if !there || matches!(is_there(&mut connection, table, false).await, Ok(false)) {
+                compared.gone.push(format!("{}, {}", frozen.database, table.name));
+                continue;
+            }
             compared.tables += 1;
             let size =
                 format!("SELECT pg_relation_size({}::oid) / current_setting('block_size')::int8", table.oid);

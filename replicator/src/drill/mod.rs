@@ -5,18 +5,19 @@
 //! would find: the same data, the same redo out of the same volume, the same promotion of PostgreSQL.
 //! `--full` promotes the region for real, and then the old primary again.
 //!
-//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there; [`report`]
-//! tells it.
+//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there, as a [`role`]
+//! that can do nothing else; [`report`] tells it.
 
 pub mod clone;
 pub mod compare;
 pub mod moment;
 pub mod report;
+pub mod role;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postgres::installation::{Installation, InstallationError};
+use postgres::installation::{Installation, InstallationError, major_of_data};
 use postgres::instance::account::{Account, AccountError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
 use postgres::major::Major;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RegionConfig};
 use crate::daemon::lock::{DaemonLock, LockError};
-use crate::layout::{Layout, RegionLayout};
+use crate::layout::{Layout, RegionLayout, make_passable};
 use crate::operator::{Operator, OperatorError, UrlOf};
 use crate::units;
 use report::{Kind, Outcome, Report, Watch};
@@ -186,7 +187,7 @@ impl Drill {
     pub async fn rehearse(&self, tell: &dyn Fn(&str), stop: CancellationToken) -> Result<Report, DrillError> {
         let status = self.status().await?;
         let row = self.row(&status)?;
-        if !self.places.pgdata().join("PG_VERSION").exists() {
+        if major_of_data(&self.places.pgdata()).is_none() {
             return Err(DrillError::NotHere { region: self.own.name.clone(), path: self.places.pgdata() });
         }
         if row.role != "secondary" || row.state != "streaming" {
@@ -195,6 +196,7 @@ impl Drill {
         let lock = DaemonLock::take(&self.places.drill_lock())?;
         let clone = self.clone()?;
         remove(&clone, &self.places.drill()).await?;
+        make_passable(&self.places.drill()).map_err(DrillError::at(&self.places.drill()))?;
         let watch = self.watch()?;
         let mut report = Report::new(Kind::Rehearsal, &status, &self.own.name, self.config.lease);
         let drilled = tokio::select! {
@@ -236,7 +238,7 @@ impl Drill {
         let primary: RegionName =
             status.primary.parse().map_err(|_| DrillError::Answer("the primary's name".into()))?;
         let url = self.operator.url(&UrlOf::Region(primary.clone())).await.map_err(DrillError::daemon)?;
-        let moment = match moment::find(&url, major).await {
+        let moment = match moment::find(&url, &self.own.name, major).await {
             Ok(moment) => Some(moment),
             Err(e @ DrillError::NoMoment { .. }) => {
                 report.check(COMPARES, Outcome::NotDone, e.to_string());
@@ -287,6 +289,9 @@ impl Drill {
                 (Outcome::Failed, compared.differences.join("\n"))
             } else if compared.left_out > 0 {
                 (Outcome::NotDone, format!("{rows}; {} more tables are too many", compared.left_out))
+            } else if !compared.gone.is_empty() {
+                let gone = compared.gone.join("; ");
+                (Outcome::NotDone, format!("{rows}; dropped, renamed or replaced meanwhile: {gone}"))
             } else {
                 (Outcome::Passed, rows)
             };

@@ -13,15 +13,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use postgres::major::Major;
-use proto::Lsn;
+use proto::{Lsn, RegionName};
 use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
 use super::DrillError;
+use super::role::Reader;
 
 /// What sessions of a rehearsal set for themselves, against what production sets for everybody.
-const OWN: [(&str, &str); 5] = [
+const OWN: [(&str, &str); 6] = [
+    ("search_path", "pg_catalog"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_session_timeout", "0"),
@@ -44,8 +46,8 @@ const LOOK: Duration = Duration::from_millis(7);
 /// Tables of a database that are compared; each takes a place in PostgreSQL's lock table for a moment.
 const TABLES_MAX: i64 = 2000;
 
-/// So that rows have the same text everywhere.
-const FORMATS: &str = "SET search_path = pg_catalog; SET extra_float_digits = 3; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
+/// So that rows have the same text everywhere, and a view's or a foreign table's are not read for a table's.
+const FORMATS: &str = "SET search_path = pg_catalog; SET restrict_nonsystem_relation_kind = 'view, foreign-table'; SET extra_float_digits = 3; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
      SET timezone = 'UTC'; SET bytea_output = 'hex'; SET xmlbinary = 'base64'; SET statement_timeout = 0; SET lock_timeout = 0; \
      SET idle_in_transaction_session_timeout = 0; SET enable_indexscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0";
 
@@ -63,7 +65,7 @@ pub struct Table {
 pub struct Frozen {
     /// Its name.
     pub database: String,
-    /// Its tables, all of which the snapshot sees.
+    /// Its tables; what has one's name may be another by now.
     pub tables: Vec<Table>,
     /// Tables that are left out as there are too many.
     pub left_out: i64,
@@ -82,6 +84,8 @@ pub struct Moment {
     pub held: Duration,
     /// How many tries it took.
     pub tries: u32,
+    /// Who reads the tables.
+    pub reader: Reader,
 }
 
 /// A session of a rehearsal's, with a PostgreSQL of `major`.
@@ -89,11 +93,11 @@ pub(super) fn own(options: PgConnectOptions, major: Major) -> PgConnectOptions {
     options.options(OWN).options(major.session_settings().iter().copied())
 }
 
-/// Finds a moment of the primary at `url`, which is of `major`.
+/// Finds a moment of the primary at `url`, which is of `major`, for a rehearsal of `region`.
 ///
 /// # Errors
 /// When the primary cannot be asked, or writers never pause for long enough.
-pub async fn find(url: &str, major: Major) -> Result<Moment, DrillError> {
+pub async fn find(url: &str, region: &RegionName, major: Major) -> Result<Moment, DrillError> {
     let options =
         own(url.parse()?, major).application_name(postgres::sockets::REHEARSAL).disable_statement_logging();
     let mut own = PgConnection::connect_with(&options).await?;
@@ -101,11 +105,26 @@ pub async fn find(url: &str, major: Major) -> Result<Moment, DrillError> {
         sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1")
             .fetch_all(&mut own)
             .await?;
+    let reader = Reader::admit(&mut own, region, major).await?;
+    let found = try_often(&options, &databases, &reader, &mut own).await;
+    // Its sessions are open, and nobody needs another.
+    reader.shut_out(&mut own).await?;
+    let (tries, (lsn, databases, held)) = found?;
+    Ok(Moment { lsn, databases, held, tries, reader })
+}
+
+/// Returns also in which try it was found.
+async fn try_often(
+    options: &PgConnectOptions,
+    databases: &[String],
+    reader: &Reader,
+    own: &mut PgConnection,
+) -> Result<(u32, Held), DrillError> {
     let mut last = None;
     for tries in 1..=TRIES {
-        let busy = busy(&mut own).await?;
-        match hold(&options, &databases, &busy, tries % 3 == 0, &mut own).await {
-            Ok((lsn, databases, held)) => return Ok(Moment { lsn, databases, held, tries }),
+        let busy = busy(own).await?;
+        match hold(options, databases, reader, &busy, tries % 3 == 0, own).await {
+            Ok(held) => return Ok((tries, held)),
             Err(DrillError::Sql(e)) if e.as_database_error().is_some() => last = Some(e.to_string()),
             Err(e) => return Err(e),
         }
@@ -144,19 +163,23 @@ fn order<'a>(database: &str, tables: &'a [Table], busy: &Busy, by_chance: bool) 
     tables.into_iter().map(|(_, table)| table.name.as_str()).collect()
 }
 
+/// A moment, every database at it, and for how long writers waited.
+type Held = (Lsn, Vec<Frozen>, Duration);
+
 async fn hold(
     options: &PgConnectOptions,
     databases: &[String],
+    reader: &Reader,
     busy: &Busy,
     by_chance: bool,
     own: &mut PgConnection,
-) -> Result<(Lsn, Vec<Frozen>, Duration), DrillError> {
+) -> Result<Held, DrillError> {
     let (mut frozen, mut locks) = (Vec::new(), Vec::new());
     for database in databases {
         let options = options.clone().database(database);
         let mut lock = PgConnection::connect_with(&options).await?;
         sqlx::raw_sql("SET search_path = pg_catalog; BEGIN").execute(&mut lock).await?;
-        let mut snapshot = PgConnection::connect_with(&options).await?;
+        let mut snapshot = PgConnection::connect_with(&reader.connects(&options)).await?;
         sqlx::raw_sql(FORMATS).execute(&mut snapshot).await?;
         let (tables, left_out) = tables(&mut lock).await?;
         frozen.push(Frozen { database: database.clone(), tables, left_out, snapshot });
@@ -206,6 +229,33 @@ async fn tables(connection: &mut PgConnection) -> Result<(Vec<Table>, i64), Dril
     let tables: Vec<Table> = rows.into_iter().map(|(oid, name)| Table { oid, name }).collect();
     let left_out = count - i64::try_from(tables.len()).unwrap_or(count);
     Ok((tables, left_out))
+}
+
+/// Sees, with the table locked where `locks` against whoever would put something else in its place, that what
+/// has its name is the very table. The lock is kept to the end of the transaction.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn is_there(connection: &mut PgConnection, table: &Table, locks: bool) -> Result<bool, DrillError> {
+    // A catalog's rows are seen as of the snapshot: these look at what is there now. A view has no file.
+    let query = "SELECT to_regclass($1)::oid::int8 IS NOT DISTINCT FROM $2::int8 \
+                 AND pg_relation_filenode($2::int8::oid) IS NOT NULL";
+    let query = sqlx::query_scalar(query).bind(&table.name).bind(table.oid);
+    if !locks {
+        return Ok(query.fetch_one(connection).await?);
+    }
+    sqlx::raw_sql("SAVEPOINT drilled").execute(&mut *connection).await?;
+    let lock = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", table.name);
+    let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *connection).await;
+    let found = match locked {
+        Ok(_) => query.fetch_one(&mut *connection).await,
+        Err(e) if e.as_database_error().is_some() => Ok(false),
+        Err(e) => return Err(e.into()),
+    };
+    if !matches!(found, Ok(true)) {
+        sqlx::raw_sql("ROLLBACK TO SAVEPOINT drilled").execute(connection).await?;
+    }
+    Ok(found?)
 }
 
 /// Sets what a connection to the clone needs to give rows the same text.

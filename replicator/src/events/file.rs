@@ -3,10 +3,11 @@
 //! A line that a crash tore is skipped when it is read, and the next one begins on a line of its own. Nothing
 //! is flushed to the disk: after a power failure the newest events may be missing.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use runtime::private;
 
 use super::{Event, Kind, Note};
 
@@ -52,9 +53,7 @@ impl Files {
 
     /// Opens the newer file, and ends a line that was torn.
     fn begin(&mut self) -> std::io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).append(true).create(true).mode(0o600).open(&self.path)?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        let mut file = private::options().read(true).append(true).create(true).open(&self.path)?;
         self.bytes = file.metadata()?.len();
         if self.bytes > 0 {
             let mut last = [0];
@@ -146,6 +145,7 @@ pub fn weight(kind: &str) -> super::Weight {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn note(text: &str) -> Note {
         Note::new(Kind::CopyLost, text)

@@ -4,10 +4,11 @@
 //! was torn is cut off when the file is opened again. Whoever reads while it is written sees all whole
 //! records.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use runtime::private;
 
 use super::Look;
 use super::file::{self, Encoder, MAGIC};
@@ -36,7 +37,7 @@ impl Store {
     /// # Errors
     /// When the directory cannot be made, read or written.
     pub fn open(directory: &Path) -> std::io::Result<Store> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        private::make_directory(directory)?;
         let mut store =
             Store { directory: directory.to_owned(), open: [None, None], minute: Minute::default() };
         let (mut summed_s, mut looks) = (i64::MIN, Vec::new());
@@ -109,8 +110,7 @@ fn open_for(directory: &Path, kind: Kind, at_s: i64) -> std::io::Result<Open> {
         None => About { kind, begin_s: at_s, bytes: 0 },
     };
     let place = path(directory, about);
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&place)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    let mut file = private::options().append(true).create(true).open(&place)?;
     let content = std::fs::read(&place)?;
     let read = file::read(&content, drop);
     let mut bytes = read.whole_bytes;
@@ -213,6 +213,7 @@ mod tests {
     use super::*;
     use crate::load::Group;
     use crate::load::tests::key;
+    use std::os::unix::fs::PermissionsExt;
 
     fn look(at_s: i64, sum: u32) -> Look {
         let groups = vec![Group { key: key("CPU", &format!("SELECT {}", at_s % 3)), sum }];
@@ -272,7 +273,7 @@ mod tests {
                 std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
             }
             for file in list(copy.path()).unwrap() {
-                let opened = OpenOptions::new().write(true).open(path(copy.path(), file)).unwrap();
+                let opened = File::options().write(true).open(path(copy.path(), file)).unwrap();
                 opened.set_len(file.bytes.saturating_sub(torn)).unwrap();
             }
             let left = sum(copy.path(), 0, i64::MAX).0;

@@ -1,11 +1,11 @@
 //! The process of a daemon that `up` starts, and its log.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use proto::RegionName;
+use runtime::private;
 
 use super::LocalResult;
 use crate::daemon::lock::DaemonLock;
@@ -39,7 +39,7 @@ impl Daemon {
             eprintln!("{}{}: runs already (process {pid})", self.name, of_zone(self.zone));
             return Ok(());
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+        let log = private::options().create(true).append(true).open(log)?;
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["run", "--region", self.name.as_str(), "--config"])

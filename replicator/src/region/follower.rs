@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use postgres::instance::{Instance, InstanceError, Part};
 use postgres::protocol::walsender::StandbyProgress;
-use postgres::sockets::{WALSENDER_PORT, socket_path};
+use postgres::sockets::WALSENDER_PORT;
 use proto::messages::ReplicateOpen;
 use proto::{Epoch, Lsn, SystemId};
 use runtime::clock::{now, steady_us};
@@ -274,7 +274,7 @@ impl Follower {
     pub(super) fn listen(&self, port: u16) -> Result<UnixListener, FollowError> {
         let options = self.instance.options();
         let listener = feed::bind(&options.socket_dir, port).map_err(FollowError::Socket)?;
-        options.account.own(&socket_path(&options.socket_dir, port)).map_err(InstanceError::from)?;
+        self.instance.give_socket(port)?;
         Ok(listener)
     }
 

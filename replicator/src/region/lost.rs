@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use postgres::wal::segment::SegmentSize;
 use proto::{Lsn, TimelineHistory};
+use runtime::private;
 use serde::{Deserialize, Serialize};
 use volume::{Start, Volume};
 
@@ -77,7 +78,7 @@ pub async fn keep(
     }
     let name = format!("epoch-{epoch}-{:X}-{:X}", fork_lsn.0, bounds.durable_lsn.0);
     let directory = layout.lost().join(name);
-    std::fs::create_dir_all(&directory).map_err(io(&directory))?;
+    private::make_directory(&directory).map_err(io(&directory))?;
     write_segments(volume, fork_lsn, &directory, segment_size).await?;
     let lost = Lost {
         epoch,
@@ -135,7 +136,7 @@ pub async fn write_segments(
             let segment_lsn = segment_size.begin(next_lsn);
             if open.as_ref().is_none_or(|(of, ..)| *of != segment_lsn) {
                 let path = directory.join(segment_size.name(bounds.timeline, next_lsn));
-                let file = std::fs::File::create(&path).map_err(io(&path))?;
+                let file = private::create_new(&path).map_err(io(&path))?;
                 file.set_len(segment_size.bytes()).map_err(io(&path))?;
                 sync(open.replace((segment_lsn, file, path)))?;
             }

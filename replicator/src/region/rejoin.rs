@@ -4,12 +4,14 @@
 //! While its data are being replaced the region has none, as far as its record goes: so when that is
 //! interrupted, a seed is taken.
 
+use std::fs::File;
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use postgres::backup::seed::Seed;
-use postgres::instance::Stop;
+use postgres::instance::{InstanceError, Stop};
 use postgres::major::Major;
 use postgres::sockets::REWIND_PORT;
 use postgres::sockets::socket_path;
@@ -17,6 +19,7 @@ use postgres::wal::segment::SegmentSize;
 use proto::messages::refusal::Kind as Refused;
 use proto::messages::{Refusal, RewindOpen, SeedAnswer, SeedOpen};
 use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
+use runtime::private;
 use secondary::rewind::Tunnel;
 use transport::Stream;
 
@@ -125,9 +128,7 @@ impl Follower {
             }
         };
         let segments = self.layout.rewind();
-        if segments.exists()
-            && let Err(e) = std::fs::remove_dir_all(&segments)
-        {
+        if let Err(e) = remove(&segments) {
             tracing::warn!("{}: {e}", segments.display());
         }
         tunnel.finish(refusal).await;
@@ -151,8 +152,9 @@ impl Follower {
     /// both have.
     async fn write_segments(&self, history: &TimelineHistory) -> Result<(), FollowError> {
         let directory = self.layout.rewind();
-        let account = &self.instance.options().account;
-        account.make_private(&directory).map_err(postgres::instance::InstanceError::from)?;
+        let io = |source| InstanceError::Io { path: directory.display().to_string(), source };
+        // Ours until all is written: nobody else can put anything in its place.
+        remove(&directory).and_then(|()| private::make_directory(&directory)).map_err(io)?;
         let fork_lsn = lost::fork(&self.volume, history);
         let control = self.instance.control_data()?;
         let checkpoint_lsn = control.checkpoint_redo_lsn;
@@ -161,10 +163,14 @@ impl Follower {
             false => Lsn(fork_lsn.0.saturating_sub(BEFORE_FORK_BYTES)),
         };
         lost::write_segments(&self.volume, from_lsn, &directory, control.segment_size).await?;
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            account.own(&entry.path()).map_err(postgres::instance::InstanceError::from)?;
-        }
-        Ok(())
+        let account = &self.instance.options().account;
+        let give = || {
+            for entry in std::fs::read_dir(&directory)? {
+                account.own(File::open(entry?.path())?)?;
+            }
+            account.own(File::open(&directory)?)
+        };
+        Ok(give().map_err(io)?)
     }
 
     async fn run_pg_rewind(&self, tunnel: &mut Tunnel) -> Result<(), FollowError> {
@@ -214,6 +220,14 @@ impl Follower {
         let state = self.record.get();
         let led = state.acceptor.record().supports(state.primary(), epoch);
         if led { Ok(()) } else { Err(FollowError::Overtaken(epoch)) }
+    }
+}
+
+/// Removes a directory, if it is there.
+fn remove(directory: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

@@ -5,11 +5,11 @@
 //! and goes on where a crash has left off.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use coordination::region::Part;
 use proto::messages::{Refusal, refusal::Kind};
+use runtime::private;
 
 use super::Region;
 use crate::config::Role;
@@ -69,7 +69,7 @@ pub(super) fn set_aside(
     let aside = places.aside(&name);
     let failed = |path: &Path, source: io::Error| StateError::Io { path: path.display().to_string(), source };
     let volume = aside.join("volume");
-    make_private(&volume).map_err(|e| failed(&aside, e))?;
+    private::make_directory(&volume).map_err(|e| failed(&aside, e))?;
     let mut moves = vec![(places.pgdata(), aside.join("pgdata")), (places.lost(), aside.join("lost"))];
     for zone in ['a', 'b', 'c'].into_iter().filter(|zone| !own_process.contains(zone)) {
         let zone = format!("az-{zone}");
@@ -79,7 +79,7 @@ pub(super) fn set_aside(
             true => moves.push((from, volume.join(&zone))),
             false => {
                 let within = from.join(format!("aside-{name}"));
-                make_private(&within).map_err(|e| failed(&within, e))?;
+                private::make_directory(&within).map_err(|e| failed(&within, e))?;
                 moves.extend(
                     [1, 2]
                         .map(|copy| format!("{}{copy}", &zone[3..]))
@@ -113,11 +113,6 @@ fn moves_whole(from: &Path, to: &Path) -> bool {
         // There is nothing to move.
         _ => true,
     }
-}
-
-fn make_private(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ impl Site {
             let name = self.regions[index].name;
             let home = self.directory.path().join(name);
             let identity = home.join("regions").join(name);
-            std::fs::create_dir_all(&identity).unwrap();
+            runtime::private::make_directory(&identity).unwrap();
             copy(&data.join("regions").join(name).join("identity"), &identity.join("identity"));
             copy(&data.join("operator"), &home.join("operator"));
             let file = self.directory.path().join(format!("{name}.toml"));

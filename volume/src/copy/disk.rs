@@ -13,6 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use proto::{ClusterId, Lsn, Timeline, TimelineHistory};
 use ring::Blocks;
+use runtime::private;
 use tokio::time::Instant;
 
 use super::errors::{at, damaged};
@@ -255,7 +256,7 @@ impl Disk {
         let begin_lsn = first.batch.begin_lsn;
         let path = self.log_directory().join(segment::file_name(begin_lsn));
         let io = at(&path);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).map_err(&io)?;
+        let file = private::create_new(&path).map_err(&io)?;
         let header = Header { cluster_id: self.cluster_id, begin_lsn, timeline: first.batch.timeline };
         file.write_all_at(&header.encode(), 0).and_then(|()| file.sync_all()).map_err(&io)?;
         sync_directory(&self.log_directory())?;
@@ -566,7 +567,7 @@ impl Disk {
 
 /// Takes the directory's lock; waits for a writer that is just ending.
 fn take_lock(path: &Path) -> Result<File, VolumeError> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(at(path))?;
+    let file = private::options().write(true).create(true).truncate(false).open(path).map_err(at(path))?;
     if file.try_lock().is_err() {
         tracing::info!("{} is held by another writer; waiting for it to end", path.display());
         file.lock().map_err(at(path))?;
@@ -596,7 +597,7 @@ pub(crate) fn prepare(
     let path = log_directory.join(format!("{:016X}-{number}.put", info.begin_lsn.0));
     segment::verify(bytes, cluster_id, info.begin_lsn, info.end_lsn)
         .map_err(|(offset, what)| damaged(&path, offset, &what))?;
-    let written = File::create(&path).and_then(|mut file| {
+    let written = private::create_new(&path).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });
@@ -656,10 +657,8 @@ fn write_again(path: &Path, length: u64) -> Result<(), VolumeError> {
 fn create_directory(path: &Path) -> Result<(), VolumeError> {
     let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
     for directory in missing.into_iter().rev() {
-        match std::fs::create_dir(directory) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(directory)(e)),
-            _ => directory.parent().filter(|parent| parent.exists()).map_or(Ok(()), sync_directory)?,
-        }
+        private::make_directory(directory).map_err(at(directory))?;
+        directory.parent().filter(|parent| parent.exists()).map_or(Ok(()), sync_directory)?;
     }
     Ok(())
 }
@@ -670,16 +669,7 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, VolumeError> {
 }
 
 fn write_durably(path: &Path, content: &[u8]) -> Result<(), VolumeError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    });
-    written.map_err(at(path))?;
-    path.parent().map_or(Ok(()), sync_directory)
+    private::replace(path, content).map_err(at(path))
 }
 
 fn sync_directory(directory: &Path) -> Result<(), VolumeError> {
