@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proto::messages::{
     ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PromoteRequest,
-    Promotion, RecordRequest, RegionStatus, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest,
-    VolumeView, VotersRequest, VotersView, control_request, control_response,
+    Promotion, RecordRequest, RegionStatus, ReloadRequest, Reloaded, ReseedRequest, RevoteRequest,
+    UrlRequest, VolumeRequest, VolumeView, VotersRequest, VotersView, control_request, control_response,
 };
 use proto::{ClusterId, RegionName};
 use tokio::task::JoinSet;
@@ -33,6 +33,9 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a voter may take to ask the others twice.
 const REVOTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a daemon and its PostgreSQL may take to read their configuration again.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(40);
 
 /// How long a change of the voters may take.
 const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
@@ -305,6 +308,35 @@ impl Operator {
         asked.map(drop).map_err(|source| OperatorError::Asked { region: voter.clone(), source })
     }
 
+    /// Has the daemon of `region`, or of every region, read its regions.toml again; what became of it in
+    /// each, in the order of the file, or why there is no answer.
+    ///
+    /// # Errors
+    /// When the file has no such region.
+    pub async fn reload(
+        &self,
+        region: Option<&RegionName>,
+    ) -> Result<Vec<(String, Result<Reloaded, String>)>, OperatorError> {
+        let asked: Vec<&RegionConfig> = match region {
+            Some(region) => vec![self.region(region)?],
+            None => self.config.regions.iter().collect(),
+        };
+        let asking = asked.into_iter().map(|own| async {
+            let answer = match self.ask_at_length(own, Ask::Reload(ReloadRequest {}), RELOAD_PATIENCE).await {
+                Ok(Answer::Reloaded(reloaded)) => Ok(reloaded),
+                Ok(_) => Err(OperatorError::OtherAnswer("reload").to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            (own.name.to_string(), answer)
+        });
+        let mut answers = Vec::new();
+        // One after the other: what is wrong is mostly wrong everywhere.
+        for asked in asking {
+            answers.push(asked.await);
+        }
+        Ok(answers)
+    }
+
     /// The voters, after one was added or removed if `request` says so: the primary does that.
     ///
     /// # Errors
@@ -387,6 +419,20 @@ impl Operator {
 
     async fn ask(&self, region: &RegionConfig, body: Ask, patience: Duration) -> Result<Answer, AskError> {
         client::request(&self.endpoint, self.cluster_id, &region.place(), body, patience).await
+    }
+
+    /// Asks what may take long of a daemon that is there.
+    async fn ask_at_length(
+        &self,
+        region: &RegionConfig,
+        body: Ask,
+        patience: Duration,
+    ) -> Result<Answer, AskError> {
+        let connection = client::connect(&self.endpoint, &region.place(), PATIENCE).await?;
+        let asking = client::request_on(&connection, self.cluster_id, body);
+        let answer = tokio::time::timeout(patience, asking).await;
+        connection.close("answered");
+        answer.unwrap_or(Err(AskError::Slow(patience.as_millis())))
     }
 
     /// Asks `region`, or all at once, and the first answer counts: a region that is down must not hold up a

@@ -11,6 +11,7 @@ mod door;
 mod floors;
 mod frozen;
 mod promotion;
+mod reload;
 mod settings;
 mod slot;
 
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -34,8 +36,9 @@ use crate::major::LogicalSlots;
 use crate::protocol::client::ConnectOptions;
 use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
 
-pub use floors::Need;
+pub use floors::{Need, is_floor};
 pub use frozen::Stopped;
+pub use reload::{Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 
 /// What an instance is made of.
@@ -55,9 +58,9 @@ pub struct InstanceOptions {
     pub log_file: PathBuf,
     /// Its `cluster_name`.
     pub name: String,
-    /// The user's own settings.
+    /// The user's own settings, to begin with: see [`Instance::reload`].
     pub settings: BTreeMap<String, String>,
-    /// The user's own lines of `pg_hba.conf`; what they do not match, a password lets in.
+    /// The user's own lines of `pg_hba.conf`, to begin with; what they do not match, a password lets in.
     pub hba: Vec<String>,
 }
 
@@ -132,13 +135,21 @@ pub enum InstanceError {
 #[derive(Debug, Clone)]
 pub struct Instance {
     options: InstanceOptions,
+    /// What of the configuration is the user's. Held while a file is written with it.
+    own: Arc<Mutex<Own>>,
 }
 
 impl Instance {
     /// The instance of `options`, which need not exist yet.
     #[must_use]
-    pub fn new(options: InstanceOptions) -> Instance {
-        Instance { options }
+    pub fn new(mut options: InstanceOptions) -> Instance {
+        let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
+        Instance { options, own: Arc::new(Mutex::new(Own { settings, hba })) }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        // It is replaced whole.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it is made of.
@@ -220,7 +231,7 @@ impl Instance {
                 &format!("{content}\n# Replicator's settings; rewritten at each start\n{INCLUDE}\n"),
             )?;
         }
-        self.write(&data_dir.join("replicator.conf"), &self.settings(part))?;
+        self.write_settings(Some(part))?;
         self.configure_door(part)?;
         let users = [self.options.account.name.as_str(), self.options.account.own_name.as_str()];
         let map: String = users.iter().map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
@@ -382,10 +393,7 @@ impl Instance {
     /// Whom commits wait for by the configuration; empty for nobody.
     fn synchronous(&self) -> Result<String, InstanceError> {
         let path = self.options.data_dir.join("replicator.conf");
-        let written = std::fs::read_to_string(&path).map_err(at(&path))?;
-        let set =
-            written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
-        Ok(set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned()))
+        Ok(synchronous_in(&std::fs::read_to_string(&path).map_err(at(&path))?))
     }
 
     /// A postmaster that was killed leaves its lock files, and where ids start anew with the container, its
@@ -461,17 +469,36 @@ impl Instance {
         self.write(&path, &format!("{text}{}", setting(key, value)))
     }
 
-    fn settings(&self, part: Part) -> String {
-        let InstanceOptions { socket_dir, listen, name, settings, .. } = &self.options;
+    /// Writes our settings and the user's, for `part`, or for the part that they are written for.
+    fn write_settings(&self, part: Option<Part>) -> Result<(), InstanceError> {
+        let path = self.options.data_dir.join("replicator.conf");
+        let own = self.own();
+        let text = match part {
+            Some(part) => {
+                let head =
+                    format!("# Written at each start for the part of a {part:?}; changes here are lost.");
+                let synchronous = match part {
+                    Part::Writer { synchronous: false } => String::new(),
+                    Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
+                };
+                self.settings(&own, &head, &synchronous)
+            }
+            None => {
+                let written = std::fs::read_to_string(&path).map_err(at(&path))?;
+                self.settings(&own, written.lines().next().unwrap_or("#"), &synchronous_in(&written))
+            }
+        };
+        self.write(&path, &text)
+    }
+
+    fn settings(&self, own: &Own, head: &str, synchronous: &str) -> String {
+        let InstanceOptions { socket_dir, listen, name, .. } = &self.options;
+        let settings = &own.settings;
         let socket_dir = socket_dir.display().to_string();
         let primary_conninfo =
             format!("host={socket_dir} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}");
         let port = listen.port().to_string();
         let address = listen.ip().to_string();
-        let synchronous = match part {
-            Part::Writer { synchronous: false } => String::new(),
-            Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
-        };
         let least = |key: &str| {
             let needed = LEAST_SETTINGS.iter().find(|(name, _)| *name == key).map_or(0, |(_, least)| *least);
             settings::at_least(settings.get(key), needed)
@@ -486,15 +513,14 @@ impl Instance {
             ("max_wal_senders", &least("max_wal_senders")),
             ("max_replication_slots", &least("max_replication_slots")),
             ("hot_standby", "on"),
-            (SYNCHRONOUS, &synchronous),
+            (SYNCHRONOUS, synchronous),
             // Takes effect on a standby. The walsender is on this machine and comes back within milliseconds.
             ("primary_conninfo", &primary_conninfo),
             ("recovery_target_timeline", "latest"),
             ("wal_retrieve_retry_interval", "100ms"),
             ("wal_receiver_status_interval", "1s"),
         ];
-        let mut text =
-            format!("# Written at each start for the part of a {part:?}; changes here are lost.\n");
+        let mut text = format!("{head}\n");
         text.extend(settings.iter().map(|(key, value)| setting(key, value)));
         text.extend(ours.iter().map(|(key, value)| setting(key, value)));
         text
@@ -528,6 +554,12 @@ impl Instance {
 /// A line of a configuration file.
 fn setting(key: &str, value: &str) -> String {
     format!("{key} = '{}'\n", value.replace('\'', "''"))
+}
+
+/// Whom commits wait for by our settings as they are written; empty for nobody.
+fn synchronous_in(written: &str) -> String {
+    let set = written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
+    set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned())
 }
 
 /// Linux gives no process an id as high as this.

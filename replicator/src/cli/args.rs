@@ -246,6 +246,16 @@ pub(super) enum Command {
     },
     /// Check the file, and say everything that is wrong with it
     Check,
+    /// Have daemons read the file again, and take what needs no restart
+    #[command(after_help = help::RELOAD)]
+    Reload {
+        /// Only this region's daemon
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Make the cluster's certificate authority and the certificates of its regions and operator
     #[command(
         after_help = help::CERTS

@@ -12,6 +12,7 @@ mod help;
 mod load;
 mod lost;
 mod promote;
+mod reload;
 mod signal;
 mod status;
 mod volume;
@@ -20,6 +21,7 @@ mod watch;
 
 use std::error::Error;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -93,7 +95,8 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
             Ok(())
         }
         Command::Run { region, az, own_process } => {
-            run_daemon(config, layout, region, az, &own_process).await
+            let file = std::path::absolute(&cli.places.config)?;
+            run_daemon(config, file, layout, region, az, &own_process).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
@@ -144,6 +147,9 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
             }
             Ok(Operator::new(config, &layout)?.revote(&voter).await?)
         }
+        Command::Reload { region, json } => {
+            reload::reload(&Operator::new(config, &layout)?, region.as_ref(), json).await
+        }
         Command::Voters { action, json } => voters::run(&Operator::new(config, &layout)?, action, json).await,
         Command::History { json } => {
             promote::show_history(&Operator::new(config, &layout)?.record().await?, json)
@@ -158,23 +164,25 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
 
 /// A region's daemon, a witness, or a zone's process, until a signal.
 async fn run_daemon(
-    mut config: Config,
+    config: Config,
+    file: PathBuf,
     layout: Layout,
     name: RegionName,
     zone: Option<String>,
     own_process: &[String],
 ) -> AnyResult {
     let (stop, _listening) = signal::on_signal()?;
+    // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
+    let (again, _hearing) = signal::on_hangup()?;
     if let Some(zone) = zone.and_then(|zone| zone.chars().next()) {
         return Ok(zone::run(config, layout, name, zone, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
         return Ok(witness::run(config, layout, own, stop).await?);
     }
-    for own in config.regions.iter_mut().filter(|own| own.name == name) {
-        own.own_process.extend(own_process.iter().filter_map(|zone| zone.chars().next()));
-    }
-    match Box::pin(region::run(config, layout, name, stop)).await? {
+    let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
+    let source = region::reload::Source { file, own_process, again };
+    match Box::pin(region::run(config, source, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
         region::Ended::StartAgain => {
             tracing::info!("starting again");

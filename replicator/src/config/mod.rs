@@ -6,6 +6,7 @@
 mod check;
 mod model;
 mod read;
+pub mod reload;
 mod show;
 
 use std::path::Path;

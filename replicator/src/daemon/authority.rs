@@ -136,6 +136,8 @@ requests! {
     Load = "load",
     /// Show the voters, or add one, or remove one.
     Voters = "voters",
+    /// Read regions.toml again, and take what needs no restart.
+    Reload = "reload",
 }
 
 impl Request {
@@ -172,6 +174,7 @@ impl Request {
                 Body::Events(_) => Request::Events,
                 Body::Load(_) => Request::Load,
                 Body::Voters(_) => Request::Voters,
+                Body::Reload(_) => Request::Reload,
             },
         })
     }
@@ -245,6 +248,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
+            R::Reload => Allowed,
             _ => Refused,
         },
         (Asked::Region, Who::Region) => match request {

@@ -76,7 +76,7 @@ fn control(body: &control_request::Body, names: &Names) -> Result<(), String> {
         Body::Survey(_) | Body::Lead(_) | Body::Support(_) | Body::Record(_) | Body::Events(_) => Ok(()),
         Body::Load(request) if request.by.is_empty() || Cut::named(&request.by).is_some() => Ok(()),
         Body::Load(request) => Err(format!("the load is not cut by '{}'", shown(&request.by))),
-        Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) => Ok(()),
+        Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) | Body::Reload(_) => Ok(()),
         Body::Voters(request) => [&request.add, &request.remove].into_iter().try_for_each(|name| {
             let fits = name.is_empty() || name.parse::<RegionName>().is_ok();
             if fits { Ok(()) } else { Err(format!("'{}' is no name", shown(name))) }

@@ -260,7 +260,9 @@ impl Cluster for RegionalCluster {
         let leader = Arc::new(leader);
         leader.keep_lease(&self.parts);
         self.hold.release();
-        self.playing().leader = Some(leader);
+        self.playing().leader = Some(leader.clone());
+        // The configuration may have been read again meanwhile.
+        leader.limit(&self.parts);
         Ok(())
     }
 

@@ -87,6 +87,7 @@ impl Region {
                 Err(Refusal::new(Kind::Protocol, "a voter does not ask itself that"))
             }
             Ask::Reseed(_) => self.reseed().map(Answer::SetAside),
+            Ask::Reload(_) => Ok(Answer::Reloaded(self.reload().await)),
             Ask::Voters(request) => self.voters(request).await.map(Answer::Voters),
         };
         answered.unwrap_or_else(refused)

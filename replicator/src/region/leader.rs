@@ -122,7 +122,8 @@ impl Leader {
         };
         // For its next start; the settings of a standby serve a writer as well.
         instance.configure(part)?;
-        let targets = config.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
+        let force = parts.in_force();
+        let targets = force.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
             name: r.name.clone(),
             address: r.advertise.clone(),
             bandwidth_bits_per_second: r.bandwidth_bits_per_second,
@@ -160,6 +161,13 @@ impl Leader {
             };
             let (asker, lease) = (parts.voter.clone(), parts.config.lease);
             self.lease.spawn(lease::ask(asker, voter.name, self.epoch, lease, boottime_us, answered));
+        }
+    }
+
+    /// Sends no more to each secondary than the configuration in force says.
+    pub(super) fn limit(&self, parts: &Parts) {
+        for region in &parts.in_force().regions {
+            self.primary.limit(&region.name, region.bandwidth_bits_per_second);
         }
     }
 
