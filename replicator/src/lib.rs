@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod layout;
 pub mod load;
 pub mod local;
+pub mod logs;
 pub mod observe;
 pub mod operator;
 pub mod page;

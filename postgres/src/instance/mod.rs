@@ -10,6 +10,7 @@ pub mod control;
 mod door;
 mod floors;
 mod frozen;
+mod log;
 mod promotion;
 mod reload;
 mod settings;
@@ -343,6 +344,8 @@ impl Instance {
             self.close_door()?;
             let mut log = std::fs::OpenOptions::new();
             let log = log.create(true).append(true).mode(0o600).open(log_file).map_err(at(log_file))?;
+            // Its collector opens it by itself.
+            account.own(log_file)?;
             let errors = log.try_clone().map_err(at(log_file))?;
             let mut child = account
                 .command(&postgres)
@@ -523,6 +526,9 @@ impl Instance {
         let mut text = format!("{head}\n");
         text.extend(settings.iter().map(|(key, value)| setting(key, value)));
         text.extend(ours.iter().map(|(key, value)| setting(key, value)));
+        text.extend(
+            log::settings(settings, &self.options.log_file).iter().map(|(key, value)| setting(key, value)),
+        );
         text
     }
 

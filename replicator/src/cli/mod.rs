@@ -31,6 +31,7 @@ use proto::messages::PromoteRequest;
 use crate::config::Config;
 use crate::drill::Drill;
 use crate::layout::Layout;
+use crate::logs::DaemonLog;
 use crate::operator::{Operator, UrlOf};
 use crate::verdict::Level;
 use crate::{local, region, witness, zone};
@@ -50,14 +51,15 @@ pub fn main() -> ExitCode {
             "error"
         })
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = DaemonLog::default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(false).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&e),
     };
     // Whoever cannot ask does not know: for monitoring that is the worst.
     let unknown = matches!(cli.command, Command::Status { .. }).then(|| Level::Down.exit_status());
-    match runtime.block_on(run(cli)) {
+    match runtime.block_on(run(cli, log)) {
         Ok(status) => status,
         Err(e) => match (fail(&*e), unknown) {
             (_, Some(status)) => ExitCode::from(status),
@@ -72,17 +74,17 @@ fn fail(error: &dyn Error) -> ExitCode {
 }
 
 /// Does what was typed; returns the exit status.
-async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
+async fn run(cli: Cli, log: DaemonLog) -> Result<ExitCode, Box<dyn Error>> {
     let config = Config::load(&cli.places.config)?;
     let layout = cli.places.layout(&config)?;
     if let Command::Status { watch, json, check, max_lag, region } = cli.command {
         let shape = status::Shape { watch, json, check, max_lag };
         return status::show(&Operator::new(config, &layout)?, shape, region).await;
     }
-    Box::pin(carry_out(cli, config, layout)).await.map(|()| ExitCode::SUCCESS)
+    Box::pin(carry_out(cli, config, layout, log)).await.map(|()| ExitCode::SUCCESS)
 }
 
-async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
+async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> AnyResult {
     match cli.command {
         Command::Check => {
             check::postgresql(&config, &layout, &cli.places.config)?;
@@ -96,7 +98,11 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
         }
         Command::Run { region, az, own_process } => {
             let file = std::path::absolute(&cli.places.config)?;
-            run_daemon(config, file, layout, region, az, &own_process).await
+            let places = layout.region(&region);
+            let zone = az.and_then(|zone| zone.chars().next());
+            let path = zone.map_or_else(|| places.daemon_log(), |zone| places.zone_log(zone));
+            log.keep(&path, config.logs);
+            run_daemon(config, file, log, layout, region, zone, &own_process).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
@@ -166,15 +172,16 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
 async fn run_daemon(
     config: Config,
     file: PathBuf,
+    log: DaemonLog,
     layout: Layout,
     name: RegionName,
-    zone: Option<String>,
+    zone: Option<char>,
     own_process: &[String],
 ) -> AnyResult {
     let (stop, _listening) = signal::on_signal()?;
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
-    if let Some(zone) = zone.and_then(|zone| zone.chars().next()) {
+    if let Some(zone) = zone {
         return Ok(zone::run(config, layout, name, zone, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
@@ -182,7 +189,7 @@ async fn run_daemon(
     }
     let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
     let source = region::reload::Source { file, own_process, again };
-    match Box::pin(region::run(config, source, layout, name, stop)).await? {
+    match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
         region::Ended::StartAgain => {
             tracing::info!("starting again");

@@ -9,7 +9,7 @@ use postgres::instance::is_floor;
 use primary::gate::CommitPolicy;
 use proto::RegionName;
 
-use super::model::{Config, RegionConfig, TelemetryConfig, WitnessConfig};
+use super::model::{Config, LogsConfig, RegionConfig, TelemetryConfig, WitnessConfig};
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         regions,
         witnesses,
         telemetry,
+        logs,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -156,6 +157,9 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     let beyond = old.telemetry.http_beyond_loopback == *http_beyond_loopback;
     keys.add("telemetry.http_beyond_loopback", beyond, Fate::Now);
     keys.add("telemetry.load", old.telemetry.load == *load, Fate::Now);
+    let LogsConfig { max_size_bytes, keep } = logs;
+    keys.add("logs.max_size", old.logs.max_size_bytes == *max_size_bytes, Fate::Now);
+    keys.add("logs.keep", old.logs.keep == *keep, Fate::Now);
     keys.0
 }
 
@@ -235,6 +239,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         repair_bytes_per_second: new.repair_bytes_per_second,
         scrub_every: new.scrub_every,
         telemetry: new.telemetry.clone(),
+        logs: new.logs,
         ..old.clone()
     };
     for region in &mut force.regions {
@@ -301,6 +306,9 @@ scrub = \"23h\"
 otlp = \"http://127.0.0.1:4317\"
 load = true
 http_beyond_loopback = false
+[logs]
+max_size = \"33MiB\"
+keep = 7
 [postgresql]
 bin_dir = \"/all/bin\"
 os_user = \"postgres\"
@@ -383,6 +391,8 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("telemetry.otlp", "otlp = \"http://127.0.0.1:4317\"\n", "", Fate::Now, Fate::Now),
             ("telemetry.load", "load = true", "load = false", Fate::Now, Fate::Now),
             ("telemetry.http_beyond_loopback", "loopback = false", "loopback = true", Fate::Now, Fate::Now),
+            ("logs.max_size", "max_size = \"33MiB\"", "max_size = \"34MiB\"", Fate::Now, Fate::Now),
+            ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),

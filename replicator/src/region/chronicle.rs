@@ -212,6 +212,7 @@ fn tell(config: &Config) -> String {
         format!("os_user: {:?}", config.os_user),
         format!("bin_dir: {:?}", config.bin_dir),
         format!("telemetry: {:?}", config.telemetry),
+        format!("logs: {:?}", config.logs),
     ];
     // A setting may hold a secret: that it changed is told, and not what it is.
     lines.extend(config.settings.iter().map(|(name, value)| {

@@ -11,6 +11,7 @@ mod follower;
 mod health;
 mod leader;
 mod load;
+mod logs;
 mod look;
 pub mod lost;
 pub mod order;
@@ -40,6 +41,7 @@ use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::serve::Door;
 use crate::events::{Journal, Kind};
 use crate::layout::{Layout, RegionLayout};
+use crate::logs::DaemonLog;
 use crate::observe;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
@@ -108,6 +110,7 @@ pub(crate) struct Parts {
     /// The configuration of the start. What may be another since is in `in_force`.
     pub(crate) config: Config,
     pub(crate) in_force: InForce,
+    pub(crate) log: DaemonLog,
     pub(crate) own: RegionConfig,
     pub(crate) cluster_id: ClusterId,
     pub(crate) endpoint: Endpoint,
@@ -158,13 +161,15 @@ pub enum Ended {
     StartAgain,
 }
 
-/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`.
+/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and `log`
+/// is what it says.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
 pub async fn run(
     config: Config,
     source: Source,
+    log: DaemonLog,
     layout: Layout,
     name: RegionName,
     stop: CancellationToken,
@@ -215,6 +220,7 @@ pub async fn run(
     let parts = Arc::new(Parts {
         config,
         in_force,
+        log,
         own,
         cluster_id,
         endpoint,
@@ -242,7 +248,9 @@ pub async fn run(
     // They look on: they end with this function.
     let _noting = Task::spawn("note events", region.clone().note_events());
     let _sampling = Task::spawn("sample the cluster", region.clone().sample());
-    let _looking = Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
+    let _looking =
+        Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
+    let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
