@@ -10,6 +10,7 @@ pub mod installation;
 pub mod instance;
 pub mod major;
 pub mod protocol;
+pub mod scram;
 pub mod sockets;
 pub mod vitals;
 pub mod wal;

@@ -79,8 +79,15 @@ pub struct PrimaryOptions {
     pub own: RegionName,
     /// The sets of voters, regions and witnesses: the support of a majority of each lets commits go on.
     pub voters: tokio::sync::watch::Receiver<Vec<BTreeSet<RegionName>>>,
-    /// The superuser's password, sent with a seed so that every region can print a connection string.
-    pub superuser_password: String,
+    /// The file that has the superuser's password, which is sent with a seed so that every region can print a
+    /// connection string.
+    pub superuser_password: std::path::PathBuf,
+}
+
+impl PrimaryOptions {
+    fn superuser_password(&self) -> std::io::Result<String> {
+        Ok(std::fs::read_to_string(&self.superuser_password)?.trim().to_owned())
+    }
 }
 
 /// A running primary. [`Primary::stop`] stops it in order; dropping it ends it at once.

@@ -27,6 +27,7 @@ pub mod preflight;
 pub mod region;
 pub mod region_file;
 pub mod render;
+pub mod secrets;
 pub mod units;
 pub mod verdict;
 pub mod voter;

@@ -1,7 +1,8 @@
-//! PostgreSQL's log. Its own collector writes it, as that can be told to begin a new file while everything goes
-//! on: what another process holds open nobody else can change.
+//! PostgreSQL's log. Its own collector writes it, as that can be told to begin a new file while everything
+//! goes on: what another process holds open nobody else can change.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -52,8 +53,8 @@ impl Instance {
         self.process().is_some() && says.is_ok_and(|says| says.lines().any(is_log))
     }
 
-    /// Renames the log to `older` and puts an empty one in its place. Until the collector is told
-    /// ([`Instance::reopen_log`]) it goes on in the one that was put aside: no line is lost.
+    /// Renames the log, if there is one, to `older` and puts an empty one in its place. Until the collector
+    /// is told ([`Instance::reopen_log`]) it goes on in the one that was put aside: no line is lost.
     ///
     /// # Errors
     /// When files cannot be made or renamed.
@@ -63,7 +64,11 @@ impl Instance {
         let mut file = std::fs::OpenOptions::new();
         file.create(true).append(true).mode(0o600).open(&fresh).map_err(at(&fresh))?;
         self.options.account.own(&fresh)?;
-        std::fs::rename(log_file, older).map_err(at(log_file))?;
+        match std::fs::rename(log_file, older) {
+            // That is how an earlier time was interrupted, or somebody took it away.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed.map_err(at(log_file))?,
+        }
         std::fs::rename(&fresh, log_file).map_err(at(log_file))
     }
 

@@ -11,6 +11,7 @@ mod door;
 mod floors;
 mod frozen;
 mod log;
+mod password;
 mod promotion;
 mod reload;
 mod settings;
@@ -370,6 +371,8 @@ impl Instance {
                 // It may take a moment until the process has written its id.
                 waited += 1;
                 if !runs && (seen || waited > 100) {
+                    // Its collector may have its last words still.
+                    tokio::time::sleep(LAST_WORDS).await;
                     let log = log_file.display().to_string();
                     return Err(InstanceError::Ended { log, last: last_lines(log_file) });
                 }
@@ -593,6 +596,9 @@ const CONTROL_DATA: Duration = Duration::from_secs(10);
 
 /// How long `pg_ctl` may take to tell an instance to promote itself, which it does not wait for.
 const PROMOTE: Duration = Duration::from_secs(10);
+
+/// How long the collector of a server that has ended may take to write what that said last.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long `initdb` may take.
 const CREATE: Duration = Duration::from_secs(300);

@@ -11,6 +11,7 @@ mod events;
 mod help;
 mod load;
 mod lost;
+mod password;
 mod promote;
 mod reload;
 mod signal;
@@ -35,7 +36,7 @@ use crate::logs::DaemonLog;
 use crate::operator::{Operator, UrlOf};
 use crate::verdict::Level;
 use crate::{local, region, witness, zone};
-use args::{Cli, Command};
+use args::{Cli, Command, PasswordAction};
 
 type AnyResult = Result<(), Box<dyn Error>>;
 
@@ -152,6 +153,9 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
                 ))?;
             }
             Ok(Operator::new(config, &layout)?.revote(&voter).await?)
+        }
+        Command::Password { action: PasswordAction::Rotate { json } } => {
+            password::rotate(&Operator::new(config, &layout)?, json).await
         }
         Command::Reload { region, json } => {
             reload::reload(&Operator::new(config, &layout)?, region.as_ref(), json).await

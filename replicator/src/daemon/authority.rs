@@ -138,6 +138,10 @@ requests! {
     Voters = "voters",
     /// Read regions.toml again, and take what needs no restart.
     Reload = "reload",
+    /// Do a step of giving the superuser another password.
+    Password = "password",
+    /// Tell the superuser's password to a region that has none that is right.
+    FetchPassword = "fetch_password",
 }
 
 impl Request {
@@ -175,6 +179,8 @@ impl Request {
                 Body::Load(_) => Request::Load,
                 Body::Voters(_) => Request::Voters,
                 Body::Reload(_) => Request::Reload,
+                Body::Password(_) => Request::Password,
+                Body::FetchPassword(_) => Request::FetchPassword,
             },
         })
     }
@@ -248,14 +254,14 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
-            R::Reload => Allowed,
+            R::Reload | R::Password => Allowed,
             _ => Refused,
         },
         (Asked::Region, Who::Region) => match request {
             R::Replicate | R::Seed | R::Rewind => OnlyIf(Condition::LeadsEpoch),
             R::Gather => OnlyIf(Condition::ShallLead),
             R::HandOver | R::GetReady | R::Lead => OnlyIf(Condition::Coordinates),
-            R::RegionStatus | R::Record | R::Events => Allowed,
+            R::RegionStatus | R::Record | R::Events | R::FetchPassword => Allowed,
             R::Prepare | R::Accept | R::Learn | R::Survey | R::Support | R::Recall => Allowed,
             _ => Refused,
         },
@@ -388,6 +394,9 @@ mod tests {
         events                    y         y            -        -    -
         load                      y         -            -        -    -
         voters                    y         -            -        -    -
+        reload                    y         -            -        -    -
+        password                  y         -            -        -    -
+        fetch_password            -         y            -        -    -
         asked of a witness        operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -415,6 +424,9 @@ mod tests {
         events                    y         -            -        -    -
         load                      -         -            -        -    -
         voters                    -         -            -        -    -
+        reload                    -         -            -        -    -
+        password                  -         -            -        -    -
+        fetch_password            -         -            -        -    -
         asked of a zone's process operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -442,6 +454,9 @@ mod tests {
         events                    -         -            -        -    -
         load                      -         -            -        -    -
         voters                    -         -            -        -    -
+        reload                    -         -            -        -    -
+        password                  -         -            -        -    -
+        fetch_password            -         -            -        -    -
     ";
 
     #[test]

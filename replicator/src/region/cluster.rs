@@ -16,10 +16,10 @@ use super::Parts;
 use super::engine::Engine;
 use super::follower::{Follower, Hold};
 use super::leader::Leader;
-use super::{look, secrets};
+use super::look;
 use crate::client;
 use crate::part::{Cluster, Observed, Trouble};
-use crate::preflight;
+use crate::{preflight, secrets};
 
 /// How long another region may take to take a connection.
 const CONNECT: Duration = Duration::from_millis(900);

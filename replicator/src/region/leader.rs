@@ -12,10 +12,10 @@ use runtime::task::Tasks;
 
 use super::Parts;
 use super::engine::Engine;
-use super::secrets;
 use crate::facts::LeaderFacts;
 use crate::part::lease;
 use crate::region_file::StateError;
+use crate::secrets;
 
 /// How long commits must have been held back for a stopping writer not to be waited for.
 const HELD_BACK: Duration = Duration::from_secs(1);
@@ -47,9 +47,6 @@ pub enum LeaderError {
     /// The region's record cannot be written.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The password cannot be kept or read.
-    #[error("the superuser's password: {0}")]
-    Secret(std::io::Error),
     /// The data directory is another PostgreSQL's.
     #[error(
         "the data directory has system identifier {found}, and this region's database is {expected}: it is another \
@@ -143,7 +140,7 @@ impl Leader {
             targets: targets.collect(),
             own: own.name.clone(),
             voters: parts.voter.counted(),
-            superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
+            superuser_password: layout.password(),
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);

@@ -46,9 +46,11 @@ fn look(instance: &Instance, limits: LogsConfig, mut untold: bool) -> Result<boo
         return Ok(untold);
     }
     let log = &instance.options().log_file;
-    let size_bytes = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-    if size_bytes >= limits.max_size_bytes {
-        make_room(log, limits.keep).map_err(|e| e.to_string())?;
+    let size_bytes = std::fs::metadata(log).map(|metadata| metadata.len()).ok();
+    if size_bytes.is_none_or(|size_bytes| size_bytes >= limits.max_size_bytes) {
+        if size_bytes.is_some() {
+            make_room(log, limits.keep).map_err(|e| e.to_string())?;
+        }
         instance.put_log_aside(&older(log, 1)).map_err(|e| e.to_string())?;
         untold = true;
     }

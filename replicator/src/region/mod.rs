@@ -15,10 +15,10 @@ mod logs;
 mod look;
 pub mod lost;
 pub mod order;
+mod password;
 mod rejoin;
 pub mod reload;
 mod reseed;
-pub(crate) mod secrets;
 mod serve;
 mod voters;
 
@@ -161,8 +161,8 @@ pub enum Ended {
     StartAgain,
 }
 
-/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and `log`
-/// is what it says.
+/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and
+/// `log` is what it says.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -251,6 +251,7 @@ pub async fn run(
     let _looking =
         Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
     let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
+    let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
