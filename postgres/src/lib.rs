@@ -12,6 +12,7 @@ pub mod installation;
 pub mod instance;
 pub mod major;
 pub mod protocol;
+pub mod scram;
 pub mod slots;
 pub mod sockets;
 pub mod vitals;

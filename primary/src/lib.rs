@@ -79,8 +79,15 @@ pub struct PrimaryOptions {
     pub own: RegionName,
     /// The sets of voters, regions and witnesses: the support of a majority of each lets commits go on.
     pub voters: tokio::sync::watch::Receiver<Vec<BTreeSet<RegionName>>>,
-    /// The superuser's password, sent with a seed so that every region can print a connection string.
-    pub superuser_password: String,
+    /// The file that has the superuser's password, which is sent with a seed so that every region can print a
+    /// connection string.
+    pub superuser_password: std::path::PathBuf,
+}
+
+impl PrimaryOptions {
+    fn superuser_password(&self) -> std::io::Result<String> {
+        Ok(std::fs::read_to_string(&self.superuser_password)?.trim().to_owned())
+    }
 }
 
 /// A running primary. [`Primary::stop`] stops it in order; dropping it ends it at once.
@@ -92,6 +99,8 @@ pub struct Primary {
     shippers: Tasks,
     stop_shippers: CancellationToken,
     lease: gate::Lease,
+    /// The cap of each secondary.
+    egress: Vec<(RegionName, Arc<EgressCap>)>,
 }
 
 impl Primary {
@@ -106,13 +115,22 @@ impl Primary {
         let reading = reader::run(options.clone(), views.clone(), stop_reader.clone());
         let reader = tokio::sync::Mutex::new(Some(Task::spawn("the reader of the writer's redo", reading)));
         let shippers = Tasks::new();
+        let mut caps = Vec::new();
         for target in &options.targets {
-            let egress = EgressCap::new(target.bandwidth_bits_per_second);
+            let egress = Arc::new(EgressCap::new(target.bandwidth_bits_per_second));
+            caps.push((target.name.clone(), egress.clone()));
             let (target, stop) = (target.clone(), stop_shippers.clone());
             shippers.spawn(shipper::run(options.clone(), views.clone(), target, egress, stop));
         }
         let lease = gate::Lease { length: options.lease };
-        Primary { views, stop_reader, reader, shippers, stop_shippers, lease }
+        Primary { views, stop_reader, reader, shippers, stop_shippers, lease, egress: caps }
+    }
+
+    /// The most that is sent to `region` from now on, bits per second; none for no limit.
+    pub fn limit(&self, region: &RegionName, bits_per_second: Option<u64>) {
+        for (_, egress) in self.egress.iter().filter(|(name, _)| name == region) {
+            egress.set(bits_per_second);
+        }
     }
 
     /// How reading the writer goes: whether it streams, what hinders it, and how much redo was read.

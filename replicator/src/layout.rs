@@ -7,7 +7,9 @@
 //!     identity/                its certificate
 //!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
 //!     superuser.password       PostgreSQL's superuser password, mode 0600; superuser.pgpass has it for libpq
+//!     superuser.next           the password that it is to be, while it is given another one
 //!     daemon.lock, daemon.log  the running daemon
+//!     *.1.log, *.2.log, …      logs that were put aside, of the daemon, its zones and PostgreSQL
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
 //!     events.jsonl, .old.jsonl what happened here: the daemon's journal, mode 0600
 //!     configuration.seen       the configuration of the daemon's last start, to tell what changed
@@ -113,6 +115,12 @@ impl RegionLayout {
     #[must_use]
     pub fn password(&self) -> PathBuf {
         self.directory.join("superuser.password")
+    }
+
+    /// What is to be the superuser's password next.
+    #[must_use]
+    pub fn next_password(&self) -> PathBuf {
+        self.directory.join("superuser.next")
     }
 
     /// The superuser's password, for libpq.

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::messages::{
-    ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PromoteRequest,
-    Promotion, RecordRequest, RegionStatus, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest,
-    VolumeView, VotersRequest, VotersView, control_request, control_response,
+    ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PasswordRequest,
+    PasswordView, PromoteRequest, Promotion, RecordRequest, RegionStatus, ReloadRequest, Reloaded,
+    ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest, VolumeView, VotersRequest, VotersView,
+    control_request, control_response,
 };
 use proto::{ClusterId, RegionName};
+use runtime::clock::now;
 use tokio::task::JoinSet;
 use transport::{Endpoint, Identity, IdentityError, TransportError};
 
@@ -18,6 +20,7 @@ use crate::client::{self, AskError};
 use crate::config::{Config, Place, RegionConfig};
 use crate::layout::Layout;
 use crate::load::series::{Cut, Load};
+use crate::secrets;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -33,6 +36,12 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a voter may take to ask the others twice.
 const REVOTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a daemon and its PostgreSQL may take to read their configuration again.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(40);
+
+/// How long is waited until every region's files have another password.
+const ROTATED: Duration = Duration::from_secs(20);
 
 /// How long a change of the voters may take.
 const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
@@ -96,6 +105,17 @@ pub enum UrlOf {
     Writer,
     /// All regions': clients take one that follows, and the writer's where there is no other.
     Reader,
+}
+
+/// How far a region is with another password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotated {
+    /// Its PostgreSQL takes it, and its files have it.
+    InForce,
+    /// Its daemon has it, and its PostgreSQL does not take it yet.
+    Has,
+    /// It was not reached, or could not keep it.
+    Away(String),
 }
 
 /// An operator.
@@ -305,6 +325,96 @@ impl Operator {
         asked.map(drop).map_err(|source| OperatorError::Asked { region: voter.clone(), source })
     }
 
+    /// Has the daemon of `region`, or of every region, read its regions.toml again; what became of it in
+    /// each, in the order of the file, or why there is no answer.
+    ///
+    /// # Errors
+    /// When the file has no such region.
+    pub async fn reload(
+        &self,
+        region: Option<&RegionName>,
+    ) -> Result<Vec<(String, Result<Reloaded, String>)>, OperatorError> {
+        let asked: Vec<&RegionConfig> = match region {
+            Some(region) => vec![self.region(region)?],
+            None => self.config.regions.iter().collect(),
+        };
+        let asking = asked.into_iter().map(|own| async {
+            let answer = match self.ask_at_length(own, Ask::Reload(ReloadRequest {}), RELOAD_PATIENCE).await {
+                Ok(Answer::Reloaded(reloaded)) => Ok(reloaded),
+                Ok(_) => Err(OperatorError::OtherAnswer("reload").to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            (own.name.to_string(), answer)
+        });
+        let mut answers = Vec::new();
+        // One after the other: what is wrong is mostly wrong everywhere.
+        for asked in asking {
+            answers.push(asked.await);
+        }
+        Ok(answers)
+    }
+
+    /// Gives the superuser another password; how far each region is with it, in the order of the file.
+    ///
+    /// Every daemon that is reached has it as the next one before the primary's PostgreSQL is given it: then
+    /// each region's files take it by themselves. So it may end anywhere, and be begun again.
+    ///
+    /// # Errors
+    /// When the primary is not known, not reached, or did not say that it has done it.
+    pub async fn rotate_password(&self) -> Result<Vec<(String, Rotated)>, OperatorError> {
+        let primary = self.record().await?.primary;
+        let own = self.region(&primary)?;
+        let next = secrets::draw();
+        let mut regions = Vec::new();
+        // The primary first: without it nothing is begun.
+        let asked = self.config.regions.iter().filter(|region| region.name != primary);
+        for region in std::iter::once(own).chain(asked) {
+            let keep = PasswordRequest { next: next.clone(), set: false };
+            let rotated = match self.step_password(region, keep).await {
+                Ok(_) => Rotated::Has,
+                Err(source) if region.name == primary => {
+                    return Err(OperatorError::Asked { region: primary, source });
+                }
+                Err(e) => Rotated::Away(e.to_string()),
+            };
+            regions.push((region, rotated));
+        }
+        let set = self.step_password(own, PasswordRequest { set: true, ..PasswordRequest::default() }).await;
+        set.map_err(|source| OperatorError::Asked { region: primary, source })?;
+        let since = now();
+        loop {
+            for (region, rotated) in &mut regions {
+                if *rotated == Rotated::Has
+                    && self
+                        .step_password(region, PasswordRequest::default())
+                        .await
+                        .is_ok_and(|view| view.in_force)
+                {
+                    *rotated = Rotated::InForce;
+                }
+            }
+            if regions.iter().all(|(_, rotated)| *rotated != Rotated::Has) || since.elapsed() >= ROTATED {
+                break;
+            }
+            tokio::time::sleep(STEPS).await;
+        }
+        regions.sort_by_key(|(region, _)| self.config.regions.iter().position(|own| own.name == region.name));
+        Ok(regions.into_iter().map(|(region, rotated)| (region.name.to_string(), rotated)).collect())
+    }
+
+    async fn step_password(
+        &self,
+        region: &RegionConfig,
+        request: PasswordRequest,
+    ) -> Result<PasswordView, AskError> {
+        match self.ask_at_length(region, Ask::Password(request), RELOAD_PATIENCE).await? {
+            Answer::Password(view) => Ok(view),
+            _ => Err(AskError::Refused(
+                "the daemon answered another question: run the same version everywhere".into(),
+            )),
+        }
+    }
+
     /// The voters, after one was added or removed if `request` says so: the primary does that.
     ///
     /// # Errors
@@ -387,6 +497,20 @@ impl Operator {
 
     async fn ask(&self, region: &RegionConfig, body: Ask, patience: Duration) -> Result<Answer, AskError> {
         client::request(&self.endpoint, self.cluster_id, &region.place(), body, patience).await
+    }
+
+    /// Asks what may take long of a daemon that is there.
+    async fn ask_at_length(
+        &self,
+        region: &RegionConfig,
+        body: Ask,
+        patience: Duration,
+    ) -> Result<Answer, AskError> {
+        let connection = client::connect(&self.endpoint, &region.place(), PATIENCE).await?;
+        let asking = client::request_on(&connection, self.cluster_id, body);
+        let answer = tokio::time::timeout(patience, asking).await;
+        connection.close("answered");
+        answer.unwrap_or(Err(AskError::Slow(patience.as_millis())))
     }
 
     /// Asks `region`, or all at once, and the first answer counts: a region that is down must not hold up a

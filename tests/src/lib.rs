@@ -396,7 +396,8 @@ impl Drop for Cluster {
 }
 
 /// Whether no process holds a lock: a process that is ending holds it to the last.
-fn is_free(lock: &Path) -> bool {
+#[must_use]
+pub fn is_free(lock: &Path) -> bool {
     use nix::fcntl::{Flock, FlockArg};
     let file = std::fs::File::open(lock).unwrap();
     Flock::lock(file, FlockArg::LockSharedNonblock).is_ok()

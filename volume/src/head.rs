@@ -15,7 +15,7 @@ use crate::copy::{Event, Lane, Link, Listener, LocalCopy, directory_of};
 use crate::log::{Appended, Effect, Log, LogOptions, Phase, Told};
 use crate::quorum::{COPIES, CopyId, CopyState};
 use crate::retention::Policy;
-use crate::{Bounds, Durable, VolumeError, VolumeOptions};
+use crate::{Bounds, Durable, Tuning, VolumeError, VolumeOptions};
 
 /// What handles, cursors, copies' threads and the supervisor share.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) struct Head {
     pub(crate) phase: watch::Sender<Phase>,
     /// Counts what copies that are being filled have on disk.
     pub(crate) filled: watch::Sender<u64>,
+    /// What may be another while the volume works.
+    pub(crate) tuning: watch::Sender<Tuning>,
     /// The supervisor has something to do.
     asked: Notify,
     state: Mutex<State>,
@@ -65,12 +67,12 @@ pub(crate) struct Jobs {
 
 impl Head {
     pub(crate) fn new(options: VolumeOptions) -> Arc<Head> {
-        let retain_us = i64::try_from(options.retain.as_micros()).unwrap_or(i64::MAX);
+        let tuning = options.tuning();
         let log = Log::new(LogOptions {
             epoch: options.epoch,
             writer: options.writer,
             segment_bytes: options.segment_bytes,
-            policy: Policy { retain_us, max_size_bytes: options.max_size_bytes },
+            policy: policy_of(&tuning),
             tail_bytes: options.tail_bytes,
         });
         let ways = (0..COPIES).map(|_| Way::default()).collect();
@@ -79,6 +81,7 @@ impl Head {
             durable: watch::Sender::new(Durable::default()),
             phase: watch::Sender::new(Phase::Opening),
             filled: watch::Sender::new(0),
+            tuning: watch::Sender::new(tuning),
             asked: Notify::new(),
             state: Mutex::new(State { log, ways, jobs: Jobs::default() }),
             lane: OnceLock::new(),
@@ -143,6 +146,12 @@ impl Head {
         if *self.phase.borrow() != phase {
             self.phase.send_replace(phase);
         }
+    }
+
+    /// Works by `tuning` from now on.
+    pub(crate) fn tune(&self, tuning: Tuning) {
+        self.change(|log| log.set_policy(policy_of(&tuning)));
+        self.tuning.send_replace(tuning);
     }
 
     /// Waits until there is something to do, and takes it.
@@ -263,6 +272,11 @@ impl Head {
     pub(crate) fn bounds(&self) -> Bounds {
         self.look(Log::bounds)
     }
+}
+
+fn policy_of(tuning: &Tuning) -> Policy {
+    let retain_us = i64::try_from(tuning.retain.as_micros()).unwrap_or(i64::MAX);
+    Policy { retain_us, max_size_bytes: tuning.max_size_bytes }
 }
 
 fn tell(told: Told) {

@@ -80,7 +80,29 @@ pub struct VolumeOptions {
     pub share_thread: bool,
 }
 
+/// What may be another while the volume works; see [`VolumeOptions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Redo older than this goes when nobody needs it.
+    pub retain: Duration,
+    /// The most redo each copy may take on disk, bytes.
+    pub max_size_bytes: u64,
+    /// The most that repair brings to one copy, bytes a second.
+    pub repair_bytes_per_second: u64,
+    /// How often everything is read back.
+    pub scrub_every: Duration,
+}
+
 impl VolumeOptions {
+    fn tuning(&self) -> Tuning {
+        Tuning {
+            retain: self.retain,
+            max_size_bytes: self.max_size_bytes,
+            repair_bytes_per_second: self.repair_bytes_per_second,
+            scrub_every: self.scrub_every,
+        }
+    }
+
     /// The defaults: all six copies here, 16 MiB segments, a day, 10 GiB, 32 MiB in memory, repair at 100
     /// MiB/s, read back once a day.
     #[must_use]
@@ -583,6 +605,11 @@ impl Volume {
     /// Keeps all redo, up to the hard size limit, until the claim is dropped or advanced.
     pub fn hold(&self, name: &str) -> Claim {
         self.claim(name, Lsn::ZERO)
+    }
+
+    /// Works by `tuning` from now on. Redo that it lets go goes within a second.
+    pub fn tune(&self, tuning: Tuning) {
+        self.head.tune(tuning);
     }
 
     /// Bytes of redo in each copy.

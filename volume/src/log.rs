@@ -614,6 +614,11 @@ impl Log {
         }
     }
 
+    /// Redo is kept by another policy from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.options.policy = policy;
+    }
+
     /// Drops the oldest segments that need not be kept at `now_us`, microseconds since 1970.
     pub fn retain(&mut self, now_us: i64) {
         if !self.quorum.is_open() {

@@ -251,6 +251,6 @@ async fn mend(
 
 /// Keeps repair below its rate.
 async fn pace(head: &Head, bytes: u64) {
-    let rate = head.options.repair_bytes_per_second.max(1);
+    let rate = head.tuning.borrow().repair_bytes_per_second.max(1);
     tokio::time::sleep(Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)).await;
 }

@@ -26,7 +26,9 @@ pub(crate) async fn supervise(head: Arc<Head>) {
     // Readings back and openings anew: they end with the supervisor.
     let others = Tasks::new();
     let mut tick = tokio::time::interval(TICK);
-    let mut scrub = tokio::time::interval(head.options.scrub_every);
+    let mut tuning = head.tuning.subscribe();
+    let mut scrub_every = tuning.borrow_and_update().scrub_every;
+    let mut scrub = tokio::time::interval(scrub_every);
     // The first tick is now.
     scrub.tick().await;
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -35,6 +37,16 @@ pub(crate) async fn supervise(head: Arc<Head>) {
             jobs = head.jobs() => jobs,
             _ = tick.tick() => {
                 head.change(|log| log.tick(runtime::clock::wall_us()));
+                continue;
+            }
+            // The sender is the head's.
+            _ = tuning.changed() => {
+                let every = tuning.borrow_and_update().scrub_every;
+                if every != scrub_every {
+                    scrub_every = every;
+                    scrub = tokio::time::interval(every);
+                    scrub.reset();
+                }
                 continue;
             }
             _ = scrub.tick() => {

@@ -18,7 +18,7 @@ use replicator_volume::copy::{
 };
 use replicator_volume::quorum::{CopyId, CopyState, Writer as By};
 use replicator_volume::segment;
-use replicator_volume::{CopyStatus, Start, Volume, VolumeError, VolumeOptions};
+use replicator_volume::{CopyStatus, Start, Tuning, Volume, VolumeError, VolumeOptions};
 
 const BEGIN: Lsn = Lsn(0x100_0000);
 
@@ -442,6 +442,29 @@ async fn the_size_limit_is_hard_and_a_cursor_below_the_horizon_is_told() {
     assert!(on_disk <= (2 << 20) + (5 << 20), "{on_disk} bytes");
     let first = cursor_to(&volume, volume.bounds().horizon_lsn).await;
     assert!(first.batch.begins_context());
+}
+
+#[tokio::test]
+async fn another_retention_and_another_scrub_hold_while_the_volume_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, _, _) = filled(directory.path(), 60, 60_000).await;
+    let scrubbed = || volume.status().copies.iter().map(|copy| copy.repair.scrubbed_us).collect::<Vec<_>>();
+    let (before, options) = (scrubbed(), options(directory.path()));
+    assert_eq!(volume.bounds().horizon_lsn, BEGIN);
+    volume.tune(Tuning {
+        retain: options.retain,
+        max_size_bytes: 1 << 20,
+        repair_bytes_per_second: options.repair_bytes_per_second,
+        scrub_every: Duration::from_millis(100),
+    });
+    let held = async {
+        while volume.bounds().horizon_lsn == BEGIN
+            || scrubbed().iter().zip(&before).any(|(now, then)| now == then)
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), held).await.expect("in time");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use proto::Lsn;
 use runtime::clock::now;
 use tokio::time::sleep;
 
-use super::{Instance, InstanceError, Part, at};
+use super::{Instance, InstanceError, Own, Part, at};
 use crate::below::Below;
 use crate::protocol::session::{Session, SessionError};
 use crate::sockets::{READER, REHEARSAL};
@@ -42,7 +42,7 @@ const RULES: &str = "pg_hba.conf";
 const MARK: &str = "replicator.shut";
 
 /// How long an answer to one question may take.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// How often the writer is asked at first whether commits may return.
 const SOON: Duration = Duration::from_millis(2);
@@ -54,7 +54,7 @@ const LATER: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(1);
 
 /// How long the server may take to read its rules again.
-const RELOAD: Duration = Duration::from_secs(10);
+pub(super) const RELOAD: Duration = Duration::from_secs(10);
 
 /// The end of the writer's redo.
 const HELD: &str = "SELECT pg_current_wal_flush_lsn()";
@@ -93,16 +93,30 @@ impl Instance {
 
     /// Who is let in by `pg_hba.conf`. Ours first, so that nobody shuts the daemon out; then the user's; then
     /// a password for everybody else.
-    fn rules(&self, open: bool) -> String {
+    fn rules(own: &Own, open: bool) -> String {
         if !open {
             return format!("# Others are let in once what is here may be acknowledged\n{OURS}");
         }
-        let theirs: String = self.options().hba.iter().map(|line| format!("{line}\n")).collect();
+        let theirs: String = own.hba.iter().map(|line| format!("{line}\n")).collect();
         format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{OTHERS}")
     }
 
     fn write_rules(&self, open: bool) -> Result<(), InstanceError> {
-        let rules = self.rules(open);
+        self.write_rules_of(&self.own(), open)
+    }
+
+    /// Writes the rules of an instance whose door is open; whether it is. One that starts just now shuts it
+    /// before it writes its own.
+    pub(super) fn write_open_rules(&self) -> Result<bool, InstanceError> {
+        let own = self.own();
+        if self.is_shut() {
+            return Ok(false);
+        }
+        self.write_rules_of(&own, true).map(|()| true)
+    }
+
+    fn write_rules_of(&self, own: &Own, open: bool) -> Result<(), InstanceError> {
+        let rules = Instance::rules(own, open);
         if self.read(RULES).is_ok_and(|written| written == rules) {
             return Ok(());
         }
@@ -157,27 +171,46 @@ impl Instance {
 
     async fn let_in(&self, session: &mut Session) -> Result<(), DoorError> {
         self.write_rules(true)?;
-        if let Some(row) = session.rows(MISTAKES, ANSWER).await?.first() {
-            let [line, error] = [0, 1].map(|field| row.get(field).cloned().flatten().unwrap_or_default());
+        if let Some(mistake) = mistake(session).await? {
             self.write_rules(false)?;
-            return Err(DoorError::Rules(format!("line {line}: {error}")));
+            return Err(DoorError::Rules(mistake));
         }
+        if !self.read_again().await? {
+            return Err(DoorError::NotRead);
+        }
+        let sockets = self.sockets()?;
+        sockets.remove_file(MARK).map_err(at(&sockets.path().join(MARK)))?;
+        Ok(())
+    }
+
+    /// Has the running server read its configuration and its rules again; whether it did in time.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(super) async fn read_again(&self) -> Result<bool, SessionError> {
         let before = one(&mut self.session(ANSWER).await?, LOADED).await?;
-        let Some(process) = self.process() else { return Err(DoorError::NotRead) };
+        let Some(process) = self.process() else { return Ok(false) };
         // It may end by itself just now.
         let _ = kill(process, Signal::SIGHUP);
         let since = now();
         // Only a session that begins after the server has read them says so.
         while one(&mut self.session(ANSWER).await?, LOADED).await? == before {
             if since.elapsed() > RELOAD {
-                return Err(DoorError::NotRead);
+                return Ok(false);
             }
             sleep(SOON).await;
         }
-        let sockets = self.sockets()?;
-        sockets.remove_file(MARK).map_err(at(&sockets.path().join(MARK)))?;
-        Ok(())
+        Ok(true)
     }
+}
+
+/// The first line of the server's `pg_hba.conf`, as it lies there, that is no rule, and why.
+pub(super) async fn mistake(session: &mut Session) -> Result<Option<String>, SessionError> {
+    let rows = session.rows(MISTAKES, ANSWER).await?;
+    Ok(rows.first().map(|row| {
+        let [line, error] = [0, 1].map(|field| row.get(field).cloned().flatten().unwrap_or_default());
+        format!("line {line}: {error}")
+    }))
 }
 
 async fn one(session: &mut Session, question: &str) -> Result<String, SessionError> {

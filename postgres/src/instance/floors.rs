@@ -25,6 +25,12 @@ pub struct Need {
     pub least: u64,
 }
 
+/// Whether a standby may not have `setting` lower than the writer whose redo it applies.
+#[must_use]
+pub fn is_floor(setting: &str) -> bool {
+    NEEDED.iter().any(|(_, name)| *name == setting)
+}
+
 /// How long PostgreSQL may take to say what a setting would be.
 const SAY: Duration = Duration::from_secs(10);
 

@@ -11,7 +11,10 @@ mod door;
 mod files;
 mod floors;
 mod frozen;
+mod log;
+mod password;
 mod promotion;
+mod reload;
 mod settings;
 mod slot;
 
@@ -20,6 +23,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -35,8 +39,9 @@ use crate::major::LogicalSlots;
 use crate::protocol::client::ConnectOptions;
 use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
 
-pub use floors::Need;
+pub use floors::{Need, is_floor};
 pub use frozen::Stopped;
+pub use reload::{Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 
 /// What an instance is made of.
@@ -56,9 +61,9 @@ pub struct InstanceOptions {
     pub log_file: PathBuf,
     /// Its `cluster_name`.
     pub name: String,
-    /// The user's own settings.
+    /// The user's own settings, to begin with: see [`Instance::reload`].
     pub settings: BTreeMap<String, String>,
-    /// The user's own lines of `pg_hba.conf`; what they do not match, a password lets in.
+    /// The user's own lines of `pg_hba.conf`, to begin with; what they do not match, a password lets in.
     pub hba: Vec<String>,
 }
 
@@ -133,13 +138,21 @@ pub enum InstanceError {
 #[derive(Debug, Clone)]
 pub struct Instance {
     options: InstanceOptions,
+    /// What of the configuration is the user's. Held while a file is written with it.
+    own: Arc<Mutex<Own>>,
 }
 
 impl Instance {
     /// The instance of `options`, which need not exist yet.
     #[must_use]
-    pub fn new(options: InstanceOptions) -> Instance {
-        Instance { options }
+    pub fn new(mut options: InstanceOptions) -> Instance {
+        let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
+        Instance { options, own: Arc::new(Mutex::new(Own { settings, hba })) }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        // It is replaced whole.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it is made of.
@@ -220,7 +233,7 @@ impl Instance {
             let content = format!("{content}\n# Replicator's settings; rewritten at each start\n{INCLUDE}\n");
             self.write(MAIN, &content)?;
         }
-        self.write(OURS, &self.settings(part))?;
+        self.write_settings(Some(part))?;
         self.configure_door(part)?;
         let users = [self.options.account.name.as_str(), self.options.account.own_name.as_str()];
         let map: String = users.iter().map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
@@ -328,6 +341,8 @@ impl Instance {
             self.disown_stale_locks()?;
             self.close_door()?;
             let log = private::options().create(true).append(true).open(log_file).map_err(at(log_file))?;
+            // Its collector opens it by itself.
+            account.own(&log).map_err(at(log_file))?;
             let errors = log.try_clone().map_err(at(log_file))?;
             let mut child = account
                 .command(&postgres)
@@ -352,6 +367,8 @@ impl Instance {
                 // It may take a moment until the process has written its id.
                 waited += 1;
                 if !runs && (seen || waited > 100) {
+                    // Its collector may have its last words still.
+                    tokio::time::sleep(LAST_WORDS).await;
                     let log = log_file.display().to_string();
                     return Err(InstanceError::Ended { log, last: last_lines(log_file) });
                 }
@@ -377,10 +394,7 @@ impl Instance {
 
     /// Whom commits wait for by the configuration; empty for nobody.
     fn synchronous(&self) -> Result<String, InstanceError> {
-        let written = self.read(OURS)?;
-        let set =
-            written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
-        Ok(set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned()))
+        Ok(synchronous_in(&self.read(OURS)?))
     }
 
     /// A postmaster that was killed leaves its lock files, and where ids start anew with the container, its
@@ -458,17 +472,35 @@ impl Instance {
         self.write(OURS, &format!("{text}{}", setting(key, value)))
     }
 
-    fn settings(&self, part: Part) -> String {
-        let InstanceOptions { socket_dir, listen, name, settings, .. } = &self.options;
+    /// Writes our settings and the user's, for `part`, or for the part that they are written for.
+    fn write_settings(&self, part: Option<Part>) -> Result<(), InstanceError> {
+        let own = self.own();
+        let text = match part {
+            Some(part) => {
+                let head =
+                    format!("# Written at each start for the part of a {part:?}; changes here are lost.");
+                let synchronous = match part {
+                    Part::Writer { synchronous: false } => String::new(),
+                    Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
+                };
+                self.settings(&own, &head, &synchronous)
+            }
+            None => {
+                let written = self.read(OURS)?;
+                self.settings(&own, written.lines().next().unwrap_or("#"), &synchronous_in(&written))
+            }
+        };
+        self.write(OURS, &text)
+    }
+
+    fn settings(&self, own: &Own, head: &str, synchronous: &str) -> String {
+        let InstanceOptions { socket_dir, listen, name, .. } = &self.options;
+        let settings = &own.settings;
         let socket_dir = socket_dir.display().to_string();
         let primary_conninfo =
             format!("host={socket_dir} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}");
         let port = listen.port().to_string();
         let address = listen.ip().to_string();
-        let synchronous = match part {
-            Part::Writer { synchronous: false } => String::new(),
-            Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
-        };
         let least = |key: &str| {
             let needed = LEAST_SETTINGS.iter().find(|(name, _)| *name == key).map_or(0, |(_, least)| *least);
             settings::at_least(settings.get(key), needed)
@@ -483,17 +515,19 @@ impl Instance {
             ("max_wal_senders", &least("max_wal_senders")),
             ("max_replication_slots", &least("max_replication_slots")),
             ("hot_standby", "on"),
-            (SYNCHRONOUS, &synchronous),
+            (SYNCHRONOUS, synchronous),
             // Takes effect on a standby. The walsender is on this machine and comes back within milliseconds.
             ("primary_conninfo", &primary_conninfo),
             ("recovery_target_timeline", "latest"),
             ("wal_retrieve_retry_interval", "100ms"),
             ("wal_receiver_status_interval", "1s"),
         ];
-        let mut text =
-            format!("# Written at each start for the part of a {part:?}; changes here are lost.\n");
+        let mut text = format!("{head}\n");
         text.extend(settings.iter().map(|(key, value)| setting(key, value)));
         text.extend(ours.iter().map(|(key, value)| setting(key, value)));
+        text.extend(
+            log::settings(settings, &self.options.log_file).iter().map(|(key, value)| setting(key, value)),
+        );
         text
     }
 
@@ -511,6 +545,12 @@ impl Instance {
 /// A line of a configuration file.
 fn setting(key: &str, value: &str) -> String {
     format!("{key} = '{}'\n", value.replace('\'', "''"))
+}
+
+/// Whom commits wait for by our settings as they are written; empty for nobody.
+fn synchronous_in(written: &str) -> String {
+    let set = written.lines().filter_map(|line| line.split_once(" = ")).rfind(|(key, _)| *key == SYNCHRONOUS);
+    set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned())
 }
 
 /// Linux gives no process an id as high as this.
@@ -553,6 +593,9 @@ const CONTROL_DATA: Duration = Duration::from_secs(10);
 
 /// How long `pg_ctl` may take to tell an instance to promote itself, which it does not wait for.
 const PROMOTE: Duration = Duration::from_secs(10);
+
+/// How long the collector of a server that has ended may take to write what that said last.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long `initdb` may take.
 const CREATE: Duration = Duration::from_secs(300);

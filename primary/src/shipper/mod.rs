@@ -38,7 +38,7 @@ struct Shipping {
     options: Arc<PrimaryOptions>,
     views: Arc<Views>,
     target: Target,
-    egress: EgressCap,
+    egress: Arc<EgressCap>,
     link: Option<(Connection, Stream)>,
     /// Bytes of the present seed or rewind.
     brought_bytes: AtomicU64,
@@ -62,7 +62,7 @@ pub(crate) async fn run(
     options: Arc<PrimaryOptions>,
     views: Arc<Views>,
     target: Target,
-    egress: EgressCap,
+    egress: Arc<EgressCap>,
     stop: CancellationToken,
 ) {
     let (machine, first) = Shipper::start();

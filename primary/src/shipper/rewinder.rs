@@ -46,7 +46,7 @@ impl Shipping {
             epoch: self.options.epoch.0,
             timeline: timeline.0,
             history: volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
-            superuser_password: self.options.superuser_password.clone(),
+            superuser_password: self.options.superuser_password()?,
         };
         let connection = self.connect().await?;
         let stream = connection.open_stream(&self.open(open::Purpose::Rewind(open))).await?;

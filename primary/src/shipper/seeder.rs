@@ -47,7 +47,7 @@ impl Shipping {
             start_lsn: start_lsn.0,
             volume_begin_lsn: volume_begin_lsn.0,
             total_bytes,
-            superuser_password: self.options.superuser_password.clone(),
+            superuser_password: self.options.superuser_password()?,
             history: self.options.volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
         };
         let connection = self.connect().await?;

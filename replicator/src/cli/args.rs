@@ -244,8 +244,23 @@ pub(super) enum Command {
         #[arg(long, conflicts_with_all = ["region", "writer"])]
         reader: bool,
     },
+    /// Give PostgreSQL's superuser another password
+    Password {
+        #[command(subcommand)]
+        action: PasswordAction,
+    },
     /// Check the file, and say everything that is wrong with it
     Check,
+    /// Have daemons read the file again, and take what needs no restart
+    #[command(after_help = help::RELOAD)]
+    Reload {
+        /// Only this region's daemon
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Make the cluster's certificate authority and the certificates of its regions and operator
     #[command(
         after_help = help::CERTS
@@ -254,6 +269,17 @@ pub(super) enum Command {
         /// Make new certificates also where there are some
         #[arg(long)]
         renew: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum PasswordAction {
+    /// Make a new one, give it to the primary's PostgreSQL, and bring it to every region's files
+    #[command(after_help = help::PASSWORD_ROTATE)]
+    Rotate {
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -102,6 +102,26 @@ writers of the primary wait once, for as long as the transactions take that just
 
 For the audit file:  replicator drill --region eu-west --markdown > drill.md";
 
+/// `replicator reload`.
+pub(super) const RELOAD: &str = "\
+Each region's daemon reads regions.toml on its own machine and checks it as `check` does. A file that
+is wrong changes nothing. What can be taken while everything goes on is: settings of PostgreSQL that
+it reads again, `hba`, [volume], [telemetry], `http`, `bandwidth`. Of everything else that is another
+it is said what has to be restarted, and in which order. SIGHUP to a daemon does the same, and its log
+says it. Witnesses and zones with a process of their own read the file when they start.
+
+Exit status 1 when a daemon refused something or did not answer. --json: for each region `refused`
+(why the file is not taken), `error` (why there is no answer) and `keys`, each with `outcome`
+(unchanged, applied, needs_restart, refused) and `detail`.";
+
+/// `replicator password rotate`.
+pub(super) const PASSWORD_ROTATE: &str = "\
+The new password is drawn here, and is on no command line and in no log. Each region's daemon keeps it
+as the next one before the primary's PostgreSQL gets it; a region's files take it at the moment at
+which its own PostgreSQL does, as the redo arrives. Sessions go on; who connects after that needs the
+new one: `replicator url` prints it. A region that is away asks the primary for it when it is back.
+The primary must be reached, and commits must return. Interrupted: give the command again.";
+
 /// `replicator url`.
 pub(super) const URL: &str = "\
 It holds the superuser's password, and gives up a region that does not answer within seconds.

@@ -11,7 +11,9 @@ mod events;
 mod help;
 mod load;
 mod lost;
+mod password;
 mod promote;
+mod reload;
 mod signal;
 mod status;
 mod volume;
@@ -20,6 +22,7 @@ mod watch;
 
 use std::error::Error;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,10 +32,11 @@ use proto::messages::PromoteRequest;
 use crate::config::Config;
 use crate::drill::Drill;
 use crate::layout::Layout;
+use crate::logs::DaemonLog;
 use crate::operator::{Operator, UrlOf};
 use crate::verdict::Level;
 use crate::{local, region, witness, zone};
-use args::{Cli, Command};
+use args::{Cli, Command, PasswordAction};
 
 type AnyResult = Result<(), Box<dyn Error>>;
 
@@ -50,14 +54,15 @@ pub fn main() -> ExitCode {
             "error"
         })
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = DaemonLog::default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(false).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&e),
     };
     // Whoever cannot ask does not know: for monitoring that is the worst.
     let unknown = matches!(cli.command, Command::Status { .. }).then(|| Level::Down.exit_status());
-    match runtime.block_on(run(cli)) {
+    match runtime.block_on(run(cli, log)) {
         Ok(status) => status,
         Err(e) => match (fail(&*e), unknown) {
             (_, Some(status)) => ExitCode::from(status),
@@ -72,17 +77,17 @@ fn fail(error: &dyn Error) -> ExitCode {
 }
 
 /// Does what was typed; returns the exit status.
-async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
+async fn run(cli: Cli, log: DaemonLog) -> Result<ExitCode, Box<dyn Error>> {
     let config = Config::load(&cli.places.config)?;
     let layout = cli.places.layout(&config)?;
     if let Command::Status { watch, json, check, max_lag, region } = cli.command {
         let shape = status::Shape { watch, json, check, max_lag };
         return status::show(&Operator::new(config, &layout)?, shape, region).await;
     }
-    Box::pin(carry_out(cli, config, layout)).await.map(|()| ExitCode::SUCCESS)
+    Box::pin(carry_out(cli, config, layout, log)).await.map(|()| ExitCode::SUCCESS)
 }
 
-async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
+async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> AnyResult {
     match cli.command {
         Command::Check => {
             check::postgresql(&config, &layout, &cli.places.config)?;
@@ -95,7 +100,12 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
             Ok(())
         }
         Command::Run { region, az, own_process } => {
-            run_daemon(config, layout, region, az, &own_process).await
+            let file = std::path::absolute(&cli.places.config)?;
+            let places = layout.region(&region);
+            let zone = az.and_then(|zone| zone.chars().next());
+            let path = zone.map_or_else(|| places.daemon_log(), |zone| places.zone_log(zone));
+            log.keep(&path, config.logs);
+            run_daemon(config, file, log, layout, region, zone, &own_process).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
@@ -146,6 +156,12 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
             }
             Ok(Operator::new(config, &layout)?.revote(&voter).await?)
         }
+        Command::Password { action: PasswordAction::Rotate { json } } => {
+            password::rotate(&Operator::new(config, &layout)?, json).await
+        }
+        Command::Reload { region, json } => {
+            reload::reload(&Operator::new(config, &layout)?, region.as_ref(), json).await
+        }
         Command::Voters { action, json } => voters::run(&Operator::new(config, &layout)?, action, json).await,
         Command::History { json } => {
             promote::show_history(&Operator::new(config, &layout)?.record().await?, json)
@@ -160,23 +176,26 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout) -> AnyResult {
 
 /// A region's daemon, a witness, or a zone's process, until a signal.
 async fn run_daemon(
-    mut config: Config,
+    config: Config,
+    file: PathBuf,
+    log: DaemonLog,
     layout: Layout,
     name: RegionName,
-    zone: Option<String>,
+    zone: Option<char>,
     own_process: &[String],
 ) -> AnyResult {
     let (stop, _listening) = signal::on_signal()?;
-    if let Some(zone) = zone.and_then(|zone| zone.chars().next()) {
+    // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
+    let (again, _hearing) = signal::on_hangup()?;
+    if let Some(zone) = zone {
         return Ok(zone::run(config, layout, name, zone, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
         return Ok(witness::run(config, layout, own, stop).await?);
     }
-    for own in config.regions.iter_mut().filter(|own| own.name == name) {
-        own.own_process.extend(own_process.iter().filter_map(|zone| zone.chars().next()));
-    }
-    match Box::pin(region::run(config, layout, name, stop)).await? {
+    let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
+    let source = region::reload::Source { file, own_process, again };
+    match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
         region::Ended::StartAgain => {
             tracing::info!("starting again");

@@ -1,6 +1,9 @@
 //! Ctrl-C, and what an orchestrator sends.
 
+use std::sync::Arc;
+
 use runtime::task::Task;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// A token that the first SIGINT or SIGTERM cancels, and the task that listens for them. A second one ends
@@ -23,4 +26,18 @@ pub(super) fn on_signal() -> std::io::Result<(CancellationToken, Task<()>)> {
         }
     });
     Ok((stop, listening))
+}
+
+/// What is told of each SIGHUP, and the task that listens for them.
+pub(super) fn on_hangup() -> std::io::Result<(Arc<Notify>, Task<()>)> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    let again = Arc::new(Notify::new());
+    let telling = again.clone();
+    let listening = Task::spawn("listen for SIGHUP", async move {
+        while hangup.recv().await.is_some() {
+            telling.notify_one();
+        }
+    });
+    Ok((again, listening))
 }

@@ -6,6 +6,7 @@
 mod check;
 mod model;
 mod read;
+pub mod reload;
 mod show;
 
 use std::path::Path;
@@ -13,7 +14,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
+    Config, LogsConfig, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX,
+    WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -168,6 +170,17 @@ mod tests {
         assert_eq!(otlp.telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
         let wrong = mistakes(&with("", "[telemetry]\notlp = \"collector:4317\"\nhttp_beyond_loopback = 1"));
         assert!(wrong.concat().contains("`otlp` is a URL") && wrong.len() == 2, "{wrong:?}");
+    }
+
+    #[test]
+    fn logs_have_a_size_and_are_kept_in_number() {
+        let with = |logs: &str| format!("cluster = \"x\"\n{}[logs]\n{logs}\n", region("a", "primary", 7000));
+        let logs = |text: &str| Config::parse(&with(text)).unwrap().logs;
+        assert_eq!(logs(""), LogsConfig { max_size_bytes: 64 << 20, keep: 4 });
+        assert_eq!(logs("max_size = \"1MiB\"\nkeep = 9"), LogsConfig { max_size_bytes: 1 << 20, keep: 9 });
+        let wrong = mistakes(&with("max_size = \"1KiB\"\nkeep = 0"));
+        assert!(wrong.len() == 2 && wrong.concat().contains("`keep` is a number from 1"), "{wrong:?}");
+        assert!(mistakes(&with("keep = \"2\"")).concat().contains("`keep`"));
     }
 
     #[test]

@@ -66,6 +66,23 @@ pub struct Config {
     pub witnesses: Vec<WitnessConfig>,
     /// What daemons say of themselves, and to whom.
     pub telemetry: TelemetryConfig,
+    /// How large logs get.
+    pub logs: LogsConfig,
+}
+
+/// How large logs get: each daemon's, where `up` started it, and each PostgreSQL's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogsConfig {
+    /// The size at which a log is put aside, bytes.
+    pub max_size_bytes: u64,
+    /// How many that were put aside are kept of each.
+    pub keep: u32,
+}
+
+impl Default for LogsConfig {
+    fn default() -> LogsConfig {
+        LogsConfig { max_size_bytes: 64 << 20, keep: 4 }
+    }
 }
 
 /// What daemons say of themselves, and to whom.
@@ -163,6 +180,7 @@ impl Config {
             regions: Vec::new(),
             witnesses: Vec::new(),
             telemetry: TelemetryConfig::default(),
+            logs: LogsConfig::default(),
         }
     }
 

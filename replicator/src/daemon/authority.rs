@@ -136,6 +136,12 @@ requests! {
     Load = "load",
     /// Show the voters, or add one, or remove one.
     Voters = "voters",
+    /// Read regions.toml again, and take what needs no restart.
+    Reload = "reload",
+    /// Do a step of giving the superuser another password.
+    Password = "password",
+    /// Tell the superuser's password to a region that has none that is right.
+    FetchPassword = "fetch_password",
     /// Say which logical slots the writer has.
     Slots = "slots",
 }
@@ -174,6 +180,9 @@ impl Request {
                 Body::Events(_) => Request::Events,
                 Body::Load(_) => Request::Load,
                 Body::Voters(_) => Request::Voters,
+                Body::Reload(_) => Request::Reload,
+                Body::Password(_) => Request::Password,
+                Body::FetchPassword(_) => Request::FetchPassword,
                 Body::Slots(_) => Request::Slots,
             },
         })
@@ -248,13 +257,14 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
+            R::Reload | R::Password => Allowed,
             _ => Refused,
         },
         (Asked::Region, Who::Region) => match request {
             R::Replicate | R::Seed | R::Rewind => OnlyIf(Condition::LeadsEpoch),
             R::Gather => OnlyIf(Condition::ShallLead),
             R::HandOver | R::GetReady | R::Lead => OnlyIf(Condition::Coordinates),
-            R::RegionStatus | R::Record | R::Events | R::Slots => Allowed,
+            R::RegionStatus | R::Record | R::Events | R::FetchPassword | R::Slots => Allowed,
             R::Prepare | R::Accept | R::Learn | R::Survey | R::Support | R::Recall => Allowed,
             _ => Refused,
         },
@@ -387,6 +397,9 @@ mod tests {
         events                    y         y            -        -    -
         load                      y         -            -        -    -
         voters                    y         -            -        -    -
+        reload                    y         -            -        -    -
+        password                  y         -            -        -    -
+        fetch_password            -         y            -        -    -
         asked of a witness        operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -414,6 +427,9 @@ mod tests {
         events                    y         -            -        -    -
         load                      -         -            -        -    -
         voters                    -         -            -        -    -
+        reload                    -         -            -        -    -
+        password                  -         -            -        -    -
+        fetch_password            -         -            -        -    -
         asked of a zone's process operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -441,6 +457,9 @@ mod tests {
         events                    -         -            -        -    -
         load                      -         -            -        -    -
         voters                    -         -            -        -    -
+        reload                    -         -            -        -    -
+        password                  -         -            -        -    -
+        fetch_password            -         -            -        -    -
     ";
 
     #[test]

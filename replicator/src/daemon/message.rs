@@ -76,7 +76,13 @@ fn control(body: &control_request::Body, names: &Names) -> Result<(), String> {
         Body::Survey(_) | Body::Lead(_) | Body::Support(_) | Body::Record(_) | Body::Events(_) => Ok(()),
         Body::Load(request) if request.by.is_empty() || Cut::named(&request.by).is_some() => Ok(()),
         Body::Load(request) => Err(format!("the load is not cut by '{}'", shown(&request.by))),
-        Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) | Body::Slots(_) => Ok(()),
+        Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) | Body::Reload(_) => Ok(()),
+        Body::FetchPassword(_) | Body::Slots(_) => Ok(()),
+        // It becomes a part of files, of lines and of connection strings.
+        Body::Password(request) if request.next.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+            short("password", request.next.len(), PASSWORD_BYTES_MAX)
+        }
+        Body::Password(_) => Err("the password is not one that was drawn".into()),
         Body::Voters(request) => [&request.add, &request.remove].into_iter().try_for_each(|name| {
             let fits = name.is_empty() || name.parse::<RegionName>().is_ok();
             if fits { Ok(()) } else { Err(format!("'{}' is no name", shown(name))) }

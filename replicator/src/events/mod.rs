@@ -105,7 +105,7 @@ kinds! {
     DaemonStarted = "daemon-started", Plain;
     /// A daemon was told to stop, and has.
     DaemonStopped = "daemon-stopped", Plain;
-    /// The file says something else than at the last start.
+    /// The file says something else than at the last start, or was read again.
     ConfigurationChanged = "configuration-changed", Plain;
     /// A region plays another part.
     RoleChanged = "role-changed", Plain;

@@ -10,6 +10,7 @@ use runtime::private;
 use super::LocalResult;
 use crate::daemon::lock::DaemonLock;
 use crate::layout::Layout;
+use crate::logs::older;
 
 /// A region's daemon, one of its zones, or a witness, and the process if this one started it.
 pub(super) struct Daemon {
@@ -71,7 +72,9 @@ impl Daemon {
         let status = self.child.as_mut()?.try_wait().ok()??;
         let directory = layout.region(&self.name);
         let path = self.zone.map_or_else(|| directory.daemon_log(), |zone| directory.zone_log(zone));
-        let log = std::fs::read_to_string(&path).unwrap_or_default();
+        // It may have been put aside just now.
+        let logs = [older(&path, 1), path.clone()];
+        let log: String = logs.iter().filter_map(|log| std::fs::read_to_string(log).ok()).collect();
         let last: Vec<&str> = log.lines().rev().take(3).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         Some(format!(

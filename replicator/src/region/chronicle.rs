@@ -166,20 +166,35 @@ pub(super) fn note_start(parts: &super::Parts) {
         Kind::DaemonStarted,
         format!("region {name}: daemon {version} has started; it opens its volume"),
     );
-    let (path, told) = (parts.layout.configuration_seen(), tell(&parts.config));
+    let path = parts.layout.configuration_seen();
     match std::fs::read_to_string(&path) {
-        Ok(before) => {
-            for change in changes(&before, &told) {
-                journal.note(
-                    Kind::ConfigurationChanged,
-                    format!("configuration of {name}: {change}; it holds from now on"),
-                );
-            }
-        }
+        Ok(before) => note_changes(parts, &before, &tell(&parts.config)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => tracing::warn!("{}: {e}", path.display()),
     }
-    if let Err(e) = write_durably(&path, told.as_bytes()) {
+    keep_seen(parts, &parts.config);
+}
+
+/// The file was read again, and so `force` holds where `before` did.
+pub(super) fn note_reload(parts: &super::Parts, before: &Config, force: &Config) {
+    if before == force {
+        return;
+    }
+    note_changes(parts, &tell(before), &tell(force));
+    keep_seen(parts, force);
+}
+
+fn note_changes(parts: &super::Parts, before: &str, after: &str) {
+    let name = &parts.own.name;
+    for change in changes(before, after) {
+        let text = format!("configuration of {name}: {change}; it holds from now on");
+        parts.journal.note(Kind::ConfigurationChanged, text);
+    }
+}
+
+fn keep_seen(parts: &super::Parts, config: &Config) {
+    let path = parts.layout.configuration_seen();
+    if let Err(e) = write_durably(&path, tell(config).as_bytes()) {
         tracing::warn!("{}: {e}", path.display());
     }
 }
@@ -197,14 +212,25 @@ fn tell(config: &Config) -> String {
         format!("os_user: {:?}", config.os_user),
         format!("bin_dir: {:?}", config.bin_dir),
         format!("telemetry: {:?}", config.telemetry),
+        format!("logs: {:?}", config.logs),
     ];
     // A setting may hold a secret: that it changed is told, and not what it is.
     lines.extend(config.settings.iter().map(|(name, value)| {
         let digest = fingerprint(value.as_bytes());
         format!("postgresql setting {name}: set, {digest:08x}")
     }));
+    let hba = config.hba.join("\n");
+    lines.push(format!(
+        "postgresql setting hba: {} lines, {:08x}",
+        config.hba.len(),
+        fingerprint(hba.as_bytes())
+    ));
     for region in &config.regions {
         let name = &region.name;
+        lines.extend(region.settings.iter().map(|(setting, value)| {
+            let digest = fingerprint(value.as_bytes());
+            format!("postgresql setting {setting} of {name}: set, {digest:08x}")
+        }));
         lines.push(format!("region {name} listen: {}", region.listen));
         lines.push(format!("region {name} advertise: {}", region.advertise));
         lines.push(format!("region {name} postgres: {}", region.postgres));

@@ -16,10 +16,10 @@ use super::Parts;
 use super::engine::Engine;
 use super::follower::{Follower, Hold};
 use super::leader::Leader;
-use super::{look, secrets, slots};
+use super::{look, slots};
 use crate::client;
 use crate::part::{Cluster, Observed, Trouble};
-use crate::preflight;
+use crate::{preflight, secrets};
 
 /// How long another region may take to take a connection.
 const CONNECT: Duration = Duration::from_millis(900);
@@ -261,7 +261,9 @@ impl Cluster for RegionalCluster {
         let leader = Arc::new(leader);
         leader.keep_lease(&self.parts);
         self.hold.release();
-        self.playing().leader = Some(leader);
+        self.playing().leader = Some(leader.clone());
+        // The configuration may have been read again meanwhile.
+        leader.limit(&self.parts);
         Ok(())
     }
 

@@ -16,10 +16,11 @@ use transport::{Endpoint, Stream, TransportError};
 use volume::VolumeStatus;
 use volume::quorum::{CopyId, CopyState, READ_QUORUM, WRITE_QUORUM};
 
-use super::{Region, secrets};
+use super::Region;
 use crate::client;
 use crate::config::{RegionConfig, Role};
 use crate::facts::PartFacts;
+use crate::secrets;
 use crate::voter::Seat;
 
 /// How long another region may take to answer before it is said to be unreachable.
@@ -71,7 +72,7 @@ impl Region {
                 }
                 Ok(Answer::Volume(self.volume_view()))
             }
-            Ask::Url(request) => self.url(&request.region),
+            Ask::Url(request) => self.url(&request.region).await,
             Ask::Promote(request) => self.order(request).await.map(Answer::Promotion),
             Ask::Accept(accept) => self.owner.vote(accept).await.map(Answer::Voted),
             Ask::Survey(_) => Ok(Answer::Granted(self.owner.survey())),
@@ -88,6 +89,9 @@ impl Region {
             }
             Ask::Reseed(_) => self.reseed().map(Answer::SetAside),
             Ask::Slots(request) => self.answer_slots(request).await.map(Answer::Slots),
+            Ask::Password(request) => self.step_password(request).await,
+            Ask::FetchPassword(_) => self.tell_password(),
+            Ask::Reload(_) => Ok(Answer::Reloaded(self.reload().await)),
             Ask::Voters(request) => self.voters(request).await.map(Answer::Voters),
         };
         answered.unwrap_or_else(refused)
@@ -100,11 +104,15 @@ impl Region {
         answered.map_err(|e| failed(e.to_string()))?.map(Answer::Events).map_err(|e| failed(e.to_string()))
     }
 
-    fn url(&self, region: &str) -> Result<Answer, Refusal> {
+    async fn url(&self, region: &str) -> Result<Answer, Refusal> {
         let region = self.config.regions.iter().find(|r| r.name.as_str() == region);
         let region = region.ok_or_else(|| {
             Refusal::new(Kind::Failed, "there is no such region in this daemon's regions.toml")
         })?;
+        // One that PostgreSQL does not take is not handed out; what it takes cannot always be told.
+        if let Ok(Err(why)) = tokio::time::timeout(ASK_TIMEOUT, self.settle_password()).await {
+            return Err(Refusal::new(Kind::Failed, format!("the superuser's password: {why}")));
+        }
         let password = secrets::load(&self.layout)
             .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
         Ok(Answer::Url(secrets::url(region.postgres, Some(&password))))

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::Parts;
 use super::engine::Engine;
-use super::secrets;
 use crate::facts::LeaderFacts;
 use crate::part::lease;
 use crate::region_file::StateError;
+use crate::secrets;
 
 /// How long commits must have been held back for a stopping writer not to be waited for.
 const HELD_BACK: Duration = Duration::from_secs(1);
@@ -49,9 +49,6 @@ pub enum LeaderError {
     /// The region's record cannot be written.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The password cannot be kept or read.
-    #[error("the superuser's password: {0}")]
-    Secret(std::io::Error),
     /// The data directory is another PostgreSQL's.
     #[error(
         "the data directory has system identifier {found}, and this region's database is {expected}: it is another \
@@ -124,7 +121,8 @@ impl Leader {
         };
         // For its next start; the settings of a standby serve a writer as well.
         instance.configure(part)?;
-        let targets = config.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
+        let force = parts.in_force();
+        let targets = force.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
             name: r.name.clone(),
             address: r.advertise.clone(),
             bandwidth_bits_per_second: r.bandwidth_bits_per_second,
@@ -144,7 +142,7 @@ impl Leader {
             targets: targets.collect(),
             own: own.name.clone(),
             voters: parts.voter.counted(),
-            superuser_password: secrets::load(layout).map_err(LeaderError::Secret)?,
+            superuser_password: layout.password(),
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);
@@ -162,6 +160,13 @@ impl Leader {
             };
             let (asker, lease) = (parts.voter.clone(), parts.config.lease);
             self.lease.spawn(lease::ask(asker, voter.name, self.epoch, lease, boottime_us, answered));
+        }
+    }
+
+    /// Sends no more to each secondary than the configuration in force says.
+    pub(super) fn limit(&self, parts: &Parts) {
+        for region in &parts.in_force().regions {
+            self.primary.limit(&region.name, region.bandwidth_bits_per_second);
         }
     }
 

@@ -171,7 +171,7 @@ impl Region {
 
     /// The answer to `question`.
     pub(super) async fn load_of(&self, question: Question) -> Result<Load, Refusal> {
-        if !self.config.telemetry.load {
+        if !self.in_force().telemetry.load {
             let words = "its load is not looked at: its regions.toml has `load = false` in [telemetry]";
             return Err(Refusal::new(Kind::Failed, words));
         }

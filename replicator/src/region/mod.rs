@@ -11,12 +11,14 @@ mod follower;
 mod health;
 mod leader;
 mod load;
+mod logs;
 mod look;
 pub mod lost;
 pub mod order;
+mod password;
 mod rejoin;
+pub mod reload;
 mod reseed;
-pub(crate) mod secrets;
 mod serve;
 mod slots;
 mod voters;
@@ -40,6 +42,7 @@ use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::serve::Door;
 use crate::events::{Journal, Kind};
 use crate::layout::{Layout, RegionLayout};
+use crate::logs::DaemonLog;
 use crate::observe;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
@@ -49,6 +52,7 @@ use cluster::RegionalCluster;
 use follower::{FollowError, Hold};
 use health::Health;
 use leader::LeaderError;
+use reload::{InForce, Source};
 use runtime::task::Task;
 
 /// Why a region's daemon cannot run.
@@ -104,7 +108,10 @@ impl RegionError {
 /// What the region's daemon is made of, apart from the part that the region plays.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    /// The configuration of the start. What may be another since is in `in_force`.
     pub(crate) config: Config,
+    pub(crate) in_force: InForce,
+    pub(crate) log: DaemonLog,
     pub(crate) own: RegionConfig,
     pub(crate) cluster_id: ClusterId,
     pub(crate) endpoint: Endpoint,
@@ -156,16 +163,20 @@ pub enum Ended {
     StartAgain,
 }
 
-/// Runs the daemon of `name` until `stop`.
+/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and
+/// `log` is what it says.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
 pub async fn run(
     config: Config,
+    source: Source,
+    log: DaemonLog,
     layout: Layout,
     name: RegionName,
     stop: CancellationToken,
 ) -> Result<Ended, RegionError> {
+    let config = source.complete(config, &name);
     let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
     let places = layout.region(&name);
     let (_lock, identity) = enter(&places, &places.lock(), &name)?;
@@ -207,8 +218,11 @@ pub async fn run(
     let door = Door { asked: Asked::Region, cluster_id: identity.cluster_id, names };
     let cluster_id = identity.cluster_id;
     let chronicle = Chronicle::new(Peers::new(endpoint.clone(), cluster_id));
+    let in_force = InForce::new(source, config.clone());
     let parts = Arc::new(Parts {
         config,
+        in_force,
+        log,
         own,
         cluster_id,
         endpoint,
@@ -238,21 +252,16 @@ pub async fn run(
     let ending = CancellationToken::new();
     let mut serving = Task::spawn("answer peers", region.clone().answer_peers(ending.clone()));
     let asking = Task::spawn("ask PostgreSQL", region.clone().watch_postgresql());
-    let telling = {
-        let (source, stop) = (region.clone(), ending.clone());
-        let (own, telemetry) = (region.own.clone(), region.config.telemetry.clone());
-        let (instance, cluster) = (region.instance.clone(), region.config.cluster.clone());
-        async move {
-            observe::watch::run(source.clone(), source, &cluster, &own, &telemetry, instance, stop).await
-        }
-    };
-    let mut telling = Task::spawn("tell monitoring", telling);
+    let mut telling = Task::spawn("tell monitoring", region.clone().tell_monitoring(ending.clone()));
     // They look on: they end with this function.
     let _noting = Task::spawn("note events", region.clone().note_events());
     let _sampling = Task::spawn("sample the cluster", region.clone().sample());
-    let looks = region.config.telemetry.load;
     let _carrying = Task::spawn("carry logical slots", region.clone().carry_slots());
-    let _looking = looks.then(|| Task::spawn("look at the load", region.clone().watch_load()));
+    let _looking =
+        Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
+    let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
+    let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
+    let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
@@ -316,7 +325,7 @@ impl observe::facts::Source for Region {
                 volume: self.volume.status(),
                 stored_bytes: self.volume.stored_bytes(),
                 postgres,
-                load: self.config.telemetry.load.then(|| self.load.told()),
+                load: self.in_force().telemetry.load.then(|| self.load.told()),
                 promoting: record.promotion.is_some(),
                 past: record.history,
                 certificate_left_s: self.certificate_ends_s.saturating_sub(now_us / 1_000_000),

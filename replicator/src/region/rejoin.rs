@@ -24,8 +24,9 @@ use secondary::rewind::Tunnel;
 use transport::Stream;
 
 use super::follower::{FollowError, Follower};
-use super::{lost, secrets};
+use super::lost;
 use crate::events::Kind;
+use crate::secrets;
 
 /// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
 const LEFT_RUNNING: Duration = Duration::from_secs(30);

@@ -4,6 +4,7 @@
 mod addresses;
 mod cluster;
 mod commit;
+mod logs;
 mod postgresql;
 mod regions;
 mod telemetry;
@@ -18,7 +19,7 @@ use super::read::Reader;
 
 /// The sections and keys at the head of the file.
 const KEYS: &[&str] =
-    &["cluster", "commit", "lease", "postgresql", "region", "rpo", "telemetry", "volume", "witness"];
+    &["cluster", "commit", "lease", "logs", "postgresql", "region", "rpo", "telemetry", "volume", "witness"];
 
 impl Reader {
     /// The whole file; none when no more can be said of it than the mistakes that were found.
@@ -29,6 +30,7 @@ impl Reader {
         self.volume(table, &mut config);
         self.postgresql(table, &mut config);
         self.telemetry(table, &mut config);
+        self.logs(table, &mut config);
         self.regions(table, &mut config)?;
         self.witnesses(table, &mut config);
         self.addresses(table);

@@ -1,0 +1,34 @@
+//! `[logs]`.
+
+use toml::de::DeTable;
+
+use crate::config::model::Config;
+use crate::config::read::Reader;
+use crate::units;
+
+/// The smallest size at which a log is put aside, bytes.
+const SIZE_MIN: u64 = 64 << 10;
+
+/// The most logs that are kept of each.
+const KEEP_MAX: i64 = 1000;
+
+impl Reader {
+    pub(super) fn logs(&mut self, table: &DeTable<'_>, config: &mut Config) {
+        let Some((_, table)) = self.section(table, "logs") else { return };
+        self.known_keys(table, &["keep", "max_size"]);
+        let size = self.optional(table, "max_size", "a size of at least 64KiB, such as \"64MiB\"", |text| {
+            units::parse_bytes(text).filter(|bytes| *bytes >= SIZE_MIN)
+        });
+        config.logs.max_size_bytes = size.unwrap_or(config.logs.max_size_bytes);
+        let Some(keep) = table.get("keep") else { return };
+        let number = keep.get_ref().as_integer();
+        let number = number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
+        match number.filter(|number| (1..=KEEP_MAX).contains(number)).and_then(|n| u32::try_from(n).ok()) {
+            Some(number) => config.logs.keep = number,
+            None => {
+                let what = format!("`keep` is a number from 1 to {KEEP_MAX}");
+                let _: Option<()> = self.mistake(keep.span(), what);
+            }
+        }
+    }
+}
