@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 use replicator_tests::ledger::Ledger;
@@ -16,6 +17,21 @@ fn cluster(secondaries: usize, postgresql: &str) -> Cluster {
     let file = std::fs::read_to_string(cluster.file()).unwrap();
     std::fs::write(cluster.file(), format!("{file}[postgresql]\n{postgresql}\n")).unwrap();
     cluster
+}
+
+/// Puts the file back when the test ends, however it does: a cluster whose file is wrong is not taken down.
+struct PutBack(PathBuf, String);
+
+impl PutBack {
+    fn of(cluster: &Cluster) -> PutBack {
+        PutBack(cluster.file(), std::fs::read_to_string(cluster.file()).unwrap())
+    }
+}
+
+impl Drop for PutBack {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.0, &self.1);
+    }
 }
 
 fn replace(cluster: &Cluster, old: &str, new: &str) {
@@ -152,7 +168,8 @@ async fn a_bad_file_changes_nothing_and_a_signal_does_what_the_command_does() {
     let settings = "settings = { work_mem = \"2MB\" }\nhba = [\"host all stranger all reject\"]";
     let cluster = cluster(1, settings);
     cluster.start();
-    let good = std::fs::read_to_string(cluster.file()).unwrap();
+    let put_back = PutBack::of(&cluster);
+    let good = put_back.1.clone();
     let written =
         |name: &str| std::fs::read_to_string(cluster.region("us-east").join("pgdata").join(name)).unwrap();
     let files = ["replicator.conf", "pg_hba.conf"].map(written);
@@ -254,7 +271,8 @@ async fn logs_are_put_aside_by_size_and_no_line_is_lost() {
     })
     .await;
     // The daemon's: each file that is refused is told in a long line.
-    let good = std::fs::read_to_string(cluster.file()).unwrap();
+    let put_back = PutBack::of(&cluster);
+    let good = put_back.1.clone();
     let daemon = cluster.daemon("us-east");
     let (mut asked, found) =
         (0, |said: &str, number: i64| said.contains(&format!("unknown key `wrong{number}x")));
