@@ -5,12 +5,13 @@
 //! [`DaemonLog`] is what a daemon says. PostgreSQL's log is put aside the same way, by
 //! [`postgres::instance::Instance::put_log_aside`].
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use runtime::private;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogsConfig;
@@ -115,7 +116,7 @@ impl Kept {
     /// Until the last step whoever writes goes on in the file that is put aside: no line is lost.
     fn begin_anew(&self) -> io::Result<()> {
         let fresh = self.path.with_extension("fresh");
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&fresh)?;
+        let file = private::options().create(true).append(true).open(&fresh)?;
         make_room(&self.path, self.limits.keep)?;
         std::fs::rename(&self.path, older(&self.path, 1))?;
         std::fs::rename(&fresh, &self.path)?;

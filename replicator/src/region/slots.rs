@@ -152,7 +152,8 @@ impl Region {
     }
 
     async fn carry_once(&self) -> Result<(), String> {
-        // A primary that is being replaced, or does not answer, says nothing of its slots: they stay as they are.
+        // A primary that is being replaced, or does not answer, says nothing of its slots: they stay as they
+        // are.
         let Ok(wanted) = self.ask_primary(false).await else { return Ok(()) };
         let ours: BTreeSet<String> = self.state().carried.keys().cloned().collect();
         if wanted.is_empty() && ours.is_empty() {
