@@ -145,12 +145,6 @@ impl Account {
         command
     }
 
-    /// Whether it is another account than the one that this process runs as, which is root then.
-    #[must_use]
-    pub fn switches(&self) -> bool {
-        self.switch
-    }
-
     /// The account, for what is made for it.
     #[must_use]
     pub fn owner(&self) -> Owner {

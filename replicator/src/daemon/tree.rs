@@ -1,8 +1,8 @@
 //! A daemon's directory is its account's alone: seen before anything in it is used. One that others may read
 //! or write is refused, as PostgreSQL refuses such a data directory.
 //!
-//! PostgreSQL's account must pass through a region's directory where the daemon is root: so everything right
-//! below it is looked at, but what is that account's. A zone may be a link or a mount point: that place is
+//! PostgreSQL's account must pass through a region's directory where the daemon is root: so everything of the
+//! daemon's right below it is looked at. A zone may be a link or a mount point: that place is
 //! looked at as well.
 
 use std::io::{self, ErrorKind};
@@ -24,9 +24,26 @@ const ANYTHING: u32 = 0o077;
 /// Write.
 const WRITE: u32 = 0o022;
 
-/// Beginnings of names below a region's directory that are not looked at: PostgreSQL's own, which it or we
-/// look at when they are opened, and what a file system has at its root.
-const PASSED_OVER: [&str; 4] = ["pgdata", "run", "rewind", "lost+found"];
+/// What the names below a region's directory begin with that are the daemon's. Others are PostgreSQL's, which
+/// it or we look at when they are opened, or an operator's: a copy of `pgdata`, say.
+const OURS: [&str; 13] = [
+    "aside",
+    "az-",
+    "configuration.seen",
+    "daemon.",
+    "drill",
+    "events.",
+    "identity",
+    "load",
+    "lost",
+    "postgresql.log",
+    "region.json",
+    "superuser.",
+    "volume",
+];
+
+/// What a file system has at its root.
+const OF_FILE_SYSTEM: &str = "lost+found";
 
 /// Why a daemon does not start on a directory.
 #[derive(Debug, thiserror::Error)]
@@ -100,11 +117,10 @@ fn look(places: &RegionLayout) -> Result<Vec<Found>, ExposedError> {
         let io = |source| ExposedError::Io { path: region.to_owned(), source };
         for entry in std::fs::read_dir(region).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
-            let passed_over =
-                PASSED_OVER.iter().any(|begin| name.as_encoded_bytes().starts_with(begin.as_bytes()));
+            let is_ours = OURS.iter().any(|begin| name.as_encoded_bytes().starts_with(begin.as_bytes()));
             // A clone's PostgreSQL passes through a rehearsal's.
             let denied = if name == "drill" { READ_OR_WRITE } else { ANYTHING };
-            if !passed_over {
+            if is_ours && name != OF_FILE_SYSTEM {
                 found.extend(seen(&region.join(&name), denied, false)?);
             }
         }
@@ -196,7 +212,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(&elsewhere, places.volume().join("az-c")).unwrap();
         runtime::private::create_new(&places.state()).unwrap();
-        for of_postgres in [places.pgdata(), places.rewind()] {
+        for of_postgres in [places.pgdata(), places.rewind(), places.directory().join("old")] {
             std::fs::create_dir(&of_postgres).unwrap();
             set(&of_postgres, 0o777);
         }
