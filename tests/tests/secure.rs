@@ -35,8 +35,11 @@ fn wrong(below: &Path, metadata: &std::fs::Metadata, account: &Account) -> Optio
     let (mode, own) = (metadata.mode() & 0o7777, Uid::effective().as_raw());
     // PostgreSQL's account passes through these where it is another.
     let passed = matches!(parts[..], [] | ["regions"] | ["regions", _] | ["regions", _, "drill"]);
+    // PostgreSQL's collector writes its log itself.
+    let is_log = below.extension().is_some_and(|end| end == "log")
+        && parts.last().is_some_and(|name| name.starts_with("postgresql."));
     let of_postgres =
-        parts.iter().any(|part| part.starts_with("pgdata") || matches!(*part, "run" | "rewind"));
+        is_log || parts.iter().any(|part| part.starts_with("pgdata") || matches!(*part, "run" | "rewind"));
     let owner = if of_postgres { account.user_id } else { own };
     let allowed = match (passed && metadata.is_dir(), metadata.is_dir()) {
         (true, _) => 0o711,

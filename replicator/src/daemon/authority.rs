@@ -400,6 +400,7 @@ mod tests {
         reload                    y         -            -        -    -
         password                  y         -            -        -    -
         fetch_password            -         y            -        -    -
+        slots                     -         y            -        -    -
         asked of a witness        operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -430,6 +431,7 @@ mod tests {
         reload                    -         -            -        -    -
         password                  -         -            -        -    -
         fetch_password            -         -            -        -    -
+        slots                     -         -            -        -    -
         asked of a zone's process operator  region       witness  own  stranger
         replicate                 -         -            -        -    -
         seed                      -         -            -        -    -
@@ -460,6 +462,7 @@ mod tests {
         reload                    -         -            -        -    -
         password                  -         -            -        -    -
         fetch_password            -         -            -        -    -
+        slots                     -         -            -        -    -
     ";
 
     #[test]

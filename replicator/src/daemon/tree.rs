@@ -26,7 +26,7 @@ const WRITE: u32 = 0o022;
 
 /// What the names below a region's directory begin with that are the daemon's. Others are PostgreSQL's, which
 /// it or we look at when they are opened, or an operator's: a copy of `pgdata`, say.
-const OURS: [&str; 13] = [
+const OURS: [&str; 12] = [
     "aside",
     "az-",
     "configuration.seen",
@@ -36,7 +36,6 @@ const OURS: [&str; 13] = [
     "identity",
     "load",
     "lost",
-    "postgresql.log",
     "region.json",
     "superuser.",
     "volume",
