@@ -126,8 +126,10 @@ pub fn steps(
             _ => {}
         }
     }
+    // One that is still being made is ours, and waits for a list that may never come.
+    let unused = |slot: &LogicalSlot| !slot.active || slot.confirmed_lsn == Lsn::ZERO;
     let gone = |slot: &&LogicalSlot| {
-        ours.contains(&slot.name) && !slot.active && !wanted.iter().any(|wanted| wanted.name == slot.name)
+        ours.contains(&slot.name) && unused(slot) && !wanted.iter().any(|wanted| wanted.name == slot.name)
     };
     let drop = |slot: &LogicalSlot| Step::Drop(slot.clone(), "the primary has it no more");
     steps.extend(there.iter().filter(gone).map(drop));
@@ -302,6 +304,8 @@ mod tests {
         assert!(matches!(&next(&[], &[slot("a", 40)])[..], [Step::Drop(..)]));
         assert_eq!(next(&[], &[slot("c", 40)]), [], "it was never carried");
         assert_eq!(next(&[], &[LogicalSlot { active: true, ..slot("a", 40) }]), [], "it is read");
+        let being_made = LogicalSlot { active: true, ..slot("a", 0) };
+        assert!(matches!(&next(&[], &[being_made])[..], [Step::Drop(..)]));
         let other = LogicalSlot { database: "bank".into(), ..slot("a", 40) };
         assert_eq!(next(&[slot("a", 50)], &[other]), []);
     }

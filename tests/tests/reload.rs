@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
@@ -226,19 +226,35 @@ async fn a_bad_file_changes_nothing_and_a_signal_does_what_the_command_does() {
 }
 
 /// The log of `name` in a region's directory and those that were put aside, the oldest first, and the number
-/// of the latter.
+/// of the latter. Looked at again where one was put aside meanwhile.
 fn logs(cluster: &Cluster, region: &str, name: &str) -> (String, usize) {
     let directory = cluster.region(region);
-    let older: Vec<_> = (1..100).map(|age| directory.join(format!("{name}.{age}.log"))).collect();
-    let older: Vec<_> = older.into_iter().take_while(|path| path.exists()).collect();
-    let current = directory.join(format!("{name}.log"));
-    let mut said = String::new();
-    for path in older.iter().rev().chain([&current]) {
-        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+    let which = || -> Vec<(PathBuf, u64)> {
+        let older = (1..100).map(|age| directory.join(format!("{name}.{age}.log")));
+        let with_number = |path: PathBuf| Some((path.clone(), std::fs::metadata(&path).ok()?.ino()));
+        let mut found: Vec<_> = older.map_while(with_number).collect();
+        found.reverse();
+        found.extend(with_number(directory.join(format!("{name}.log"))));
+        found
+    };
+    let read = |path: &PathBuf| {
+        let mode = std::fs::metadata(path).ok()?.permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{}", path.display());
-        said += &text(&std::fs::read(path).unwrap());
+        Some(text(&std::fs::read(path).ok()?))
+    };
+    let begin = now();
+    loop {
+        let found = which();
+        let said: Option<String> = found.iter().map(|(path, _)| read(path)).collect();
+        let is_whole = found.last().is_some_and(|(path, _)| path.ends_with(format!("{name}.log")));
+        if let Some(said) = said
+            && is_whole
+            && which() == found
+        {
+            return (said, found.len() - 1);
+        }
+        assert!(begin.elapsed() < PATIENCE, "the logs of {name} change all the time: {found:?}");
     }
-    (said, older.len())
 }
 
 #[tokio::test(flavor = "multi_thread")]

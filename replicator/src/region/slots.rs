@@ -110,7 +110,7 @@ impl Region {
             None => kept.insert(self.instance.session(ANSWER).await?),
         };
         let (found, _) = slots::list(session, ANSWER).await?;
-        if awaits_list && !found.is_empty() {
+        if awaits_list {
             slots::log_running(session, ANSWER).await?;
         }
         Ok(found)
@@ -186,7 +186,12 @@ impl Region {
                     match tokio::time::timeout(LIST_AGAIN, &mut making).await {
                         Ok(made) => break made,
                         // A busy writer lists its transactions every 15 s by itself.
-                        Err(_) => drop(self.ask_primary(true).await),
+                        Err(_) => {
+                            let told = self.ask_primary(true).await;
+                            if told.is_ok_and(|told| !told.iter().any(|other| other.name == slot.name)) {
+                                return Ok(());
+                            }
+                        }
                     }
                 };
                 made.map_err(|e| format!("{} cannot be made here: {e}", slot.name))
@@ -208,7 +213,7 @@ impl Region {
             wanted.iter().map(|slot| (slot.name.clone(), slots::carried(slot, there))).collect();
         let mut kept: BTreeMap<String, bool> = known
             .iter()
-            .filter(|(_, carried)| matches!(carried, Carried::Ready | Carried::Ahead | Carried::Missing))
+            .filter(|(_, carried)| **carried != Carried::Another)
             .map(|(name, carried)| (name.clone(), *carried == Carried::Ready))
             .collect();
         // One that the primary has no more is carried until it is dropped.
