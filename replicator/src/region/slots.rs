@@ -97,6 +97,12 @@ impl Region {
             *kept = None;
         }
         let found = found.map_err(|e| Refusal::new(Kind::Failed, format!("the writer's slots: {e}")))?;
+        // Once another region leads, these are carried here, and go when the new primary's go.
+        let kept: BTreeMap<String, bool> = found.iter().map(|slot| (slot.name.clone(), true)).collect();
+        if kept != self.state().carried {
+            let noted = self.file.change(|state| state.carried = kept);
+            noted.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))?;
+        }
         Ok(m::LogicalSlots { slots: found.into_iter().map(to_message).collect() })
     }
 
