@@ -11,6 +11,7 @@
 //!                   └── what the step asks ◄── record: epoch, primary, promotion in progress, history
 //! ```
 
+pub mod automatic;
 pub mod lawful;
 pub mod leadership;
 pub mod lineage;

@@ -7,7 +7,7 @@ use proto::messages::{
     ControlRequest, ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, control_request,
     control_response, open,
 };
-use transport::{Connection, Endpoint, TransportError};
+use transport::{Connection, Endpoint, Traffic, TransportError};
 
 use crate::config::Place;
 
@@ -54,10 +54,23 @@ pub async fn connect(
     place: &Place,
     patience: Duration,
 ) -> Result<Connection, TransportError> {
+    connect_for(Traffic::Redo, endpoint, place, patience).await
+}
+
+/// Connects to the daemon at `place`, for what the connection is to carry.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn connect_for(
+    traffic: Traffic,
+    endpoint: &Endpoint,
+    place: &Place,
+    patience: Duration,
+) -> Result<Connection, TransportError> {
     let mut addresses =
         tokio::net::lookup_host(&place.advertise).await.map_err(|e| unreachable(place, &e))?;
     let address = addresses.next().ok_or_else(|| unreachable(place, &"no address"))?;
-    endpoint.connect(address, &place.name, patience).await
+    endpoint.connect_for(traffic, address, &place.name, patience).await
 }
 
 /// Asks the daemon at the other end of `connection`.

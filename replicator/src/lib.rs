@@ -5,13 +5,14 @@
 //! of its own. [`voter`] is how the daemons agree on who leads; [`witness`] is a daemon that does nothing
 //! else. [`drill`] rehearses a promotion on a clone of a region. [`events`] is what happened, kept by each
 //! daemon, [`verdict`] whether all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a
-//! browser is shown.
+//! browser is shown. [`endpoint`] brings clients to the writer, wherever it is, and to readers.
 
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod drill;
+pub mod endpoint;
 pub mod events;
 pub mod facts;
 pub mod inspect;

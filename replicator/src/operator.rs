@@ -3,6 +3,7 @@
 //! The command line, rehearsals and `up` use it. It prints nothing, and reads no arguments.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use proto::messages::{
@@ -18,6 +19,7 @@ use transport::{Endpoint, Identity, IdentityError, TransportError};
 
 use crate::client::{self, AskError};
 use crate::config::{Config, Place, RegionConfig};
+use crate::endpoint::Kind as Of;
 use crate::layout::Layout;
 use crate::load::series::{Cut, Load};
 use crate::secrets;
@@ -83,6 +85,9 @@ pub enum OperatorError {
         /// Why.
         source: AskError,
     },
+    /// The file gives no such endpoint.
+    #[error("the file gives no endpoint of the {0}: `{0}_endpoint = \"127.0.0.1:5432\"` in a region's table")]
+    NoEndpoint(Of),
     /// A promotion was refused, or did not end in time.
     #[error(transparent)]
     Promotion(AskError),
@@ -99,6 +104,8 @@ const PATIENT: &str =
 /// Whose connection string is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UrlOf {
+    /// Through the endpoints of all regions, or of one.
+    Endpoint(Of, Option<RegionName>),
     /// One region's.
     Region(RegionName),
     /// All regions': clients find the one that takes writes.
@@ -169,10 +176,34 @@ impl Operator {
     /// # Errors
     /// When nobody answers, or the file has no such region.
     pub async fn url(&self, of: &UrlOf) -> Result<String, OperatorError> {
-        let (region, attributes) = match of {
-            UrlOf::Region(region) => (Some(region), ""),
-            UrlOf::Writer => (None, "read-write"),
-            UrlOf::Reader => (None, "prefer-standby"),
+        let of_regions = |address: fn(&RegionConfig) -> Option<SocketAddr>, only: Option<&RegionName>| {
+            let regions = self.config.regions.iter();
+            let regions = regions.filter(|own| only.is_none_or(|only| own.name == *only));
+            let hosts: Vec<String> = regions.filter_map(address).map(|at| at.to_string()).collect();
+            hosts.join(",")
+        };
+        let all = |attributes| {
+            let hosts = of_regions(|own| Some(own.postgres), None);
+            (None, hosts, format!("target_session_attrs={attributes}&"))
+        };
+        let (region, hosts, attributes) = match of {
+            UrlOf::Region(region) => (Some(region), String::new(), String::new()),
+            UrlOf::Writer => all("read-write"),
+            UrlOf::Reader => all("prefer-standby"),
+            UrlOf::Endpoint(kind, only) => {
+                let address: fn(&RegionConfig) -> Option<SocketAddr> = match kind {
+                    Of::Writer => |own| own.writer_endpoint,
+                    Of::Reader => |own| own.reader_endpoint,
+                };
+                if let Some(only) = only {
+                    self.region(only)?;
+                }
+                let hosts = of_regions(address, only.as_ref());
+                if hosts.is_empty() {
+                    return Err(OperatorError::NoEndpoint(*kind));
+                }
+                (None, hosts, String::new())
+            }
         };
         let asked = match region {
             Some(region) => self.region(region)?,
@@ -188,8 +219,7 @@ impl Operator {
         // The password is the same in every region.
         let (user, rest) = url.split_once('@').ok_or(OperatorError::OtherAnswer("url without a host"))?;
         let database = rest.split_once('/').map_or("postgres", |(_, database)| database);
-        let hosts: Vec<String> = self.config.regions.iter().map(|own| own.postgres.to_string()).collect();
-        Ok(format!("{user}@{}/{database}?target_session_attrs={attributes}&{PATIENT}", hosts.join(",")))
+        Ok(format!("{user}@{hosts}/{database}?{attributes}{PATIENT}"))
     }
 
     /// Orders a region to lead; each step is told as it is recorded.

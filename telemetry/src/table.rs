@@ -221,6 +221,17 @@ table! {
     LOAD_TOOK = Counter, "replicator.load.looking", Seconds, ["region"],
         "How long PostgreSQL took to answer all looks at the active sessions.";
 
+    ENDPOINT_CLIENTS = Gauge, "replicator.endpoint.clients", Count("client"), ["region", "endpoint"],
+        "Clients that are connected to the region's endpoint of the `writer` or the `reader`, or were brought by those of other regions (`elsewhere`).";
+    ENDPOINT_WAITING = Gauge, "replicator.endpoint.waiting", Count("client"), ["region", "endpoint"],
+        "Clients of those that are held while there is no PostgreSQL to bring them to.";
+    ENDPOINT_SESSIONS = Counter, "replicator.endpoint.sessions", Count("session"), ["region", "endpoint"],
+        "Sessions that were brought to a PostgreSQL.";
+    ENDPOINT_REFUSED = Counter, "replicator.endpoint.refused", Count("client"), ["region", "endpoint"],
+        "Clients that were turned away: there were too many, or nothing to bring them to for too long.";
+    ENDPOINT_CUT = Counter, "replicator.endpoint.cut", Count("session"), ["region", "endpoint"],
+        "Sessions that were cut off because their writer was shut out.";
+
     CERTIFICATE_LEFT = Gauge, "replicator.certificate.left", Seconds, ["region"],
         "How long the daemon's certificate is still valid; negative once it is not.";
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use proto::RegionName;
 use proto::messages::Open;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, ConnectionError, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, ConnectionError, ConnectionId, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+};
 use runtime::clock::now;
 use runtime::task::Tasks;
 use rustls::server::WebPkiClientVerifier;
@@ -39,6 +41,22 @@ const STREAMS_MAX: u32 = 64;
 /// Redo in flight on one stream: 1 Gbit/s over 130 ms, doubled. It bounds what a peer can make us hold.
 const STREAM_WINDOW_BYTES: u32 = 32 << 20;
 
+/// Clients' sessions that one peer may have open at once.
+pub const SESSIONS_MAX: u32 = 1024;
+
+/// What a client's session may have unread: 50 Mbit/s over 80 ms.
+const SESSION_WINDOW_BYTES: u32 = 512 << 10;
+
+/// What all sessions of a connection may have unread. A client that reads nothing holds up no other, unless a
+/// hundred do so at once.
+const SESSIONS_WINDOW_BYTES: u32 = 64 << 20;
+
+/// The length of a connection's first ID: the longest that QUIC allows.
+const ID_BYTES: usize = 20;
+
+/// What the first ID of a connection for sessions begins with.
+const SESSIONS_MARK: [u8; 4] = *b"sess";
+
 /// The UDP socket's buffers: what may arrive while both processors are busy.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
@@ -47,6 +65,31 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// IPv4 and UDP headers, which quinn does not count.
 const DATAGRAM_OVERHEAD_BYTES: u64 = 28;
+
+/// What a connection carries: by that its streams are many or few, and may have little or much unread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Redo, and what daemons ask each other.
+    Redo,
+    /// Sessions of PostgreSQL's clients.
+    Sessions,
+}
+
+impl Traffic {
+    /// A connection ID that says it to whoever accepts, before anything else is known. Anybody can draw such:
+    /// it chooses limits, and gives no right.
+    fn draw_id(self) -> ConnectionId {
+        let mut id: [u8; ID_BYTES] = runtime::random::draw();
+        if self == Traffic::Sessions {
+            id[..SESSIONS_MARK.len()].copy_from_slice(&SESSIONS_MARK);
+        }
+        ConnectionId::new(&id)
+    }
+
+    fn of(id: &ConnectionId) -> Traffic {
+        if id.starts_with(&SESSIONS_MARK) { Traffic::Sessions } else { Traffic::Redo }
+    }
+}
 
 /// A handle on the endpoint; clones share it.
 #[derive(Debug, Clone)]
@@ -98,12 +141,26 @@ impl Endpoint {
         self.accepted.lock().await.recv().await
     }
 
+    /// Connects to the region `expect` at `address`, for redo and requests.
+    ///
+    /// # Errors
+    /// As [`Endpoint::connect_for`].
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expect: &RegionName,
+        patience: Duration,
+    ) -> Result<Connection, TransportError> {
+        self.connect_for(Traffic::Redo, address, expect, patience).await
+    }
+
     /// Connects to the region `expect` at `address`.
     ///
     /// # Errors
     /// When it cannot be reached within `patience`, or one side refuses the other's certificate.
-    pub async fn connect(
+    pub async fn connect_for(
         &self,
+        traffic: Traffic,
         address: SocketAddr,
         expect: &RegionName,
         patience: Duration,
@@ -111,7 +168,8 @@ impl Endpoint {
         let unreachable =
             |reason: String| TransportError::Unreachable { address: address.to_string(), reason };
         let mut client = self.client.clone();
-        client.transport_config(transport_config(&self.congestion, address.ip()).map_err(&unreachable)?);
+        let transport = transport_config(&self.congestion, address.ip(), traffic).map_err(&unreachable)?;
+        client.transport_config(transport).initial_dst_cid_provider(Arc::new(move || traffic.draw_id()));
         let connecting = self.endpoint.connect_with(client, address, expect.as_str());
         let connecting = connecting.map_err(|e| unreachable(e.to_string()))?;
         let connected = tokio::time::timeout(patience, connecting).await;
@@ -188,6 +246,12 @@ impl Connection {
         self.connection.accept_bi().await.ok().map(Stream::new)
     }
 
+    /// Whether the connection is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
     /// Closes the connection; the peer is told why.
     pub fn close(&self, why: &str) {
         self.connection.close(VarInt::from_u32(0), why.as_bytes());
@@ -225,7 +289,8 @@ async fn accept_all(
         };
         let (accept, log) = (accept.clone(), log.clone());
         let mut server = server.clone();
-        let Ok(transport) = transport_config(&congestion, incoming.remote_address().ip()) else { continue };
+        let (from, traffic) = (incoming.remote_address().ip(), Traffic::of(&incoming.orig_dst_cid()));
+        let Ok(transport) = transport_config(&congestion, from, traffic) else { continue };
         server.transport_config(transport);
         handshakes.spawn(async move {
             let address = incoming.remote_address();
@@ -322,16 +387,24 @@ fn configs(identity: &Identity) -> Result<(ClientConfig, ServerConfig), String> 
 }
 
 /// How connections with the peer at `address` are.
-fn transport_config(congestion: &Congestion, address: IpAddr) -> Result<Arc<TransportConfig>, String> {
+fn transport_config(
+    congestion: &Congestion,
+    address: IpAddr,
+    traffic: Traffic,
+) -> Result<Arc<TransportConfig>, String> {
+    let (streams, stream_bytes, bytes) = match traffic {
+        Traffic::Redo => (STREAMS_MAX, STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES * 2),
+        Traffic::Sessions => (SESSIONS_MAX, SESSION_WINDOW_BYTES, SESSIONS_WINDOW_BYTES),
+    };
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).map_err(|e| e.to_string())?))
         .keep_alive_interval(Some(IDLE / 5))
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES * 2))
+        .stream_receive_window(VarInt::from_u32(stream_bytes))
+        .receive_window(VarInt::from_u32(bytes))
         .send_window(u64::from(STREAM_WINDOW_BYTES))
         .congestion_controller_factory(congestion.factory(Some(address)));
     Ok(Arc::new(config))

@@ -11,7 +11,7 @@ pub mod stream;
 
 pub use congestion::Congestion;
 pub use egress::EgressCap;
-pub use endpoint::{Connection, Endpoint, WireCounters};
+pub use endpoint::{Connection, Endpoint, SESSIONS_MAX, Traffic, WireCounters};
 pub use identity::{Authority, Identity, IdentityError, Peer};
 pub use stream::{Receiver, Sender, Stream};
 

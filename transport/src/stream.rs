@@ -87,6 +87,20 @@ impl Sender {
         self.stream.write_chunk(frames).await.map_err(|e| TransportError::Lost(e.to_string()))
     }
 
+    /// Sends bytes that are no message.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), TransportError> {
+        self.write_frames(bytes).await
+    }
+
+    /// Ends the stream with nothing that was sent being sure to arrive.
+    pub fn reset(&mut self) {
+        // It may have ended already.
+        let _ = self.stream.reset(VarInt::from_u32(0));
+    }
+
     /// Ends the stream, and waits until the peer has all of it or is gone.
     pub async fn finish(&mut self) {
         if self.stream.finish().is_ok() {
@@ -124,6 +138,19 @@ impl Receiver {
                 None => return Err(TransportError::Lost("it ended in the middle of a message".into())),
             }
         }
+    }
+
+    /// Waits for the next bytes, which are no message; `None` once the peer has finished the stream. Cancel
+    /// safe.
+    ///
+    /// # Errors
+    /// When the connection is lost, or the peer has ended the stream.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
+        if !self.buffer.is_empty() {
+            return Ok(Some(self.buffer.split().freeze()));
+        }
+        let chunk = self.stream.read_chunk(READ_BYTES, true).await;
+        Ok(chunk.map_err(|e| TransportError::Lost(e.to_string()))?.map(|chunk| chunk.bytes))
     }
 
     fn refuse(&mut self, error: TransportError) -> TransportError {

@@ -16,11 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::protocol::client::SystemIdentity;
-use crate::protocol::wire::{self, Message, WireError, put_message, put_text, take_text};
+use crate::protocol::wire::{self, Message, WireError, error_response, put_message, put_text, take_text};
 use crate::sockets::REHEARSAL;
 
 use answers::{
-    INT8, TEXT, end_of_stream, error, failure, keepalive, keepalive_quietly, put_ready, put_redo, result,
+    INT8, TEXT, end_of_stream, failure, keepalive, keepalive_quietly, put_ready, put_redo, result,
 };
 
 /// The largest message taken from a standby: commands and replies are far smaller.
@@ -204,7 +204,7 @@ impl Session {
                     let why =
                         "this socket serves redo to standbys only; applications connect to PostgreSQL itself";
                     return vec![
-                        Output::Send(error("FATAL", "08004", why)),
+                        Output::Send(error_response("FATAL", "08004", why)),
                         Output::Close(Some("not a standby's connection".into())),
                     ];
                 }

@@ -92,6 +92,20 @@ pub fn put_message(out: &mut BytesMut, tag: u8, fill: impl FnOnce(&mut BytesMut)
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
+/// An error as the server says it: `severity` and the SQLSTATE `code` as PostgreSQL's manual lists them.
+#[must_use]
+pub fn error_response(severity: &str, code: &str, message: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    put_message(&mut out, b'E', |body| {
+        for (field, text) in [(b'S', severity), (b'V', severity), (b'C', code), (b'M', message)] {
+            body.put_u8(field);
+            put_text(body, text);
+        }
+        body.put_u8(0);
+    });
+    out.freeze()
+}
+
 /// Appends `text` and the zero byte that ends it.
 pub fn put_text(out: &mut BytesMut, text: &str) {
     out.put_slice(text.as_bytes());

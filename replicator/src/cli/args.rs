@@ -10,6 +10,7 @@ use volume::quorum::CopyId;
 
 use super::help;
 use crate::config::Config;
+use crate::endpoint::Kind as Endpoint;
 use crate::layout::Layout;
 use crate::load::series::Cut;
 use crate::units;
@@ -235,7 +236,7 @@ pub(super) enum Command {
     )]
     Url {
         /// The region
-        #[arg(long, required_unless_present_any = ["writer", "reader"])]
+        #[arg(long, required_unless_present_any = ["writer", "reader", "endpoint"])]
         region: Option<RegionName>,
         /// All regions in one string: clients find the one that takes writes
         #[arg(long, conflicts_with = "region")]
@@ -243,6 +244,14 @@ pub(super) enum Command {
         /// All regions in one string: clients take one that follows, and the writer where there is no other
         #[arg(long, conflicts_with_all = ["region", "writer"])]
         reader: bool,
+        /// Through the endpoints that the file gives: of the region alone, or of all regions in one string
+        #[arg(
+            long,
+            conflicts_with_all = ["writer", "reader"],
+            value_parser = endpoint,
+            value_name = "writer|reader"
+        )]
+        endpoint: Option<Endpoint>,
     },
     /// Give PostgreSQL's superuser another password
     Password {
@@ -367,6 +376,10 @@ fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "a duration, such as 30s or 10m".into())
 }
 
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    Endpoint::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| "writer or reader".into())
+}
+
 fn cut(text: &str) -> Result<Cut, String> {
     Cut::named(text).ok_or_else(|| format!("one of {}", Cut::ALL.map(Cut::name).join(", ")))
 }
@@ -413,6 +426,12 @@ mod tests {
         assert!(!typed("replicator status --check --watch") && !typed("replicator status --max-lag soon"));
         assert!(typed("replicator url --writer") && typed("replicator url --region a"));
         assert!(typed("replicator url --reader") && !typed("replicator url --reader --writer"));
+        assert!(
+            typed("replicator url --region a --endpoint writer") && typed("replicator url --endpoint reader")
+        );
+        assert!(
+            !typed("replicator url --endpoint both") && !typed("replicator url --writer --endpoint writer")
+        );
         assert!(!typed("replicator url") && !typed("replicator url --writer --region a"));
         assert!(
             !typed("replicator drill --region a --yes") && typed("replicator drill --region a --full --yes")

@@ -126,11 +126,12 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
         Command::Load { region, since, by, json } => {
             load::show(&Operator::new(config, &layout)?, region, since, by, json).await
         }
-        Command::Url { region, reader, .. } => {
-            let of = match region {
-                Some(region) => UrlOf::Region(region),
-                None if reader => UrlOf::Reader,
-                None => UrlOf::Writer,
+        Command::Url { region, reader, endpoint, .. } => {
+            let of = match (endpoint, region) {
+                (Some(kind), region) => UrlOf::Endpoint(kind, region),
+                (None, Some(region)) => UrlOf::Region(region),
+                _ if reader => UrlOf::Reader,
+                _ => UrlOf::Writer,
             };
             println!("{}", Operator::new(config, &layout)?.url(&of).await?);
             Ok(())

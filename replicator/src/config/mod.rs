@@ -14,8 +14,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, LogsConfig, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX,
-    WitnessConfig,
+    Config, EndpointsConfig, FailoverConfig, LogsConfig, Place, RegionConfig, Role, SECONDARIES_MAX,
+    TelemetryConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -170,6 +170,42 @@ mod tests {
         assert_eq!(otlp.telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
         let wrong = mistakes(&with("", "[telemetry]\notlp = \"collector:4317\"\nhttp_beyond_loopback = 1"));
         assert!(wrong.concat().contains("`otlp` is a URL") && wrong.len() == 2, "{wrong:?}");
+    }
+
+    #[test]
+    fn a_failover_without_an_operator_needs_three_voters() {
+        let regions = |count: u16| -> String {
+            let role = |index| if index == 0 { "primary" } else { "secondary" };
+            (0..count).map(|index| region(&format!("r{index}"), role(index), 7100 + index)).collect()
+        };
+        let auto = "cluster = \"c\"\nfailover = \"auto\"\nfailover_after = \"3s\"\nmax_loss = \"1MiB\"\n";
+        let config = Config::parse(&(auto.to_owned() + &regions(3))).unwrap();
+        let expected =
+            FailoverConfig { automatic: true, after: Duration::from_secs(3), max_loss_bytes: 1 << 20 };
+        assert_eq!(config.failover, expected);
+        let two = auto.to_owned() + &regions(2);
+        assert!(mistakes(&two).concat().contains("three voters"), "{:?}", mistakes(&two));
+        let witness = two + "[witness.w]\nlisten = \"127.0.0.1:7199\"\n";
+        assert!(Config::parse(&witness).unwrap().failover.automatic);
+        let wrong = "cluster = \"c\"\nfailover = \"yes\"\nfailover_after = \"0s\"\n".to_owned() + &regions(3);
+        assert_eq!(mistakes(&wrong).len(), 2, "{:?}", mistakes(&wrong));
+        assert!(!Config::parse(&("cluster = \"c\"\n".to_owned() + &regions(3))).unwrap().failover.automatic);
+    }
+
+    #[test]
+    fn endpoints_have_addresses_of_their_own_and_limits() {
+        let file = |more: &str, limits: &str| {
+            format!("cluster = \"c\"\n{}{more}\n{limits}", region("a", "primary", 7001))
+        };
+        let good = file("writer_endpoint = \"127.0.0.1:5501\"", "[endpoints]\nhold = \"5s\"\nsessions = 10");
+        let config = Config::parse(&good).unwrap();
+        assert_eq!(config.regions[0].writer_endpoint, Some("127.0.0.1:5501".parse().unwrap()));
+        assert_eq!((config.endpoints.hold, config.endpoints.sessions), (Duration::from_secs(5), 10));
+        let taken =
+            file("writer_endpoint = \"127.0.0.1:7001\"", "[endpoints]\nsessions = 5000\nmax_lag = \"0s\"");
+        let found = mistakes(&taken).concat();
+        assert!(found.contains("taken already") && found.contains("1 to 1024"), "{found}");
+        assert_eq!(mistakes(&taken).len(), 3);
     }
 
     #[test]

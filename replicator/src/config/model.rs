@@ -68,6 +68,44 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// How large logs get.
     pub logs: LogsConfig,
+    /// How endpoints treat clients.
+    pub endpoints: EndpointsConfig,
+    /// Who orders failovers.
+    pub failover: FailoverConfig,
+}
+
+/// Who orders failovers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailoverConfig {
+    /// A secondary orders one to itself once the primary's region is gone; else an operator does.
+    pub automatic: bool,
+    /// How long nobody must have heard the primary.
+    pub after: Duration,
+    /// How much redo may be missing that the primary is known to have had, bytes.
+    pub max_loss_bytes: u64,
+}
+
+impl Default for FailoverConfig {
+    fn default() -> FailoverConfig {
+        FailoverConfig { automatic: false, after: Duration::from_secs(10), max_loss_bytes: 16 << 20 }
+    }
+}
+
+/// How endpoints treat clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointsConfig {
+    /// How long a client is held while there is nothing to bring it to.
+    pub hold: Duration,
+    /// How far behind a region may be to which readers are brought.
+    pub max_lag: Duration,
+    /// The most clients that one endpoint has at once.
+    pub sessions: u32,
+}
+
+impl Default for EndpointsConfig {
+    fn default() -> EndpointsConfig {
+        EndpointsConfig { hold: Duration::from_secs(30), max_lag: Duration::from_secs(1), sessions: 1000 }
+    }
 }
 
 /// How large logs get: each daemon's, where `up` started it, and each PostgreSQL's.
@@ -138,6 +176,10 @@ pub struct RegionConfig {
     pub postgres: SocketAddr,
     /// The zones that run as processes of their own, which join.
     pub own_process: Vec<char>,
+    /// Where clients reach the writer, wherever in the world it is.
+    pub writer_endpoint: Option<SocketAddr>,
+    /// Where clients reach a PostgreSQL that can be read, near, and fresh enough.
+    pub reader_endpoint: Option<SocketAddr>,
     /// Where its daemon answers health checks and Prometheus by HTTP.
     pub http: Option<SocketAddr>,
     /// The most that may be sent to it, bits per second.
@@ -181,6 +223,8 @@ impl Config {
             witnesses: Vec::new(),
             telemetry: TelemetryConfig::default(),
             logs: LogsConfig::default(),
+            endpoints: EndpointsConfig::default(),
+            failover: FailoverConfig::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reads a table of `regions.toml` value by value, and collects its mistakes.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -72,6 +72,25 @@ impl Reader {
         match parse(&text) {
             Some(parsed) => Some(parsed),
             None => self.mistake(value.span(), format!("`{key}` is {wanted}")),
+        }
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number(
+        &mut self,
+        table: &DeTable<'_>,
+        key: &str,
+        range: RangeInclusive<i64>,
+    ) -> Option<u32> {
+        let value = table.get(key)?;
+        let number = value.get_ref().as_integer();
+        let number = number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
+        match number.filter(|number| range.contains(number)).and_then(|number| u32::try_from(number).ok()) {
+            Some(number) => Some(number),
+            None => {
+                let what = format!("`{key}` is a number from {} to {}", range.start(), range.end());
+                self.mistake(value.span(), what)
+            }
         }
     }
 

@@ -9,7 +9,9 @@ use postgres::instance::is_floor;
 use primary::gate::CommitPolicy;
 use proto::RegionName;
 
-use super::model::{Config, LogsConfig, RegionConfig, TelemetryConfig, WitnessConfig};
+use super::model::{
+    Config, EndpointsConfig, FailoverConfig, LogsConfig, RegionConfig, TelemetryConfig, WitnessConfig,
+};
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         witnesses,
         telemetry,
         logs,
+        endpoints,
+        failover,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -161,6 +165,14 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     let LogsConfig { max_size_bytes, keep } = logs;
     keys.add("logs.max_size", old.logs.max_size_bytes == *max_size_bytes, Fate::Now);
     keys.add("logs.keep", old.logs.keep == *keep, Fate::Now);
+    let EndpointsConfig { hold, max_lag, sessions } = endpoints;
+    keys.add("endpoints.hold", old.endpoints.hold == *hold, Fate::Now);
+    keys.add("endpoints.max_lag", old.endpoints.max_lag == *max_lag, Fate::Now);
+    keys.add("endpoints.sessions", old.endpoints.sessions == *sessions, Fate::Now);
+    let FailoverConfig { automatic, after, max_loss_bytes } = failover;
+    keys.add("failover", old.failover.automatic == *automatic, Fate::Now);
+    keys.add("failover_after", old.failover.after == *after, Fate::Now);
+    keys.add("max_loss", old.failover.max_loss_bytes == *max_loss_bytes, Fate::Now);
     keys.0
 }
 
@@ -199,6 +211,8 @@ impl Keys {
             advertise,
             postgres,
             own_process,
+            writer_endpoint,
+            reader_endpoint,
             http,
             bandwidth_bits_per_second,
             settings: _,
@@ -213,6 +227,10 @@ impl Keys {
         self.add(&key("advertise"), old.advertise == *advertise, Fate::Needs(Need::EveryDaemon));
         self.add(&key("postgres"), old.postgres == *postgres, daemon);
         self.add(&key("own_process"), old.own_process == *own_process, if_here(daemon));
+        let same = old.writer_endpoint == *writer_endpoint;
+        self.add(&key("writer_endpoint"), same, if_here(daemon));
+        let same = old.reader_endpoint == *reader_endpoint;
+        self.add(&key("reader_endpoint"), same, if_here(daemon));
         self.add(&key("http"), old.http == *http, if_here(Fate::Now));
         // It limits what others send there.
         let bandwidth = old.bandwidth_bits_per_second == *bandwidth_bits_per_second;
@@ -241,6 +259,8 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         scrub_every: new.scrub_every,
         telemetry: new.telemetry.clone(),
         logs: new.logs,
+        endpoints: new.endpoints,
+        failover: new.failover,
         ..old.clone()
     };
     for region in &mut force.regions {

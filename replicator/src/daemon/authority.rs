@@ -96,6 +96,8 @@ requests! {
     Gather = "gather",
     /// Rewind the data.
     Rewind = "rewind",
+    /// Bring a client to PostgreSQL.
+    Session = "session",
     /// Say how far the region is.
     RegionStatus = "region_status",
     /// Say how far all regions are.
@@ -159,6 +161,7 @@ impl Request {
             Purpose::Copy(_) => Request::Copy,
             Purpose::Gather(_) => Request::Gather,
             Purpose::Rewind(_) => Request::Rewind,
+            Purpose::Session(_) => Request::Session,
             Purpose::Control(request) => match request.body.as_ref()? {
                 Body::RegionStatus(_) => Request::RegionStatus,
                 Body::ClusterStatus(_) => Request::ClusterStatus,
@@ -265,6 +268,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             R::Gather => OnlyIf(Condition::ShallLead),
             R::HandOver | R::GetReady | R::Lead => OnlyIf(Condition::Coordinates),
             R::RegionStatus | R::Record | R::Events | R::FetchPassword | R::Slots => Allowed,
+            R::Session => Allowed,
             R::Prepare | R::Accept | R::Learn | R::Survey | R::Support | R::Recall => Allowed,
             _ => Refused,
         },

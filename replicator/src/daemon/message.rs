@@ -49,6 +49,8 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
             true => Ok(()),
             false => Err("the redo asked for ends before it begins".into()),
         },
+        open::Purpose::Session(m::SessionOpen { of: None }) => Err("it is not said what is wanted".into()),
+        open::Purpose::Session(_) => Ok(()),
         open::Purpose::Zone(open) => zone(open),
         open::Purpose::Copy(open) => copy(&open.copy).map(drop),
         open::Purpose::Control(request) => request.body.as_ref().map_or(Ok(()), |body| control(body, names)),

@@ -10,6 +10,7 @@
 
 pub mod authority;
 pub mod enter;
+pub mod listen;
 pub mod lock;
 pub mod message;
 pub mod serve;

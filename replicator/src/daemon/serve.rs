@@ -9,8 +9,8 @@ use proto::ClusterId;
 use proto::RegionName;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, Refusal, ReplicateReady, Rewind, SeedAnswer, ZoneReady,
-    control_response, open, rewind,
+    ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, Refusal, ReplicateReady, Rewind, SeedAnswer,
+    SessionReady, ZoneReady, control_response, open, rewind,
 };
 use runtime::task::Tasks;
 use transport::{Connection, Endpoint, Peer, Stream, TransportError};
@@ -176,6 +176,9 @@ async fn answer_refusal(
         Some(open::Purpose::Seed(_)) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
         Some(open::Purpose::Rewind(_)) => {
             stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
+        }
+        Some(open::Purpose::Session(_)) => {
+            stream.send(&SessionReady { refusal: Some(refusal) }).await?;
         }
         Some(open::Purpose::Zone(_)) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
         // Their answers have no place for a refusal: the stream just ends.

@@ -109,6 +109,10 @@ kinds! {
     ConfigurationChanged = "configuration-changed", Plain;
     /// A region plays another part.
     RoleChanged = "role-changed", Plain;
+    /// The primary's region is gone, and this one leads without being asked to.
+    FailoverOrdered = "failover-ordered", Warning;
+    /// The primary's region is gone, and an operator is needed.
+    OperatorNeeded = "operator-needed", Grave;
     /// A promotion has begun.
     PromotionBegun = "promotion-begun", Warning;
     /// Another voter goes on with a promotion.

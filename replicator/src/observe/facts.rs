@@ -7,6 +7,7 @@ use proto::{Epoch, RegionName};
 use volume::VolumeStatus;
 
 use super::vitals::Vitals;
+use crate::endpoint::tally::Counts;
 use crate::facts::PartFacts;
 use crate::load::told::Told;
 
@@ -29,6 +30,8 @@ pub struct Facts {
     pub postgres: Result<Vitals, String>,
     /// What PostgreSQL was busy with since the daemon began; none where nobody looks.
     pub load: Option<Told>,
+    /// What each endpoint did, by its name.
+    pub endpoints: Vec<(&'static str, Counts)>,
     /// Whether a promotion is in progress.
     pub promoting: bool,
     /// The promotions that the record keeps, the newest last.

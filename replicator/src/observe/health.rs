@@ -182,6 +182,7 @@ pub(super) mod tests {
             postgres: Ok(Vitals::default()),
             load: Some(Told::new(4)),
             promoting: false,
+            endpoints: Vec::new(),
             past: Vec::new(),
             certificate_left_s: 86_400,
             now_us: 60_000_000,

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -10,15 +9,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use serde::Deserialize;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Observer;
 use super::health::{self, Health};
+use crate::daemon::listen;
 use crate::{page, units};
-
-/// The wait before an address that is taken is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
 
 /// What is answered at each path. Read only: nothing here changes anything.
 pub fn router(observer: Arc<Observer>, page: Arc<dyn page::Source>) -> Router {
@@ -39,21 +35,7 @@ pub async fn serve(
     page: Arc<dyn page::Source>,
     stop: CancellationToken,
 ) {
-    let mut said = false;
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(e) if !said => {
-                said = true;
-                tracing::error!("`http` at {address}: {e}; it is tried again");
-            }
-            Err(_) => {}
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(AGAIN) => {}
-        }
-    };
+    let Some(listener) = listen::bind(address, "`http`", &stop).await else { return };
     tracing::info!("the page, health checks and metrics at http://{address}");
     let serving = axum::serve(listener, router(observer, page));
     // Whoever asks at the end is not waited for.

@@ -116,6 +116,7 @@ pub fn of(facts: &Facts, lags: &Lags) -> Snapshot {
     put_promotions(&mut all, facts);
     put_postgres(&mut all, facts);
     put_load(&mut all, facts);
+    put_endpoints(&mut all, facts);
     #[allow(clippy::cast_precision_loss, reason = "seconds of years")]
     all.put(table::CERTIFICATE_LEFT, &[region], facts.certificate_left_s as f64);
     all
@@ -251,6 +252,18 @@ fn put_load(all: &mut Snapshot, facts: &Facts) {
     all.put(table::LOAD_LOOKS, &[region, "answered"], number(told.looks));
     all.put(table::LOAD_LOOKS, &[region, "missed"], number(told.missed));
     all.put(table::LOAD_TOOK, &[region], us(told.all_us));
+}
+
+fn put_endpoints(all: &mut Snapshot, facts: &Facts) {
+    let region = facts.region.as_str();
+    for (endpoint, counts) in &facts.endpoints {
+        let labels = &[region, *endpoint];
+        all.put(table::ENDPOINT_CLIENTS, labels, number(counts.clients));
+        all.put(table::ENDPOINT_WAITING, labels, number(counts.waiting));
+        all.put(table::ENDPOINT_SESSIONS, labels, number(counts.opened));
+        all.put(table::ENDPOINT_REFUSED, labels, number(counts.refused));
+        all.put(table::ENDPOINT_CUT, labels, number(counts.cut));
+    }
 }
 
 fn put_postgres(all: &mut Snapshot, facts: &Facts) {

@@ -374,7 +374,13 @@ impl Region {
                 }
                 views.push(view);
             }
-            let status = merge(&self.config.cluster, &self.config.regions, &views, Vec::new());
+            let status = merge(
+                &self.config.cluster,
+                &self.config.regions,
+                &self.voter.accepted().primary,
+                &views,
+                Vec::new(),
+            );
             self.chronicle.take(status, &views, events);
         }
     }

@@ -255,7 +255,8 @@ impl Region {
         }
         notes.extend(self.voter.differences());
         notes.extend(self.voter.unlike_the_file());
-        let mut status = merge(&self.config.cluster, &self.config.regions, &views, notes);
+        let recorded = self.voter.accepted().primary;
+        let mut status = merge(&self.config.cluster, &self.config.regions, &recorded, &views, notes);
         self.chronicle.add_copies(&mut status);
         status
     }
@@ -297,6 +298,7 @@ fn is_primary(view: &RegionView) -> bool {
 pub(super) fn merge(
     cluster: &str,
     regions: &[RegionConfig],
+    recorded: &RegionName,
     views: &[RegionView],
     mut notes: Vec<String>,
 ) -> ClusterStatus {
@@ -311,8 +313,11 @@ pub(super) fn merge(
         let said = by_primary.or(by_itself).map(|row| RegionStatus { copies, ..row.clone() });
         said.unwrap_or_else(|| RegionStatus {
             name: name.into(),
-            // What it was when it was last heard is not known; a primary is known by itself.
-            role: if leading.is_some() { "secondary".into() } else { region.role.to_string() },
+            // A primary is known by itself; where none says that it leads, by the record of who does.
+            role: match leading.is_none() && region.name == *recorded {
+                true => Role::Primary.to_string(),
+                false => Role::Secondary.to_string(),
+            },
             state: RegionState::Unreachable.to_string(),
             url: secrets::url(region.postgres, None),
             ..RegionStatus::default()
@@ -321,12 +326,11 @@ pub(super) fn merge(
     let rows: Vec<RegionStatus> = rows.collect();
     let details = rows.iter().filter(|row| !row.detail.is_empty());
     notes.extend(details.map(|row| format!("{}: {}", row.name, row.detail)));
-    let configured = || regions.iter().find(|r| r.role == Role::Primary).map(|r| r.name.to_string());
     let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {
         cluster: cluster.into(),
         epoch,
-        primary: primary.or_else(configured).unwrap_or_default(),
+        primary: primary.unwrap_or_else(|| recorded.to_string()),
         regions: rows,
         notes,
     }

@@ -3,9 +3,11 @@
 //! It builds the region's volume, PostgreSQL and QUIC endpoint, runs the owner of the region's part
 //! ([`crate::part`]) on them, and answers operators and other regions.
 
+mod automatic;
 mod chronicle;
 mod cluster;
 mod control;
+mod endpoints;
 mod engine;
 mod follower;
 mod health;
@@ -40,6 +42,7 @@ use crate::config::{Config, RegionConfig, Role};
 use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::serve::Door;
+use crate::endpoint::door::Doors;
 use crate::events::{Journal, Kind};
 use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
@@ -144,6 +147,7 @@ pub(crate) struct Region {
     health: Health,
     load: load::Known,
     slots: slots::Known,
+    doors: Arc<Doors>,
 }
 
 impl std::ops::Deref for Region {
@@ -237,6 +241,7 @@ pub async fn run(
         chronicle,
     });
     chronicle::note_start(&parts);
+    let doors = Arc::new(Doors::of(&parts));
     let owner = Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold)));
     let region = Arc::new(Region {
         door,
@@ -245,6 +250,7 @@ pub async fn run(
         health: Health::default(),
         load: load::Known::default(),
         slots: slots::Known::default(),
+        doors,
     });
     let seat: Arc<dyn Seat> = region.clone();
     region.voter.sit(Arc::downgrade(&seat));
@@ -253,6 +259,7 @@ pub async fn run(
     let mut serving = Task::spawn("answer peers", region.clone().answer_peers(ending.clone()));
     let asking = Task::spawn("ask PostgreSQL", region.clone().watch_postgresql());
     let mut telling = Task::spawn("tell monitoring", region.clone().tell_monitoring(ending.clone()));
+    let mut clients = Task::spawn("serve clients", region.clone().serve_clients(ending.clone()));
     // They look on: they end with this function.
     let _noting = Task::spawn("note events", region.clone().note_events());
     let _sampling = Task::spawn("sample the cluster", region.clone().sample());
@@ -261,6 +268,7 @@ pub async fn run(
         Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
     let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
     let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
+    let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
@@ -275,6 +283,7 @@ pub async fn run(
     region.voter.stop();
     ending.cancel();
     let _ = (&mut telling).await;
+    let _ = (&mut clients).await;
     let _ = (&mut serving).await;
     let why = ended.as_ref().err().map_or_else(String::new, |e: &RegionError| format!(", as {e}"));
     region
@@ -326,6 +335,7 @@ impl observe::facts::Source for Region {
                 stored_bytes: self.volume.stored_bytes(),
                 postgres,
                 load: self.in_force().telemetry.load.then(|| self.load.told()),
+                endpoints: self.doors.counts(),
                 promoting: record.promotion.is_some(),
                 past: record.history,
                 certificate_left_s: self.certificate_ends_s.saturating_sub(now_us / 1_000_000),

@@ -156,6 +156,7 @@ impl Region {
         let force = reload::taken(&self.own.name, old, new);
         let Config { retain, max_size_bytes, repair_bytes_per_second, scrub_every, .. } = force;
         self.log.limit(force.logs);
+        self.doors.limit(force.endpoints);
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);

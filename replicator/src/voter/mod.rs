@@ -6,6 +6,7 @@
 //! with one whose coordinator is gone, and keeps the voter's own knowledge fresh. The decisions are in the
 //! `coordination` crate.
 
+mod automatic;
 mod coordinate;
 mod differences;
 mod hints;

@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use proto::{Lsn, Timeline};
 
 use super::RedoPiece;
-use crate::protocol::wire::{self, put_message, put_text};
+use crate::protocol::wire::{self, error_response, put_message, put_text};
 
 /// The most redo in one message to a standby, as in PostgreSQL.
 pub(super) const REDO_MESSAGE_BYTES_MAX: usize = 128 * 1024;
@@ -68,20 +68,8 @@ pub(super) fn end_of_stream(next: Option<(Timeline, Lsn)>) -> Bytes {
     out.freeze()
 }
 
-pub(super) fn error(severity: &str, code: &str, message: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    put_message(&mut out, b'E', |body| {
-        for (field, text) in [(b'S', severity), (b'V', severity), (b'C', code), (b'M', message)] {
-            body.put_u8(field);
-            put_text(body, text);
-        }
-        body.put_u8(0);
-    });
-    out.freeze()
-}
-
 pub(super) fn failure(code: &str, message: &str) -> Bytes {
-    let mut out = BytesMut::from(&error("ERROR", code, message)[..]);
+    let mut out = BytesMut::from(&error_response("ERROR", code, message)[..]);
     put_ready(&mut out);
     out.freeze()
 }

@@ -7,6 +7,9 @@ use toml::de::DeTable;
 
 use crate::config::read::Reader;
 
+/// The keys whose values are addresses.
+const KEYS: [&str; 5] = ["listen", "postgres", "writer_endpoint", "reader_endpoint", "http"];
+
 impl Reader {
     /// No address twice.
     pub(super) fn addresses(&mut self, table: &DeTable<'_>) {
@@ -15,7 +18,7 @@ impl Reader {
         let mut given: Vec<(Range<usize>, SocketAddr, String)> = tables
             .flat_map(|table| table.iter())
             .filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)))
-            .flat_map(|(name, table)| ["listen", "postgres", "http"].map(|key| (name, key, table.get(key))))
+            .flat_map(|(name, table)| KEYS.map(|key| (name, key, table.get(key))))
             .filter_map(|(name, key, value)| {
                 let value = value?;
                 Some((value.span(), value.get_ref().as_str()?.parse().ok()?, format!("{key} of {name}")))

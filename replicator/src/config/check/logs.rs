@@ -20,15 +20,6 @@ impl Reader {
             units::parse_bytes(text).filter(|bytes| *bytes >= SIZE_MIN)
         });
         config.logs.max_size_bytes = size.unwrap_or(config.logs.max_size_bytes);
-        let Some(keep) = table.get("keep") else { return };
-        let number = keep.get_ref().as_integer();
-        let number = number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
-        match number.filter(|number| (1..=KEEP_MAX).contains(number)).and_then(|n| u32::try_from(n).ok()) {
-            Some(number) => config.logs.keep = number,
-            None => {
-                let what = format!("`keep` is a number from 1 to {KEEP_MAX}");
-                let _: Option<()> = self.mistake(keep.span(), what);
-            }
-        }
+        config.logs.keep = self.number(table, "keep", 1..=KEEP_MAX).unwrap_or(config.logs.keep);
     }
 }

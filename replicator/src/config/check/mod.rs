@@ -4,6 +4,8 @@
 mod addresses;
 mod cluster;
 mod commit;
+mod endpoints;
+mod failover;
 mod logs;
 mod postgresql;
 mod regions;
@@ -18,8 +20,22 @@ use super::model::Config;
 use super::read::Reader;
 
 /// The sections and keys at the head of the file.
-const KEYS: &[&str] =
-    &["cluster", "commit", "lease", "logs", "postgresql", "region", "rpo", "telemetry", "volume", "witness"];
+const KEYS: &[&str] = &[
+    "cluster",
+    "commit",
+    "endpoints",
+    "failover",
+    "failover_after",
+    "lease",
+    "logs",
+    "max_loss",
+    "postgresql",
+    "region",
+    "rpo",
+    "telemetry",
+    "volume",
+    "witness",
+];
 
 impl Reader {
     /// The whole file; none when no more can be said of it than the mistakes that were found.
@@ -31,12 +47,14 @@ impl Reader {
         self.postgresql(table, &mut config);
         self.telemetry(table, &mut config);
         self.logs(table, &mut config);
+        self.endpoints(table, &mut config);
         self.regions(table, &mut config)?;
         self.witnesses(table, &mut config);
         self.addresses(table);
         // What is promised of commits depends on how many regions there are.
         config.commit = self.commit(table, &config.regions);
         self.lease(table, &mut config);
+        self.failover(table, &mut config);
         Some(config)
     }
 }

@@ -12,8 +12,19 @@ use crate::config::read::{Key, Reader, Value};
 use crate::units;
 
 /// The keys of a region's table.
-const KEYS: [&str; 9] =
-    ["role", "listen", "advertise", "postgres", "bandwidth", "bin_dir", "own_process", "settings", "http"];
+const KEYS: [&str; 11] = [
+    "role",
+    "listen",
+    "advertise",
+    "postgres",
+    "bandwidth",
+    "bin_dir",
+    "own_process",
+    "settings",
+    "http",
+    "writer_endpoint",
+    "reader_endpoint",
+];
 
 impl Reader {
     /// All regions; none when the file has no place for them.
@@ -61,6 +72,8 @@ impl Reader {
         let bin_dir = self.bin_dir(table);
         let own_process = table.get("own_process").map(|value| self.zones(value)).unwrap_or_default();
         let http = self.http(table, beyond);
+        let writer_endpoint = self.optional(table, "writer_endpoint", ADDRESS, parse_address);
+        let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         Some(RegionConfig {
@@ -70,6 +83,8 @@ impl Reader {
             advertise,
             postgres,
             own_process,
+            writer_endpoint,
+            reader_endpoint,
             http,
             bandwidth_bits_per_second,
             settings,

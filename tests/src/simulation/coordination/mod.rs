@@ -7,7 +7,7 @@
 //! operators order switchovers and failovers, also two at once, add voters and remove them, and give their
 //! word that a primary and others do not run, which is true. Every run is the cluster's first start; disks
 //! are lost with all that is on them; and some witnesses say of records that they made up that they are
-//! agreed.
+//! agreed. In a quarter of the seeds regions order failovers by themselves, too.
 //!
 //! Checked, each in [`checks`]: an epoch has one primary, and the record's changes form one row; no commit is
 //! acknowledged in an epoch once one was in a later epoch; a switchover loses nothing; what a failover loses
@@ -116,6 +116,8 @@ struct World {
     remote: bool,
     /// The witness says of records that it made up that they are agreed.
     lies: bool,
+    /// Regions order failovers by themselves.
+    automatic: bool,
     tells: bool,
     /// Faults and orders under way.
     tasks: Tasks,
@@ -316,6 +318,7 @@ async fn scenario(seed: u64, tells: bool) -> Result<Report, String> {
         begun: Mutex::default(),
         remote,
         lies,
+        automatic: seed % 4 == 1,
         tells,
         tasks: Tasks::new(),
     });

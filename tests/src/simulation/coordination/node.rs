@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coordination::automatic::Rules;
 use coordination::leadership::{Change, Loss, Next, Order};
+use coordination::promotion::Grant;
 use coordination::region::Part;
 use coordination::register::Accepted;
 use coordination::{Leadership, Lineage, Mode};
@@ -49,6 +51,9 @@ pub(super) struct Node {
     drift: u64,
     tasks: Arc<Tasks>,
 }
+
+/// For how long nobody must have heard the primary, where regions order failovers by themselves.
+const GONE_US: u64 = 3_000_000;
 
 impl Node {
     pub(super) fn start(
@@ -112,8 +117,34 @@ impl Node {
                 lock(&opening.cluster().state).open = true;
             });
             node.spawn(async move { owner.run().await });
+            if world.automatic {
+                let automatic = node.clone();
+                node.spawn(async move { automatic.fail_over_when_gone().await });
+            }
         }
         node
+    }
+
+    /// Orders a failover to this region whenever the primary is gone, as `replicator/src/region/automatic.rs`
+    /// does.
+    async fn fail_over_when_gone(self: Arc<Self>) {
+        let rules = Rules { after_us: GONE_US, loss_max_bytes: u64::MAX };
+        loop {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let (Some(owner), Some(world)) = (&self.owner, self.world.upgrade()) else { return };
+            // Nothing else happens while an operator gives his word.
+            if world.word.load(Ordering::Relaxed) {
+                continue;
+            }
+            let own = owner.grant(&self.voter.accepted());
+            let own = Grant { silent_us: own.silent_us.saturating_mul(self.drift) / 100, ..own };
+            // None of the history is of the last hour: a run would end after two.
+            let now_us = i64::MAX;
+            if self.voter.wants_failover(own, rules, now_us).await.is_ok() {
+                super::order(&world, self.index, Mode::Failover);
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

@@ -1,0 +1,74 @@
+//! Passes a session's bytes to and fro, as they are.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use transport::{Receiver, Sender, TransportError};
+
+/// What is read from a client at once, bytes.
+const READ_BYTES: usize = 16 * 1024;
+
+/// The other end of a session.
+#[derive(Debug)]
+pub enum Far {
+    /// A PostgreSQL on this machine.
+    Near(TcpStream),
+    /// One in another region, by a stream of its daemon's.
+    Stream(Sender, Receiver),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// One of its ends has ended it.
+    Over,
+    /// It was cut off.
+    Cut,
+}
+
+/// Passes bytes between `client` and `far` until either end has ended, or `cut` is cancelled.
+pub async fn pass(mut client: TcpStream, far: Far, cut: &CancellationToken) -> Ended {
+    tokio::select! {
+        biased;
+        () = cut.cancelled() => Ended::Cut,
+        () = async {
+            // However a session ends, PostgreSQL and the client each know what that means.
+            let _ = match far {
+                Far::Near(mut postgres) => copy_bidirectional(&mut client, &mut postgres).await.map(drop),
+                Far::Stream(sender, receiver) => over_stream(client, sender, receiver).await,
+            };
+        } => Ended::Over,
+    }
+}
+
+/// As `copy_bidirectional`, where one end is a stream. An end that finishes its half is heard to the end of
+/// the other; an end that fails ends both.
+async fn over_stream(client: TcpStream, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
+    let lost = |e: TransportError| io::Error::other(e.to_string());
+    let (mut from_client, mut to_client) = client.into_split();
+    let up = async {
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            buffer.reserve(READ_BYTES);
+            if from_client.read_buf(&mut buffer).await? == 0 {
+                break;
+            }
+            // Its own allocation, so that little that is said keeps little memory.
+            let said = Bytes::copy_from_slice(&buffer);
+            buffer.clear();
+            sender.write(said).await.map_err(lost)?;
+        }
+        sender.finish().await;
+        Ok(())
+    };
+    let down = async {
+        while let Some(said) = receiver.read().await.map_err(lost)? {
+            to_client.write_all(&said).await?;
+        }
+        to_client.shutdown().await
+    };
+    tokio::try_join!(up, down).map(drop)
+}

@@ -1,0 +1,341 @@
+//! Where a client goes, and how long it stays there: by the record of who leads, and by what the region is.
+
+use std::fmt;
+use std::time::Duration;
+
+use coordination::Mode;
+use coordination::region::{Part, View};
+use proto::{Epoch, RegionName};
+
+use super::Kind;
+
+/// What a region's daemon knows at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Knows {
+    /// The region.
+    pub me: RegionName,
+    /// The record of who leads.
+    pub view: View,
+    /// The part that the region plays.
+    pub part: Part,
+    /// Its own PostgreSQL.
+    pub own: Own,
+}
+
+/// A region's own PostgreSQL, as a client would find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Own {
+    /// A writer whose commits may return, as far as leadership goes.
+    Writes,
+    /// A writer that clients may not be brought to.
+    WritesNot(Unfit),
+    /// A standby that clients can read, and how far what it shows is behind; none while that is not known.
+    Reads {
+        /// By the region's own clock.
+        lag: Option<Duration>,
+    },
+    /// Nothing that lets clients in.
+    Closed(Unfit),
+}
+
+/// Why clients are not brought to a PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// It does not run, or does not let clients in yet.
+    Starts,
+    /// It does not answer.
+    Silent,
+    /// Its lease is over.
+    Lease,
+    /// It gives the leadership up, or another has it.
+    GivenUp,
+    /// It has lost redo that others have, or does not know yet whether it has.
+    Doubt,
+    /// The region has no data yet.
+    NoData,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unfit::Starts => "its PostgreSQL lets no client in yet",
+            Unfit::Silent => "its PostgreSQL does not answer",
+            Unfit::Lease => "a majority of the voters does not answer it",
+            Unfit::GivenUp => "it gives the leadership up",
+            Unfit::Doubt => "it does not know yet whether its redo is all that it wrote",
+            Unfit::NoData => "it has no data yet",
+        })
+    }
+}
+
+/// A region in the epoch that it leads. Whoever was brought to its writer stays for as long as both hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    /// The region.
+    pub region: RegionName,
+    /// The epoch.
+    pub epoch: Epoch,
+}
+
+/// Where a client goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// To the region's own PostgreSQL.
+    Here,
+    /// To that of another region.
+    There(RegionName),
+}
+
+/// Why a client waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waits {
+    /// Who leads is not known here.
+    Unknown,
+    /// A promotion is in progress.
+    Promotion(Mode, RegionName),
+    /// This region is to lead, and has not begun to.
+    Begins(RegionName),
+    /// This region leads, and its writer cannot be used.
+    Writer(RegionName, Unfit),
+    /// The region that leads did not take the client.
+    Refused(RegionName, String),
+    /// No region can be read that is fresh enough.
+    NobodyFresh(String),
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Waits::Unknown => f.write_str("this region does not know who leads: too few voters answer"),
+            Waits::Promotion(mode, to) => write!(f, "a {mode} to region {to} is in progress"),
+            Waits::Begins(region) => write!(f, "region {region} is about to lead"),
+            Waits::Writer(region, why) => write!(f, "region {region} leads, and {why}"),
+            Waits::Refused(region, why) => write!(f, "region {region} takes no session: {why}"),
+            Waits::NobodyFresh(why) => write!(f, "no region can be read that is fresh enough: {why}"),
+        }
+    }
+}
+
+impl Knows {
+    /// The region that leads by the newest record that is known to be agreed, if nothing is about to change
+    /// that.
+    fn leads(&self) -> Result<Term, Waits> {
+        let accepted = &self.view.accepted;
+        let newest = self.view.pending.iter().chain([&accepted.record]);
+        if let Some(promotion) = newest.filter_map(|record| record.promotion.as_ref()).next() {
+            return Err(Waits::Promotion(promotion.mode, promotion.to.clone()));
+        }
+        let agreed = self.view.agreed.as_ref().filter(|agreed| agreed.number >= accepted.number);
+        let Some(agreed) = agreed.filter(|_| self.view.remembers) else { return Err(Waits::Unknown) };
+        if let Some(promotion) = &agreed.record.promotion {
+            return Err(Waits::Promotion(promotion.mode, promotion.to.clone()));
+        }
+        Ok(Term { region: agreed.record.primary.clone(), epoch: agreed.record.epoch })
+    }
+
+    /// Where a client goes that wants the writer.
+    ///
+    /// # Errors
+    /// Why it waits.
+    pub fn writer(&self) -> Result<(Way, Term), Waits> {
+        let term = self.leads()?;
+        if term.region != self.me {
+            return Ok((Way::There(term.region.clone()), term));
+        }
+        match (&self.part, &self.own) {
+            (Part::Leading { epoch }, Own::Writes) if *epoch == term.epoch => Ok((Way::Here, term)),
+            (Part::Leading { .. }, Own::WritesNot(why) | Own::Closed(why)) => {
+                Err(Waits::Writer(term.region, *why))
+            }
+            _ => Err(Waits::Begins(term.region)),
+        }
+    }
+
+    /// Whether this region's own PostgreSQL serves a reader that takes what is at most `lag_max` behind.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn serves_reader(&self, lag_max: Duration) -> Result<(), String> {
+        match &self.own {
+            // A writer shows what is durable: only its commits wait.
+            Own::Writes => Ok(()),
+            Own::Reads { lag: Some(lag) } if *lag <= lag_max => Ok(()),
+            Own::Reads { lag: Some(lag) } => Err(format!("it is {} ms behind", lag.as_millis())),
+            Own::Reads { lag: None } => Err("it has not heard a primary yet".into()),
+            Own::WritesNot(why) | Own::Closed(why) => Err(why.to_string()),
+        }
+    }
+
+    /// Whom a reader is brought to, the best first, among `regions`: this region, the other secondaries, and
+    /// the primary at last.
+    #[must_use]
+    pub fn reader(&self, regions: &[RegionName], lag_max: Duration) -> Vec<Way> {
+        let own = self.serves_reader(lag_max).is_ok().then_some(Way::Here);
+        let primary = &self.view.accepted.record.primary;
+        let others = || regions.iter().filter(|region| **region != self.me);
+        let secondaries = others().filter(|region| *region != primary);
+        let last = others().filter(|region| *region == primary);
+        own.into_iter().chain(secondaries.chain(last).cloned().map(Way::There)).collect()
+    }
+
+    /// Whether a client stays with the writer of `term`. What the record forbids counts at once; and a primary
+    /// whose lease is over may have been replaced already.
+    #[must_use]
+    pub fn stays(&self, term: &Term) -> bool {
+        if !self.view.supports(&term.region, term.epoch) {
+            return false;
+        }
+        let leads = |epoch: Epoch| epoch == term.epoch;
+        term.region != self.me
+            || match (&self.part, &self.own) {
+                (Part::Leading { epoch }, Own::WritesNot(why)) => leads(*epoch) && *why != Unfit::Lease,
+                // A writer that stops tells its clients itself.
+                (Part::Leading { epoch } | Part::Stopping { epoch }, _) => leads(*epoch),
+                _ => false,
+            }
+    }
+}
+
+/// What is asked of another region's daemon for a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The writer of this epoch.
+    Writer(Epoch),
+    /// A PostgreSQL that is at most this far behind.
+    Reader(Duration),
+}
+
+impl Wanted {
+    /// Of which endpoint it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Wanted::Writer(_) => Kind::Writer,
+            Wanted::Reader(_) => Kind::Reader,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coordination::Number;
+    use coordination::leadership::{Leadership, Loss, Promotion, Step};
+    use coordination::register::Accepted;
+    use proto::Lsn;
+
+    fn name(text: &str) -> RegionName {
+        text.parse().unwrap()
+    }
+
+    fn record(epoch: u64, primary: &str) -> Leadership {
+        Leadership::first(Epoch(epoch), name(primary))
+    }
+
+    fn promotion(step: Step) -> Promotion {
+        Promotion {
+            id: 7,
+            mode: Mode::Failover,
+            from: name("a"),
+            to: name("b"),
+            epoch: Epoch(4),
+            step,
+            coordinator: name("b"),
+            attempt: 0,
+            forced: false,
+            lost: [].into(),
+            fork_lsn: Lsn::ZERO,
+            parent: 1,
+            loss: Loss::default(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Region `me`, to which it is known that `a` leads epoch 3.
+    fn knows(me: &str) -> Knows {
+        let accepted = Accepted { number: Number { round: 5, ..Number::default() }, record: record(3, "a") };
+        let view =
+            View { accepted: accepted.clone(), agreed: Some(accepted), pending: Vec::new(), remembers: true };
+        let (part, own) = match me {
+            "a" => (Part::Leading { epoch: Epoch(3) }, Own::Writes),
+            _ => (Part::Following, Own::Reads { lag: Some(Duration::from_millis(3)) }),
+        };
+        Knows { me: name(me), view, part, own }
+    }
+
+    fn term() -> Term {
+        Term { region: name("a"), epoch: Epoch(3) }
+    }
+
+    #[test]
+    fn the_writer_is_found_from_everywhere() {
+        assert_eq!(knows("a").writer(), Ok((Way::Here, term())));
+        assert_eq!(knows("b").writer(), Ok((Way::There(name("a")), term())));
+        assert!(knows("a").stays(&term()) && knows("b").stays(&term()));
+        let forgot = |mut knows: Knows| {
+            knows.view.remembers = false;
+            knows
+        };
+        assert_eq!(forgot(knows("b")).writer(), Err(Waits::Unknown));
+        let mut unheard = knows("b");
+        unheard.view.agreed = None;
+        assert_eq!(unheard.writer(), Err(Waits::Unknown));
+    }
+
+    #[test]
+    fn new_clients_wait_while_a_promotion_is_in_progress_and_those_of_a_writer_that_is_shut_out_go() {
+        for step in [Step::HandOver, Step::Fence] {
+            for how in ["pending", "accepted"] {
+                let mut knows = knows("b");
+                let next = Leadership { promotion: Some(promotion(step)), ..record(3, "a") };
+                match how {
+                    "pending" => knows.view.pending.push(next),
+                    _ => knows.view.accepted.record = next,
+                }
+                assert_eq!(
+                    knows.writer(),
+                    Err(Waits::Promotion(Mode::Failover, name("b"))),
+                    "{step:?} {how}"
+                );
+                assert_eq!(knows.stays(&term()), step == Step::HandOver, "{step:?} {how}");
+            }
+        }
+        let mut over = knows("b");
+        over.view.accepted.record = record(4, "b");
+        over.view.accepted.number.round += 1;
+        over.view.agreed = Some(over.view.accepted.clone());
+        assert!(!over.stays(&term()));
+        assert_eq!(over.writer(), Err(Waits::Begins(name("b"))));
+        (over.part, over.own) = (Part::Leading { epoch: Epoch(4) }, Own::Writes);
+        assert_eq!(over.writer(), Ok((Way::Here, Term { region: name("b"), epoch: Epoch(4) })));
+    }
+
+    #[test]
+    fn a_primary_without_a_lease_keeps_nobody_and_a_writer_that_starts_keeps_those_it_has() {
+        let mut knows = knows("a");
+        knows.own = Own::WritesNot(Unfit::Lease);
+        assert!(!knows.stays(&term()));
+        assert_eq!(knows.writer(), Err(Waits::Writer(name("a"), Unfit::Lease)));
+        knows.own = Own::WritesNot(Unfit::Starts);
+        assert!(knows.stays(&term()));
+        knows.part = Part::Stopping { epoch: Epoch(3) };
+        assert!(knows.stays(&term()));
+        knows.part = Part::Following;
+        assert!(!knows.stays(&term()));
+    }
+
+    #[test]
+    fn readers_go_to_what_is_near_and_fresh() {
+        let regions = [name("a"), name("b"), name("c")];
+        let second = Duration::from_secs(1);
+        let there = |region: &str| Way::There(name(region));
+        assert_eq!(knows("b").reader(&regions, second), [Way::Here, there("c"), there("a")]);
+        assert_eq!(knows("a").reader(&regions, second), [Way::Here, there("b"), there("c")]);
+        for lag in [None, Some(second * 2)] {
+            let mut behind = knows("b");
+            behind.own = Own::Reads { lag };
+            assert_eq!(behind.reader(&regions, second), [there("c"), there("a")]);
+            assert!(behind.serves_reader(second).is_err());
+        }
+    }
+}

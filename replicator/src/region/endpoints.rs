@@ -1,0 +1,104 @@
+//! The region's endpoints, and what they are told of the region.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coordination::region::Part;
+use primary::gate::Held;
+use runtime::task::Tasks;
+use tokio_util::sync::CancellationToken;
+
+use super::{Parts, Region};
+use crate::endpoint::Kind;
+use crate::endpoint::door::Doors;
+use crate::endpoint::tunnel::Tunnels;
+use crate::endpoint::way::{Knows, Own, Unfit};
+use crate::facts::{FollowerFacts, LeaderFacts};
+
+/// How often it is looked what changed that nobody tells of: whether PostgreSQL lets clients in, and how far
+/// behind a standby is.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl Doors {
+    /// The endpoints of the daemon that is made of these.
+    pub(super) fn of(parts: &Parts) -> Doors {
+        let knows = Knows {
+            me: parts.own.name.clone(),
+            view: parts.voter.view(),
+            part: Part::Starting,
+            own: Own::Closed(Unfit::Starts),
+        };
+        let others = parts.config.regions.iter().filter(|region| region.name != parts.own.name);
+        let places = others.map(crate::config::RegionConfig::place);
+        let regions = parts.config.regions.iter().map(|region| region.name.clone()).collect();
+        let tunnels = Tunnels::new(parts.endpoint.clone(), parts.cluster_id, places);
+        Doors::new(knows, parts.own.postgres, regions, tunnels, parts.config.endpoints)
+    }
+}
+
+impl Region {
+    /// Takes clients in, where the file says so, and tells the endpoints what the region knows, until `stop`.
+    pub(super) async fn serve_clients(self: Arc<Self>, stop: CancellationToken) {
+        let open = Tasks::new();
+        let own = [(Kind::Writer, self.own.writer_endpoint), (Kind::Reader, self.own.reader_endpoint)];
+        for (kind, address) in own {
+            if let Some(address) = address {
+                open.spawn(self.doors.clone().open(kind, address, stop.clone()));
+            }
+        }
+        // Other regions may bring clients here whether or not this one has endpoints.
+        loop {
+            let changed = self.voter.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            self.doors.learn(self.knows().await);
+            tokio::select! {
+                () = stop.cancelled() => return open.ended().await,
+                () = &mut changed => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    async fn knows(&self) -> Knows {
+        let cluster = self.owner.cluster();
+        let silent = self.health.is_silent();
+        let own = match (cluster.leader(), cluster.follower()) {
+            (Some(leader), _) => writes(&leader.facts(), silent),
+            (None, Some(follower)) => reads(&follower.facts().await, silent),
+            (None, None) => Own::Closed(Unfit::Starts),
+        };
+        // The record last: what it forbids counts at once.
+        let part = self.owner.part();
+        Knows { me: self.own.name.clone(), view: self.voter.view(), part, own }
+    }
+}
+
+/// A region that leads, as a client finds its PostgreSQL.
+fn writes(leader: &LeaderFacts, silent: bool) -> Own {
+    if leader.postgres_trouble.is_some() || leader.shut_until.is_some() || !leader.runs {
+        return Own::Closed(Unfit::Starts);
+    }
+    match leader.held() {
+        Some(Held::Lease) => Own::WritesNot(Unfit::Lease),
+        _ if silent => Own::Closed(Unfit::Silent),
+        Some(Held::Promotion | Held::GivenUp) => Own::WritesNot(Unfit::GivenUp),
+        Some(Held::Contradicted { .. } | Held::Unasked) => Own::WritesNot(Unfit::Doubt),
+        // Its commits wait, as they were asked to; what it has can be read.
+        Some(Held::TooFewRegions { .. } | Held::Rpo) | None => Own::Writes,
+    }
+}
+
+/// A region that follows, as a client finds its PostgreSQL.
+fn reads(follower: &FollowerFacts, silent: bool) -> Own {
+    if !follower.seeded || follower.seed_total_bytes > 0 {
+        return Own::Closed(Unfit::NoData);
+    }
+    if follower.postgres_trouble.is_some() {
+        return Own::Closed(Unfit::Starts);
+    }
+    match silent {
+        true => Own::Closed(Unfit::Silent),
+        false => Own::Reads { lag: follower.heard_lag_us.map(Duration::from_micros) },
+    }
+}
