@@ -9,7 +9,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use opentelemetry_proto::tonic::collector::metrics::v1 as metrics;
 use opentelemetry_proto::tonic::collector::trace::v1 as traces;
+use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use replicator_tests::{Cluster, free_port, now, until};
 use runtime::task::Task;
 use telemetry::METRICS;
@@ -58,6 +60,36 @@ impl Collector {
         Task::spawn("an OTLP server", async move {
             server.serve(([127, 0, 0, 1], port).into()).await.unwrap();
         })
+    }
+}
+
+/// An attribute of a span; empty where it has none.
+fn said(span: &Span, key: &str) -> String {
+    let found = span.attributes.iter().find(|attribute| attribute.key == format!("replicator.{key}"));
+    match found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
+        Some(any_value::Value::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// What a sampled batch's trace has of each region, in the order of the way.
+const IN_PRIMARY: [&str; 7] = ["batch", "read", "cut", "compress", "append", "quorum", "release"];
+const IN_SECONDARY: [&str; 5] = ["receive", "append", "quorum", "feed", "apply"];
+
+impl Collector {
+    /// The spans of each sampled batch, by trace.
+    fn batches(&self) -> BTreeMap<Vec<u8>, Vec<Span>> {
+        let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
+        for span in self.spans.lock().unwrap().iter().filter(|span| !said(span, "end_lsn").is_empty()) {
+            traces.entry(span.trace_id.clone()).or_default().push(span.clone());
+        }
+        traces
+    }
+
+    /// A trace that has all of a primary and of so many secondaries.
+    fn whole_batch(&self, secondaries: usize) -> Option<Vec<Span>> {
+        let spans = IN_PRIMARY.len() + secondaries * (1 + IN_SECONDARY.len());
+        self.batches().into_values().find(|trace| trace.len() == spans)
     }
 }
 
@@ -238,4 +270,70 @@ async fn a_collector_is_sent_every_metric_of_the_table_and_a_promotion_as_one_tr
     .await;
     assert_eq!(told.metric("us-east", "replicator_visible_lag_seconds{region=\"ap-northeast\"}").await, None);
     assert_eq!((told.is("us-east", "/primary").await, told.is("eu-west", "/primary").await), (503, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_order() {
+    let port = free_port();
+    let began = now();
+    let told = Told::up(2, &format!("telemetry.otlp = \"http://127.0.0.1:{port}\"\n"));
+    let cluster = &told.cluster;
+    let collector = Collector::default();
+    let _serving = collector.serve(port);
+    cluster.until_level().await;
+    let mut session = cluster.connect("us-east").await;
+    sqlx::raw_sql("CREATE TABLE t (n int)").execute(&mut session).await.unwrap();
+    let session = tokio::sync::Mutex::new(session);
+    until("a trace has all of three regions", || async {
+        let mut session = session.lock().await;
+        for _ in 0..20 {
+            sqlx::raw_sql("INSERT INTO t VALUES (1)").execute(&mut *session).await.unwrap();
+        }
+        collector.whole_batch(2).is_some()
+    })
+    .await;
+    let trace = collector.whole_batch(2).unwrap();
+    let of = |region: &str, name: &str| {
+        let found: Vec<&Span> =
+            trace.iter().filter(|span| said(span, "region") == region && span.name == name).collect();
+        assert_eq!(found.len(), 1, "{region}: {name}: {trace:#?}");
+        found[0].clone()
+    };
+    let root = of("us-east", "batch");
+    assert!(root.parent_span_id.is_empty(), "{root:?}");
+    // Redo of PostgreSQL's, of one epoch, and the same in all spans.
+    let lsns = (said(&root, "begin_lsn"), said(&root, "end_lsn"), said(&root, "epoch"));
+    let (begin, end): (bool, bool) =
+        sqlx::query_as("SELECT $1::pg_lsn < $2::pg_lsn, $2::pg_lsn <= pg_current_wal_flush_lsn()")
+            .bind(&lsns.0)
+            .bind(&lsns.1)
+            .fetch_one(&mut *session.lock().await)
+            .await
+            .unwrap();
+    assert!(begin && end, "{lsns:?}");
+    for span in &trace {
+        assert_eq!((said(span, "begin_lsn"), said(span, "end_lsn"), said(span, "epoch")), lsns);
+        assert!(span.end_time_unix_nano >= span.start_time_unix_nano, "{span:?}");
+    }
+    for secondary in ["eu-west", "ap-northeast"] {
+        let sent: Vec<&Span> = trace.iter().filter(|span| said(span, "to") == secondary).collect();
+        let [ship] = sent[..] else { panic!("{trace:#?}") };
+        assert_eq!((ship.name.as_str(), said(ship, "region")), ("ship", "us-east".into()));
+        assert_eq!((ship.kind(), of(secondary, "receive").kind()), (SpanKind::Producer, SpanKind::Consumer));
+        let here = IN_PRIMARY[1..6].iter().map(|name| of("us-east", name));
+        let there = IN_SECONDARY.iter().map(|name| of(secondary, name));
+        let way: Vec<Span> = here.chain([ship.clone()]).chain(there).collect();
+        for (before, after) in way.iter().zip(&way[1..]) {
+            assert!(before.start_time_unix_nano <= after.start_time_unix_nano, "{before:?} {after:?}");
+        }
+        for span in &way {
+            let parent = if said(span, "region") == secondary { ship } else { &root };
+            assert_eq!(span.parent_span_id, parent.span_id, "{span:?}");
+        }
+    }
+    // Hundreds of batches were cut, and at most one a second was sampled.
+    let (sampled, seconds) = (collector.batches().len(), began.elapsed().as_secs());
+    assert!(sampled as u64 <= seconds + 1, "{sampled} in {seconds} s");
+    let cut = told.metric("us-east", "replicator_batches_total{region=\"us-east\"}").await.unwrap();
+    assert!(cut > 100.0, "{cut}");
 }

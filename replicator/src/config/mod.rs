@@ -168,6 +168,12 @@ mod tests {
         assert!(taken.contains("taken already"), "{taken}");
         let otlp = Config::parse(&with("", "[telemetry]\notlp = \"http://127.0.0.1:4317\"")).unwrap();
         assert_eq!(otlp.telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
+        let traces = |line: &str| Config::parse(&with("", &format!("[telemetry]\n{line}")));
+        assert_eq!(otlp.telemetry.traces_per_second, 1);
+        assert_eq!(traces("traces_per_second = 0").unwrap().telemetry.traces_per_second, 0);
+        for wrong in ["101", "-1", "0.5"] {
+            assert!(traces(&format!("traces_per_second = {wrong}")).is_err(), "{wrong}");
+        }
         let wrong = mistakes(&with("", "[telemetry]\notlp = \"collector:4317\"\nhttp_beyond_loopback = 1"));
         assert!(wrong.concat().contains("`otlp` is a URL") && wrong.len() == 2, "{wrong:?}");
     }

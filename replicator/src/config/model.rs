@@ -91,6 +91,8 @@ pub struct TelemetryConfig {
     /// Where metrics and traces are sent by OTLP over gRPC, a URL; the standard `OTEL_*` variables come
     /// before it.
     pub otlp: Option<String>,
+    /// The most batches that are sampled, a second, where traces are sent; none when it is 0.
+    pub traces_per_second: u32,
     /// Whether `http` of a region may be an address that other machines reach.
     pub http_beyond_loopback: bool,
     /// Whether it is looked each second at what PostgreSQL is busy with.
@@ -99,7 +101,7 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> TelemetryConfig {
-        TelemetryConfig { otlp: None, http_beyond_loopback: false, load: true }
+        TelemetryConfig { otlp: None, traces_per_second: 1, http_beyond_loopback: false, load: true }
     }
 }
 

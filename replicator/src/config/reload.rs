@@ -153,8 +153,10 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     for gone in old.witnesses.iter().filter(|before| !there.contains(&before.name)) {
         keys.steps("witness", &gone.name);
     }
-    let TelemetryConfig { otlp, http_beyond_loopback, load } = telemetry;
+    let TelemetryConfig { otlp, traces_per_second, http_beyond_loopback, load } = telemetry;
     keys.add("telemetry.otlp", old.telemetry.otlp == *otlp, Fate::Now);
+    let traces = old.telemetry.traces_per_second == *traces_per_second;
+    keys.add("telemetry.traces_per_second", traces, Fate::Now);
     let beyond = old.telemetry.http_beyond_loopback == *http_beyond_loopback;
     keys.add("telemetry.http_beyond_loopback", beyond, Fate::Now);
     keys.add("telemetry.load", old.telemetry.load == *load, Fate::Now);
@@ -305,6 +307,7 @@ repair = \"100MiB\"
 scrub = \"23h\"
 [telemetry]
 otlp = \"http://127.0.0.1:4317\"
+traces_per_second = 3
 load = true
 http_beyond_loopback = false
 [logs]
@@ -393,6 +396,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("volume.repair", "\"100MiB\"", "\"101MiB\"", Fate::Now, Fate::Now),
             ("volume.scrub", "\"23h\"", "\"22h\"", Fate::Now, Fate::Now),
             ("telemetry.otlp", "otlp = \"http://127.0.0.1:4317\"\n", "", Fate::Now, Fate::Now),
+            ("telemetry.traces_per_second", "second = 3", "second = 0", Fate::Now, Fate::Now),
             ("telemetry.load", "load = true", "load = false", Fate::Now, Fate::Now),
             ("telemetry.http_beyond_loopback", "loopback = false", "loopback = true", Fate::Now, Fate::Now),
             ("logs.max_size", "max_size = \"33MiB\"", "max_size = \"34MiB\"", Fate::Now, Fate::Now),

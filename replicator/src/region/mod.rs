@@ -54,6 +54,7 @@ use health::Health;
 use leader::LeaderError;
 use reload::{InForce, Source};
 use runtime::task::Task;
+use telemetry::trace::Tracer;
 
 /// Why a region's daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +127,8 @@ pub(crate) struct Parts {
     pub(crate) certificate_ends_s: i64,
     pub(crate) journal: Journal,
     pub(crate) chronicle: Chronicle,
+    /// Follows sampled batches.
+    pub(crate) tracer: Tracer,
 }
 
 impl Parts {
@@ -235,6 +238,7 @@ pub async fn run(
         certificate_ends_s: identity.ends_s,
         journal,
         chronicle,
+        tracer: Tracer::of(name.as_str()),
     });
     chronicle::note_start(&parts);
     let owner = Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold)));
@@ -310,6 +314,10 @@ pub(crate) fn load_state(
 }
 
 impl observe::facts::Source for Region {
+    fn tracer(&self) -> Tracer {
+        self.parts.tracer.clone()
+    }
+
     fn facts(
         &self,
         postgres: Result<observe::vitals::Vitals, String>,
