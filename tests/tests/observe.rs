@@ -337,3 +337,36 @@ async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_
     let cut = told.metric("us-east", "replicator_batches_total{region=\"us-east\"}").await.unwrap();
     assert!(cut > 100.0, "{cut}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_that_say_nothing_keep_no_health_check_out() {
+    let told = Told::up(1, "");
+    told.cluster.until_level().await;
+    until("it is ready", || async { told.is("us-east", "/primary").await == 200 }).await;
+    let mut idle = Vec::new();
+    for number in 0..1_000 {
+        idle.push(TcpStream::connect(("127.0.0.1", told.ports["us-east"])).await.unwrap());
+        if number % 50 == 49 {
+            for path in ["/livez", "/primary"] {
+                let asked = tokio::time::timeout(Duration::from_secs(5), told.is("us-east", path)).await;
+                assert_eq!(asked, Ok(200), "{path} beside {number}");
+            }
+        }
+    }
+    // The daemon has kept few, and closes those as well when they go on saying nothing.
+    let daemon = told.cluster.daemon("us-east");
+    let sockets = || {
+        let files = std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
+        files
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count()
+    };
+    let many = sockets();
+    assert!(many < 300, "{many} sockets");
+    for (number, stream) in idle.iter_mut().enumerate() {
+        let closed = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut [0; 512])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{number}: {closed:?}");
+    }
+    assert_eq!(told.is("us-east", "/primary").await, 200);
+}

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Observer;
 use super::health::{self, Health};
+use super::{Observer, connections};
 use crate::{page, units};
 
 /// The wait before an address that is taken is tried again.
@@ -55,15 +55,10 @@ pub async fn serve(
         }
     };
     tracing::info!("the page, health checks and metrics at http://{address}");
-    let serving = axum::serve(listener, router(observer, page));
     // Whoever asks at the end is not waited for.
     tokio::select! {
         () = stop.cancelled() => {}
-        served = serving.into_future() => {
-            if let Err(e) = served {
-                tracing::error!("`http` at {address}: {e}");
-            }
-        }
+        never = connections::serve(listener, router(observer, page)) => match never {},
     }
 }
 
