@@ -15,7 +15,7 @@ use postgres::protocol::client::{
 use proto::compression::Compressor;
 use proto::{Batch, Lsn, Redo, SystemId, Timeline};
 use telemetry::otlp::SpanKind;
-use telemetry::trace::Step;
+use telemetry::trace::{Step, TraceId};
 use tokio_util::sync::CancellationToken;
 use volume::{Start, VolumeError};
 
@@ -170,7 +170,7 @@ impl Reader {
             let known = std::mem::take(&mut known);
             (client, timeline, from_lsn) = match client.start_replication(slot, begin_lsn, timeline).await? {
                 Started::Streaming(stream) => {
-                    tracing::info!("reading the writer's redo from {from_lsn} on timeline {timeline}");
+                    tracing::info!(lsn = %from_lsn, "reading the writer's redo from {from_lsn} on timeline {timeline}");
                     self.stream(stream, timeline, from_lsn, known).await?
                 }
                 Started::TimelineEnded { next, begin_lsn, client } => {
@@ -178,7 +178,7 @@ impl Reader {
                     (client, next, begin_lsn)
                 }
             };
-            tracing::info!("the writer's timeline {timeline} begins at {from_lsn}");
+            tracing::info!(lsn = %from_lsn, "the writer's timeline {timeline} begins at {from_lsn}");
             volume.append_history(client.timeline_history(timeline).await?).await?;
         }
     }
@@ -312,7 +312,12 @@ impl Storing<'_> {
 
     async fn store(&mut self, cut: Cut) -> Result<(), ReaderError> {
         let (tracer, epoch) = (&self.reader.options.tracer, self.reader.options.epoch);
-        let sampled = tracer.samples().then(|| trace::begun(tracer, &cut, epoch, clock::now_us()));
+        let sampled = tracer.samples().then(|| {
+            let (way, spans) = trace::begun(tracer, &cut, epoch, clock::now_us());
+            let (trace_id, lsn) = (TraceId(way.context.trace), Lsn(way.end));
+            tracing::debug!(%trace_id, %lsn, "a batch is followed through all regions");
+            (way, spans)
+        });
         let Cut { timeline, begin_lsn, redo, ends_in_record, newest_commit_us, oldest_sent_us: _ } = cut;
         let compressed = self.compressor.compress(begin_lsn, &redo)?;
         let batch = Batch {

@@ -16,7 +16,7 @@ use proto::messages::{
 use proto::{Batch, Epoch, Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use runtime::clock::wall_us;
 use telemetry::otlp::SpanKind;
-use telemetry::trace::{Context, Step, Tracer, Way};
+use telemetry::trace::{Context, Step, TraceId, Tracer, Way};
 use tokio::sync::{Notify, watch};
 use transport::{Receiver as StreamReceiver, Sender as StreamSender, Stream, TransportError};
 use volume::{Start, Volume, VolumeError};
@@ -302,6 +302,8 @@ impl Inbound {
     /// The way through this region of a batch that the primary says is sampled.
     fn sampled_way(&self, batch: &Batch, trace: &TraceContext) -> Option<Way> {
         let (trace, span) = trace.sampled().filter(|_| self.tracer.is_on())?;
+        let (trace_id, lsn) = (TraceId(trace), batch.end_lsn);
+        tracing::debug!(%trace_id, %lsn, "a batch that the primary follows was received");
         Some(Way {
             context: Context { trace, span },
             begin: batch.begin_lsn.0,

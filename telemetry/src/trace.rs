@@ -31,6 +31,16 @@ pub struct Context {
     pub span: u64,
 }
 
+/// A trace's id, as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceId(pub u128);
+
+impl Display for TraceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
 /// A step that ends when an LSN is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {

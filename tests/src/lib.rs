@@ -145,7 +145,8 @@ impl Cluster {
     fn trouble(&self) -> Vec<String> {
         let expected = self.expected.lock().unwrap();
         let is_trouble = |line: &str| {
-            let error = line.contains(" ERROR ") && !expected.iter().any(|words| line.contains(words));
+            let says_so = line.contains(" ERROR ") || line.contains("\"level\":\"ERROR\"");
+            let error = says_so && !expected.iter().any(|words| line.contains(words));
             error || TROUBLE.iter().any(|words| line.contains(words))
         };
         let mut found = Vec::new();

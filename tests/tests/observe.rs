@@ -339,6 +339,51 @@ async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemons_log_is_json_where_the_file_says_so() {
+    let cluster = Cluster::new(2);
+    cluster.configure("logs.format = \"json\"\n");
+    cluster.start();
+    cluster.until_level().await;
+    cluster.until_level_enough("eu-west").await;
+    let began = chrono::DateTime::from_timestamp_micros(runtime::clock::wall_us()).unwrap();
+    drop(cluster.printed(&["promote", "--region", "eu-west", "--json"]));
+    until("the old primary streams", || async {
+        cluster.status()["regions"].as_array().unwrap().iter().all(|region| region["state"] == "streaming")
+    })
+    .await;
+    let mut all = Vec::new();
+    for region in &cluster.regions {
+        let log = std::fs::read_to_string(cluster.region(region).join("daemon.log")).unwrap();
+        let mut last = None;
+        for line in log.lines() {
+            let parsed: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            let text = |key: &str| parsed[key].as_str().unwrap_or_else(|| panic!("{key}: {line}")).to_owned();
+            assert_eq!(text("region"), *region, "{line}");
+            let (time, level) = (text("time"), text("level"));
+            assert!(["TRACE", "DEBUG", "INFO", "WARN", "ERROR"].contains(&level.as_str()), "{line}");
+            assert!(!text("target").is_empty() && !text("message").is_empty(), "{line}");
+            let at = chrono::DateTime::parse_from_rfc3339(&time).unwrap();
+            assert!(time.len() == "2026-11-29T08:30:11.204518Z".len() && time.ends_with('Z'), "{line}");
+            assert!(last.is_none_or(|last| at >= last - chrono::TimeDelta::seconds(1)), "{line}");
+            last = Some(at);
+            all.push((at, parsed));
+        }
+        assert!(last.is_some(), "{region}");
+    }
+    let has = |key: &str| all.iter().filter(|(_, line)| !line[key].is_null()).count();
+    assert!(has("epoch") > 10 && has("lsn") > 2 && has("peer") > 2, "{all:#?}");
+    assert!(all.iter().any(|(at, line)| *at > began && line["epoch"] == 2), "the promotion's epoch");
+    // The coordinator's lines are of one trace, the one that the collector would be sent.
+    let traces: BTreeSet<&str> = all.iter().filter_map(|(_, line)| line["trace_id"].as_str()).collect();
+    let traces: Vec<&str> = traces.into_iter().filter(|id| !id.trim_matches('0').is_empty()).collect();
+    assert!(
+        traces.len() == 1 && traces[0].len() == 32 && traces[0].starts_with("0000000000000002"),
+        "{traces:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connections_that_say_nothing_keep_no_health_check_out() {
     let told = Told::up(1, "");
     told.cluster.until_level().await;

@@ -70,18 +70,42 @@ pub struct Config {
     pub logs: LogsConfig,
 }
 
-/// How large logs get: each daemon's, where `up` started it, and each PostgreSQL's.
+/// How large logs get, and how they are written: each daemon's, where `up` started it, and each PostgreSQL's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogsConfig {
     /// The size at which a log is put aside, bytes.
     pub max_size_bytes: u64,
     /// How many that were put aside are kept of each.
     pub keep: u32,
+    /// How a daemon's lines are written.
+    pub format: LogFormat,
+}
+
+/// How a daemon's lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// Each a JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<LogFormat> {
+        match name {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
 }
 
 impl Default for LogsConfig {
     fn default() -> LogsConfig {
-        LogsConfig { max_size_bytes: 64 << 20, keep: 4 }
+        LogsConfig { max_size_bytes: 64 << 20, keep: 4, format: LogFormat::Text }
     }
 }
 

@@ -160,9 +160,10 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     let beyond = old.telemetry.http_beyond_loopback == *http_beyond_loopback;
     keys.add("telemetry.http_beyond_loopback", beyond, Fate::Now);
     keys.add("telemetry.load", old.telemetry.load == *load, Fate::Now);
-    let LogsConfig { max_size_bytes, keep } = logs;
+    let LogsConfig { max_size_bytes, keep, format } = logs;
     keys.add("logs.max_size", old.logs.max_size_bytes == *max_size_bytes, Fate::Now);
     keys.add("logs.keep", old.logs.keep == *keep, Fate::Now);
+    keys.add("logs.format", old.logs.format == *format, Fate::Now);
     keys.0
 }
 
@@ -313,6 +314,7 @@ http_beyond_loopback = false
 [logs]
 max_size = \"33MiB\"
 keep = 7
+format = \"text\"
 [postgresql]
 bin_dir = \"/all/bin\"
 os_user = \"postgres\"
@@ -400,6 +402,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("telemetry.load", "load = true", "load = false", Fate::Now, Fate::Now),
             ("telemetry.http_beyond_loopback", "loopback = false", "loopback = true", Fate::Now, Fate::Now),
             ("logs.max_size", "max_size = \"33MiB\"", "max_size = \"34MiB\"", Fate::Now, Fate::Now),
+            ("logs.format", "format = \"text\"", "format = \"json\"", Fate::Now, Fate::Now),
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),

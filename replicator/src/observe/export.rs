@@ -67,7 +67,7 @@ fn spans(past: &Past) -> Vec<Span> {
     let whole_us: u64 = promotion.steps.iter().map(|step| step.us).sum();
     let length = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
     let mut from_us = past.at_us.saturating_sub(length(whole_us));
-    let trace = (u128::from(promotion.epoch.0) << 64) | u128::from(promotion.id);
+    let trace = promotion.trace();
     let root = promotion.id.max(1);
     let attribute = |key: &str, value: String| (format!("replicator.{key}"), value);
     let mut attributes = vec![

@@ -216,6 +216,7 @@ pub async fn run(
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     let file = Arc::new(RegionFile::new(places.state(), state));
+    log.tell_epoch(file.epoch());
     let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);
     let names = Names::of(&config, &name);
     let door = Door { asked: Asked::Region, cluster_id: identity.cluster_id, names };
