@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::collector::trace::v1 as traces;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use replicator_tests::lags::{self, Beats, Relay, Seen};
 use replicator_tests::{Cluster, free_port, now, until};
 use runtime::task::Task;
 use telemetry::METRICS;
@@ -102,14 +103,21 @@ struct Told {
 impl Told {
     /// A cluster that answers by HTTP and is up; `lines` come first in its file.
     fn up(secondaries: usize, lines: &str) -> Told {
+        let told = Told::configured(secondaries, lines, |_| {});
+        told.cluster.start();
+        told
+    }
+
+    /// The same, not up yet, once `configure` has had its way.
+    fn configured(secondaries: usize, lines: &str, configure: impl Fn(&Cluster)) -> Told {
         let cluster = Cluster::new(secondaries);
         cluster.configure(lines);
+        configure(&cluster);
         let ports: BTreeMap<&'static str, u16> =
             cluster.regions.iter().map(|region| (*region, free_port())).collect();
         for (region, port) in &ports {
             cluster.configure_region(region, &format!("http = \"127.0.0.1:{port}\""));
         }
-        cluster.start();
         Told { cluster, ports }
     }
 
@@ -414,4 +422,86 @@ async fn a_thousand_connections_that_say_nothing_keep_no_health_check_out() {
         assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{number}: {closed:?}");
     }
     assert_eq!(told.is("us-east", "/primary").await, 200);
+}
+
+/// How far what was said is from the truth, the 95th of a hundred, milliseconds.
+fn off_ms(seen: &[Seen]) -> f64 {
+    let mut off: Vec<f64> = seen.iter().map(|seen| seen.off_ms().abs()).collect();
+    off.sort_by(f64::total_cmp);
+    off[(off.len() - 1) * 95 / 100]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_is_the_truth_in_each_state_and_a_promotion_makes_no_gap_in_it() {
+    let relayed = free_port();
+    let told = Told::configured(2, "", |cluster| {
+        cluster.configure_region("eu-west", &format!("advertise = \"127.0.0.1:{relayed}\""));
+    });
+    let relay = Relay::open(relayed, told.cluster.address("eu-west")).await;
+    told.cluster.start();
+    let cluster = &told.cluster;
+    cluster.until_level().await;
+    let beats = Beats::begin(cluster.connect("us-east").await).await;
+    let secondary = tokio::sync::Mutex::new(cluster.connect("eu-west").await);
+    until("the table has come", || async {
+        sqlx::query("SELECT FROM beat LIMIT 1").execute(&mut *secondary.lock().await).await.is_ok()
+    })
+    .await;
+    let mut secondary = secondary.into_inner();
+    let (port, period) = (told.ports["us-east"], Duration::from_secs(4));
+    // Generous: other tests may have the processors. The benchmark says how near it is.
+    let near_ms = 250.0;
+    let seen = lags::compare(&beats, &mut secondary, port, "eu-west", period).await;
+    assert!(off_ms(&seen) < near_ms, "while it is written: {} {seen:?}", off_ms(&seen));
+    relay.cut(true);
+    let seen = lags::compare(&beats, &mut secondary, port, "eu-west", period).await;
+    let longest = seen.iter().map(|seen| seen.truth_ms[0]).fold(0.0, f64::max);
+    assert!(off_ms(&seen) < near_ms && longest > 3_000.0, "cut: {} {seen:?}", off_ms(&seen));
+    relay.cut(false);
+    cluster.until_level().await;
+    drop(beats);
+    until("all rows are there", || async {
+        told.metric("us-east", &lags::visible("eu-west")).await == Some(0.0)
+    })
+    .await;
+    let seen = lags::compare(&Beats::none(), &mut secondary, port, "eu-west", period).await;
+    assert!(off_ms(&seen) < near_ms, "idle: {} {seen:?}", off_ms(&seen));
+
+    // Whoever leads, each region's lag is told by somebody.
+    cluster.until_level_enough("eu-west").await;
+    let ports: Vec<u16> = told.ports.values().copied().collect();
+    let promoting = async {
+        let promoted = runtime::task::blocking("promote", {
+            let promote = cluster.command(&["promote", "--region", "eu-west"]);
+            move || {
+                let mut promote = promote;
+                promote.output().unwrap().status.success()
+            }
+        });
+        assert!(promoted.await.unwrap());
+    };
+    let mut gaps = BTreeMap::new();
+    let mut promoting = std::pin::pin!(promoting);
+    let mut over = None;
+    let mut last: BTreeMap<&str, _> = cluster.regions.iter().map(|region| (*region, now())).collect();
+    while over.is_none_or(|over: tokio::time::Instant| over.elapsed() < Duration::from_secs(5)) {
+        for region in &cluster.regions {
+            let name = lags::visible(region);
+            for port in &ports {
+                if lags::series(*port, &name).await.is_some() {
+                    let gap = last.insert(region, now()).unwrap().elapsed();
+                    let longest = gaps.entry(*region).or_insert(gap);
+                    *longest = gap.max(*longest);
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            () = &mut promoting, if over.is_none() => over = Some(now()),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    println!("the longest gaps: {gaps:?}");
+    assert!(gaps.len() == 3 && gaps.values().all(|gap| *gap < Duration::from_secs(5)), "{gaps:?}");
+    assert!(last.values().all(|last| last.elapsed() < Duration::from_secs(2)), "each goes on");
 }

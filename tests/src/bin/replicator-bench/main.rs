@@ -10,6 +10,7 @@ mod commit;
 mod cost;
 mod drill;
 mod growth;
+mod lag;
 mod links;
 mod load;
 mod rejoin;
@@ -55,11 +56,14 @@ async fn measure() {
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
+        "lag" => lag::run(first.unwrap_or(10)).await,
         "links" => {
             let work = move || links::run(first.unwrap_or(25), second);
             runtime::task::blocking("links", work).await.expect("it runs to its end");
         }
-        other => panic!("there is no '{other}': regions, commit, cost, growth, drill, rejoin, load, links"),
+        other => {
+            panic!("there is no '{other}': regions, commit, cost, growth, drill, rejoin, load, lag, links")
+        }
     }
 }
 
