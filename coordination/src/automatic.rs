@@ -202,11 +202,14 @@ mod tests {
         decide(&name(me), &Leadership::first(Epoch(1), name("a")), file, &heard, RULES, 0)
     }
 
+    /// What it is, who decides, what it heard, and what it decides.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, Grant)], Result<(), Waits>);
+
     #[test]
     fn the_best_region_orders_it_once_a_majority_has_heard_nothing_for_long_enough() {
         let three = voters(&["a", "b", "c"], &[]);
         let long = |lsn| grant(10, lsn);
-        let cases: [(&str, &str, &[(&str, Grant)], Result<(), Waits>); 12] = [
+        let cases: [Case<'_>; 12] = [
             ("gone", "b", &[("b", long(4500)), ("c", long(4400))], Ok(())),
             ("another has more", "c", &[("b", long(4500)), ("c", long(4400))], Err(Waits::Better(name("b")))),
             ("… and does not come to it", "c", &[("b", grant(15, 4500)), ("c", grant(15, 4400))], Ok(())),

@@ -108,6 +108,14 @@ pub struct Promotion {
     pub steps: Vec<Done>,
 }
 
+impl Promotion {
+    /// The id of its trace: the same wherever it is told, and never zero.
+    #[must_use]
+    pub fn trace(&self) -> u128 {
+        (u128::from(self.epoch.0) << 64) | u128::from(self.id)
+    }
+}
+
 /// Redo that the old primary had and no survivor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

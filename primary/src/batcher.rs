@@ -27,6 +27,7 @@ pub struct Batcher {
     redo: Vec<u8>,
     records: Records,
     newest_commit_us: i64,
+    oldest_sent_us: i64,
     in_flight: Vec<Lsn>,
 }
 
@@ -43,6 +44,9 @@ pub struct Cut {
     pub ends_in_record: bool,
     /// The writer's clock when it sent the newest of it, microseconds since 1970.
     pub newest_commit_us: i64,
+    /// The writer's clock when it sent the oldest of it, as far as that is known: of what a batch leaves,
+    /// that of its newest.
+    pub oldest_sent_us: i64,
 }
 
 /// The writer sent redo that does not continue what it sent before.
@@ -60,7 +64,8 @@ impl Batcher {
     #[must_use]
     pub fn new(timeline: Timeline, begin_lsn: Lsn) -> Batcher {
         let records = Records::new(begin_lsn);
-        Batcher { timeline, begin_lsn, redo: Vec::new(), records, newest_commit_us: 0, in_flight: Vec::new() }
+        let (redo, in_flight) = (Vec::new(), Vec::new());
+        Batcher { timeline, begin_lsn, redo, records, newest_commit_us: 0, oldest_sent_us: 0, in_flight }
     }
 
     /// Takes redo from the writer, sent at `sent_at_us`.
@@ -71,6 +76,9 @@ impl Batcher {
         let expected_lsn = self.end_lsn();
         if begin_lsn != expected_lsn {
             return Err(Gap { expected_lsn, came_lsn: begin_lsn });
+        }
+        if self.redo.is_empty() {
+            self.oldest_sent_us = sent_at_us;
         }
         self.redo.extend_from_slice(redo);
         self.records.read(self.begin_lsn, &self.redo);
@@ -122,6 +130,7 @@ impl Batcher {
             timeline: self.timeline,
             begin_lsn: self.begin_lsn,
             newest_commit_us: self.newest_commit_us,
+            oldest_sent_us: std::mem::replace(&mut self.oldest_sent_us, self.newest_commit_us),
             redo,
             ends_in_record,
         };

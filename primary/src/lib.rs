@@ -21,6 +21,7 @@ pub mod shipper;
 
 mod clock;
 mod known;
+mod trace;
 mod view;
 
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use postgres::instance::Instance;
 use proto::{ClusterId, Epoch, Lsn, RegionName, SystemId};
 use runtime::task::{Task, Tasks};
+use telemetry::trace::Tracer;
 use tokio_util::sync::CancellationToken;
 use transport::{EgressCap, Endpoint};
 use volume::Volume;
@@ -82,6 +84,8 @@ pub struct PrimaryOptions {
     /// The file that has the superuser's password, which is sent with a seed so that every region can print a
     /// connection string.
     pub superuser_password: std::path::PathBuf,
+    /// Samples batches, and follows those.
+    pub tracer: Tracer,
 }
 
 impl PrimaryOptions {

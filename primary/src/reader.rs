@@ -14,6 +14,8 @@ use postgres::protocol::client::{
 };
 use proto::compression::Compressor;
 use proto::{Batch, Lsn, Redo, SystemId, Timeline};
+use telemetry::otlp::SpanKind;
+use telemetry::trace::{Step, TraceId};
 use tokio_util::sync::CancellationToken;
 use volume::{Start, VolumeError};
 
@@ -22,7 +24,7 @@ use crate::gate::Lease;
 use crate::known::{Known, OtherRedo};
 use crate::release::{Facts, Leadership, Released, release};
 use crate::view::Views;
-use crate::{PrimaryOptions, clock};
+use crate::{PrimaryOptions, clock, trace};
 
 /// zstd's level for redo: measured on pgbench, higher levels cost the writer more than they save the WAN.
 const COMPRESSION_LEVEL: i32 = 1;
@@ -168,7 +170,7 @@ impl Reader {
             let known = std::mem::take(&mut known);
             (client, timeline, from_lsn) = match client.start_replication(slot, begin_lsn, timeline).await? {
                 Started::Streaming(stream) => {
-                    tracing::info!("reading the writer's redo from {from_lsn} on timeline {timeline}");
+                    tracing::info!(lsn = %from_lsn, "reading the writer's redo from {from_lsn} on timeline {timeline}");
                     self.stream(stream, timeline, from_lsn, known).await?
                 }
                 Started::TimelineEnded { next, begin_lsn, client } => {
@@ -176,7 +178,7 @@ impl Reader {
                     (client, next, begin_lsn)
                 }
             };
-            tracing::info!("the writer's timeline {timeline} begins at {from_lsn}");
+            tracing::info!(lsn = %from_lsn, "the writer's timeline {timeline} begins at {from_lsn}");
             volume.append_history(client.timeline_history(timeline).await?).await?;
         }
     }
@@ -257,6 +259,7 @@ impl Reader {
                     }
                     let durable_lsn = durable.borrow_and_update().lsn;
                     storing.batcher.durable(durable_lsn);
+                    self.options.tracer.reached(Step::Quorum, durable_lsn.0, clock::now_us);
                     // Only now may commits return, and secondaries be told.
                     storing.report(&mut stream, durable_lsn).await?;
                     self.views.update_reader(|state| state.durable_lsn = durable_lsn);
@@ -308,10 +311,17 @@ impl Storing<'_> {
     }
 
     async fn store(&mut self, cut: Cut) -> Result<(), ReaderError> {
-        let Cut { timeline, begin_lsn, redo, ends_in_record, newest_commit_us } = cut;
+        let (tracer, epoch) = (&self.reader.options.tracer, self.reader.options.epoch);
+        let sampled = tracer.samples().then(|| {
+            let (way, spans) = trace::begun(tracer, &cut, epoch, clock::now_us());
+            let (trace_id, lsn) = (TraceId(way.context.trace), Lsn(way.end));
+            tracing::debug!(%trace_id, %lsn, "a batch is followed through all regions");
+            (way, spans)
+        });
+        let Cut { timeline, begin_lsn, redo, ends_in_record, newest_commit_us, oldest_sent_us: _ } = cut;
         let compressed = self.compressor.compress(begin_lsn, &redo)?;
         let batch = Batch {
-            epoch: self.reader.options.epoch,
+            epoch,
             timeline,
             begin_lsn,
             end_lsn: begin_lsn + redo.len() as u64,
@@ -327,7 +337,15 @@ impl Storing<'_> {
             state.batches += 1;
             state.compressed_bytes += batch.payload.len() as u64;
         });
-        Ok(self.reader.options.volume.append(Redo { batch, bytes: redo.into() }).await?)
+        if let Some((mut way, mut spans)) = sampled {
+            spans.push(way.step("compress", SpanKind::Internal, clock::now_us()));
+            tracer.put(spans);
+            tracer.follow(way);
+        }
+        let end_lsn = batch.end_lsn;
+        self.reader.options.volume.append(Redo { batch, bytes: redo.into() }).await?;
+        tracer.reached(Step::Append, end_lsn.0, clock::now_us);
+        Ok(())
     }
 
     /// Tells the writer what may return when the volume is durable up to `durable_lsn`: this releases
@@ -343,6 +361,7 @@ impl Storing<'_> {
                 reported?;
                 self.released_lsn = released.lsn;
                 self.reader.views.note_released(released);
+                self.reader.options.tracer.reached(Step::Release, released.lsn.0, clock::now_us);
                 return Ok(());
             }
         }

@@ -60,8 +60,10 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        let sent =
-            Downstream { body: Some(downstream::Body::Heartbeat(Heartbeat { number: 5, durable_lsn: 7 })) };
+        let sent = Downstream {
+            body: Some(downstream::Body::Heartbeat(Heartbeat { number: 5, durable_lsn: 7 })),
+            trace: None,
+        };
         let mut wire = BytesMut::new();
         encode(&sent, &mut wire);
         let header: [u8; 4] = wire[..4].try_into().unwrap();

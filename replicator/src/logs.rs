@@ -5,16 +5,21 @@
 //! [`DaemonLog`] is what a daemon says. PostgreSQL's log is put aside the same way, by
 //! [`postgres::instance::Instance::put_log_aside`].
 
+pub mod lines;
+
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lines::{Said, line};
+use runtime::clock::wall_us;
 use runtime::private;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::LogsConfig;
+use crate::config::{LogFormat, LogsConfig};
 
 /// The log that was put aside `age` times since.
 #[must_use]
@@ -51,8 +56,31 @@ pub fn make_room(path: &Path, keep: u32) -> io::Result<()> {
 #[derive(Debug, Clone, Default)]
 pub struct DaemonLog(Arc<Mutex<State>>);
 
+/// The variable that says how the lines are written, before the file does: `json` or `text`.
+pub const FORMAT_VARIABLE: &str = "REPLICATOR_LOG_FORMAT";
+
+/// Who says what a log says.
+#[derive(Debug, Clone, Default)]
+pub struct Who {
+    region: Option<String>,
+    zone: Option<char>,
+    epoch: Option<Arc<AtomicU64>>,
+}
+
+impl Who {
+    /// The highest epoch that is known; none before one is.
+    fn epoch(&self) -> Option<u64> {
+        self.epoch.as_ref().map(|epoch| epoch.load(Ordering::Relaxed))
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    who: Who,
+    /// How the lines are written.
+    format: LogFormat,
+    /// By the environment's word: the file's does not count.
+    fixed: bool,
     /// The file, while standard error is one that is to be put aside.
     kept: Option<Kept>,
 }
@@ -70,19 +98,80 @@ impl DaemonLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A log as the environment says: `format` is the value of [`FORMAT_VARIABLE`], and anything else than
+    /// what that may be counts for nothing.
+    #[must_use]
+    pub fn new(format: Option<&str>) -> DaemonLog {
+        let log = DaemonLog::default();
+        if let Some(format) = format.and_then(LogFormat::named) {
+            let mut state = log.lock();
+            (state.format, state.fixed) = (format, true);
+        }
+        log
+    }
+
+    /// From now on it is what this region's daemon, or its zone's process, says.
+    pub fn is_of(&self, region: &str, zone: Option<char>) {
+        let mut state = self.lock();
+        (state.who.region, state.who.zone) = (Some(region.to_owned()), zone);
+    }
+
+    /// From now on each line says what `epoch` is then.
+    pub fn tell_epoch(&self, epoch: Arc<AtomicU64>) {
+        self.lock().who.epoch = Some(epoch);
+    }
+
+    /// Who says it, where lines are written as JSON.
+    pub(crate) fn json(&self) -> Option<Who> {
+        let state = self.lock();
+        (state.format == LogFormat::Json).then(|| state.who.clone())
+    }
+
+    /// A panic is a line like any other where lines are written as JSON.
+    pub fn report_panics(&self) {
+        let (log, before) = (self.clone(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| match log.json() {
+            Some(_) => tracing::error!("{panic}"),
+            None => before(panic),
+        }));
+    }
+
     /// Puts the log at `path` aside by `limits` from now on, if that is where standard error goes: what an
     /// orchestrator or a person does with it is theirs.
     pub fn keep(&self, path: &Path, limits: LogsConfig) {
         let mut state = self.lock();
+        state.obey(limits);
         let size_bytes = said_to(path).map(|metadata| metadata.size());
         state.kept = size_bytes.map(|size_bytes| Kept { path: path.to_owned(), limits, size_bytes });
     }
 
     /// Other limits from now on.
     pub fn limit(&self, limits: LogsConfig) {
-        if let Some(kept) = &mut self.lock().kept {
+        let mut state = self.lock();
+        state.obey(limits);
+        if let Some(kept) = &mut state.kept {
             kept.limits = limits;
         }
+    }
+}
+
+impl State {
+    fn obey(&mut self, limits: LogsConfig) {
+        if !self.fixed {
+            self.format = limits.format;
+        }
+    }
+
+    /// A line of the log's own.
+    fn complain(&self, message: String) {
+        let said = Said { message, ..Said::default() };
+        let _ = match self.format {
+            LogFormat::Text => writeln!(io::stderr(), "{}", said.message),
+            LogFormat::Json => {
+                let line = line(wall_us(), "ERROR", module_path!(), &self.who, said);
+                writeln!(io::stderr(), "{line}")
+            }
+        };
     }
 }
 
@@ -95,22 +184,20 @@ fn said_to(path: &Path) -> Option<Metadata> {
 
 impl Kept {
     /// Counts what was written, and begins a new file when there is enough.
-    fn wrote(&mut self, bytes: usize) {
+    fn wrote(&mut self, bytes: usize) -> io::Result<()> {
         self.size_bytes += bytes as u64;
         if self.size_bytes < self.limits.max_size_bytes {
-            return;
+            return Ok(());
         }
         // What is not said by way of this counts as well.
         match said_to(&self.path).map(|metadata| metadata.size()) {
             Some(size_bytes) => self.size_bytes = size_bytes,
             // Somebody has put it aside already: what is said goes there until the daemon starts again.
-            None => return,
+            None => return Ok(()),
         }
         self.size_bytes = 0;
-        if let Err(e) = self.begin_anew() {
-            // It is tried again once as much was written.
-            let _ = writeln!(io::stderr(), "{}: it cannot be put aside: {e}", self.path.display());
-        }
+        // Where it fails, it is tried again once as much was written.
+        self.begin_anew()
     }
 
     /// Until the last step whoever writes goes on in the file that is put aside: no line is lost.
@@ -131,8 +218,11 @@ impl Write for DaemonLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
         io::stderr().write_all(line)?;
-        if let Some(kept) = &mut state.kept {
-            kept.wrote(line.len());
+        if let Some(kept) = &mut state.kept
+            && let Err(e) = kept.wrote(line.len())
+        {
+            let what = format!("{}: it cannot be put aside: {e}", kept.path.display());
+            state.complain(what);
         }
         Ok(line.len())
     }
@@ -197,7 +287,26 @@ mod tests {
         let path = directory.path().join("daemon.log");
         std::fs::write(&path, "x").unwrap();
         let log = DaemonLog::default();
-        log.keep(&path, LogsConfig { max_size_bytes: 1, keep: 1 });
+        log.keep(&path, LogsConfig { max_size_bytes: 1, keep: 1, format: LogFormat::Text });
         assert!(log.lock().kept.is_none());
+    }
+
+    #[test]
+    fn the_file_says_how_lines_are_written_unless_the_environment_does() {
+        let of = |format| LogsConfig { format, ..LogsConfig::default() };
+        let log = DaemonLog::new(None);
+        log.is_of("eu-west", Some('b'));
+        for (format, json) in [(LogFormat::Json, true), (LogFormat::Text, false), (LogFormat::Json, true)] {
+            log.limit(of(format));
+            assert_eq!(log.json().is_some(), json);
+        }
+        let who = log.json().unwrap();
+        assert_eq!((who.region.as_deref(), who.zone, who.epoch()), (Some("eu-west"), Some('b'), None));
+        let fixed = DaemonLog::new(Some("text"));
+        fixed.limit(of(LogFormat::Json));
+        assert!(fixed.json().is_none());
+        assert!(
+            DaemonLog::new(Some("json")).json().is_some() && DaemonLog::new(Some("xml")).json().is_none()
+        );
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coordination::memory::Memory;
@@ -51,25 +52,34 @@ pub struct RegionFile {
     /// None when it is kept in memory only, as simulations do.
     path: Option<PathBuf>,
     state: Mutex<Arc<RegionState>>,
+    /// Its epoch, for those who must wait for no lock.
+    epoch: Arc<AtomicU64>,
 }
 
 impl RegionFile {
     /// The record `state`, which is in `path`.
     #[must_use]
     pub fn new(path: PathBuf, state: RegionState) -> RegionFile {
-        RegionFile { path: Some(path), state: Mutex::new(Arc::new(state)) }
+        RegionFile { path: Some(path), ..RegionFile::in_memory(state) }
     }
 
     /// A record that is kept in memory only.
     #[must_use]
     pub fn in_memory(state: RegionState) -> RegionFile {
-        RegionFile { path: None, state: Mutex::new(Arc::new(state)) }
+        let epoch = Arc::new(AtomicU64::new(state.epoch().0));
+        RegionFile { path: None, state: Mutex::new(Arc::new(state)), epoch }
     }
 
     /// What it says now.
     #[must_use]
     pub fn get(&self) -> Arc<RegionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The highest epoch whose beginning it has accepted, as it comes to be known.
+    #[must_use]
+    pub fn epoch(&self) -> Arc<AtomicU64> {
+        self.epoch.clone()
     }
 
     /// Changes it; on disk when this returns.
@@ -84,6 +94,7 @@ impl RegionFile {
             if let Some(path) = &self.path {
                 changed.save(path)?;
             }
+            self.epoch.store(changed.epoch().0, Ordering::Relaxed);
             *state = Arc::new(changed);
         }
         Ok(())

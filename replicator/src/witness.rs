@@ -20,6 +20,7 @@ use crate::daemon::serve::{Daemon, Door, accept};
 use crate::events::notice::{Notice, Seen};
 use crate::events::{Journal, Kind as EventKind};
 use crate::layout::Layout;
+use crate::logs::DaemonLog;
 use crate::region::{RegionError, load_state};
 use crate::region_file::RegionFile;
 use crate::voter::{Seat, Voter, of_a_voter, wire};
@@ -43,6 +44,7 @@ struct Witness {
 /// When it cannot start; what to do is in the error's words.
 pub async fn run(
     config: Config,
+    log: DaemonLog,
     layout: Layout,
     own: WitnessConfig,
     stop: CancellationToken,
@@ -53,6 +55,7 @@ pub async fn run(
     let journal = Journal::open(&places.events())?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     let kept = Arc::new(RegionFile::new(places.state(), state));
+    log.tell_epoch(kept.epoch());
     let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
     let door =
         Door { asked: Asked::Witness, cluster_id: identity.cluster_id, names: Names::of(&config, &own.name) };

@@ -8,6 +8,7 @@ use postgres::protocol::client::SystemIdentity;
 use postgres::protocol::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
 use postgres::sockets::socket_path;
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
+use telemetry::trace::{Step, Tracer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,6 +24,7 @@ pub struct VolumeSource {
     volume: Volume,
     system_id: SystemId,
     missing: watch::Sender<Option<Lsn>>,
+    tracer: Tracer,
 }
 
 /// A place in the volume.
@@ -30,6 +32,7 @@ pub struct VolumeSource {
 pub struct VolumeCursor {
     cursor: Cursor,
     from_lsn: Lsn,
+    tracer: Tracer,
 }
 
 impl RedoSource for VolumeSource {
@@ -57,7 +60,7 @@ impl RedoSource for VolumeSource {
 
     fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
         let cursor = self.volume.cursor(from_lsn, Start::Batch).map_err(|e| e.to_string())?;
-        Ok(VolumeCursor { cursor, from_lsn })
+        Ok(VolumeCursor { cursor, from_lsn, tracer: self.tracer.clone() })
     }
 }
 
@@ -75,6 +78,7 @@ impl RedoCursor for VolumeCursor {
 
 impl VolumeCursor {
     fn piece(&self, redo: Redo) -> RedoPiece {
+        self.tracer.reached(Step::Feed, redo.batch.end_lsn.0, runtime::clock::wall_us);
         // The first batch may begin before the LSN that was asked for.
         let skip = usize::try_from(self.from_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
         RedoPiece {
@@ -92,6 +96,8 @@ pub struct Heard {
     pub progress: watch::Sender<StandbyProgress>,
     /// The redo that the standby needs and the volume does not keep any more.
     pub missing: watch::Sender<Option<Lsn>>,
+    /// Is told when the standby was given a sampled batch.
+    pub tracer: Tracer,
 }
 
 /// Serves standbys on `listener` until `stop`. Only processes of `user_id`, and of root, may connect: the
@@ -105,8 +111,8 @@ pub async fn serve_standbys(
     heard: Heard,
     stop: CancellationToken,
 ) {
-    let Heard { progress, missing } = heard;
-    let source = Arc::new(VolumeSource { volume, system_id, missing });
+    let Heard { progress, missing, tracer } = heard;
+    let source = Arc::new(VolumeSource { volume, system_id, missing, tracer });
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {

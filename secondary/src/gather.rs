@@ -26,7 +26,7 @@ pub async fn serve(
         if here != Some(newest) {
             let refusal = other_redo(newest, here, volume.bounds().horizon_lsn);
             tracing::warn!("gave no redo to a region that shall lead: {}", refusal.reason);
-            stream.send(&Downstream { body: Some(downstream::Body::Refusal(refusal)) }).await?;
+            stream.send(&Downstream { body: Some(downstream::Body::Refusal(refusal)), trace: None }).await?;
             stream.finish().await;
             return Ok(());
         }
@@ -43,10 +43,14 @@ pub async fn serve(
             timeline = batch.timeline;
             if let Some(history) = volume.history(timeline) {
                 let file = TimelineFile { timeline: history.timeline.0, content: history.content.into() };
-                stream.send(&Downstream { body: Some(downstream::Body::Timeline(file)) }).await?;
+                stream
+                    .send(&Downstream { body: Some(downstream::Body::Timeline(file)), trace: None })
+                    .await?;
             }
         }
-        stream.send(&Downstream { body: Some(downstream::Body::Batch(batch.to_message())) }).await?;
+        stream
+            .send(&Downstream { body: Some(downstream::Body::Batch(batch.to_message())), trace: None })
+            .await?;
     }
     stream.finish().await;
     Ok(())

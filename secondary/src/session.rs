@@ -1,5 +1,6 @@
 //! One replication stream from the primary region: batches in, progress back.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +10,14 @@ use postgres::protocol::walsender::StandbyProgress;
 use proto::compression::{CompressionError, Decompressor};
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    Downstream, MAX_STREAM_MESSAGE_BYTES, Progress, Refusal, ReplicateOpen, ReplicateReady, Upstream,
-    downstream, upstream,
+    Downstream, MAX_STREAM_MESSAGE_BYTES, Progress, Refusal, ReplicateOpen, ReplicateReady, TraceContext,
+    Upstream, downstream, upstream,
 };
 use proto::{Batch, Epoch, Lsn, Redo, SystemId, Timeline, TimelineHistory};
-use tokio::sync::watch;
+use runtime::clock::wall_us;
+use telemetry::otlp::SpanKind;
+use telemetry::trace::{Context, Step, TraceId, Tracer, Way};
+use tokio::sync::{Notify, watch};
 use transport::{Receiver as StreamReceiver, Sender as StreamSender, Stream, TransportError};
 use volume::{Start, Volume, VolumeError};
 
@@ -97,6 +101,9 @@ pub struct Inbound {
     epoch: Mutex<Epoch>,
     state: Mutex<InboundState>,
     turns: Turns,
+    tracer: Tracer,
+    /// A sampled batch was received.
+    sampled: Notify,
 }
 
 /// Why a stream ended.
@@ -116,9 +123,14 @@ enum SessionEnd {
 
 impl Inbound {
     /// The receiving side of a region that stores into `volume`, has seen `epoch`, and whose standby's
-    /// progress is `applied`.
+    /// progress is `applied`. Batches that the primary sampled are followed by `tracer`.
     #[must_use]
-    pub fn new(volume: Volume, epoch: Epoch, applied: watch::Receiver<StandbyProgress>) -> Arc<Inbound> {
+    pub fn new(
+        volume: Volume,
+        epoch: Epoch,
+        applied: watch::Receiver<StandbyProgress>,
+        tracer: Tracer,
+    ) -> Arc<Inbound> {
         Arc::new(Inbound {
             volume,
             applied,
@@ -126,6 +138,8 @@ impl Inbound {
             epoch: Mutex::new(epoch),
             state: Mutex::default(),
             turns: Turns::default(),
+            tracer,
+            sampled: Notify::new(),
         })
     }
 
@@ -285,6 +299,45 @@ impl Inbound {
         Ok(ReplicateReady { timeline, durable_lsn, common, can_rewind, led, ..ReplicateReady::default() })
     }
 
+    /// The way through this region of a batch that the primary says is sampled.
+    fn sampled_way(&self, batch: &Batch, trace: &TraceContext) -> Option<Way> {
+        let (trace, span) = trace.sampled().filter(|_| self.tracer.is_on())?;
+        let (trace_id, lsn) = (TraceId(trace), batch.end_lsn);
+        tracing::debug!(%trace_id, %lsn, "a batch that the primary follows was received");
+        Some(Way {
+            context: Context { trace, span },
+            begin: batch.begin_lsn.0,
+            end: batch.end_lsn.0,
+            at_us: wall_us(),
+            next: 1,
+            ahead: &[Step::Append, Step::Quorum, Step::Feed, Step::Apply],
+            attributes: self.tracer.attributes(batch.epoch.0, &batch.begin_lsn, &batch.end_lsn),
+            whole: None,
+        })
+    }
+
+    /// Tells when sampled batches are durable here, and applied. Between them it waits for the next.
+    async fn follow_sampled(&self) -> Infallible {
+        let (mut durable, mut applied) = (self.volume.watch_durable(), self.applied.clone());
+        loop {
+            self.sampled.notified().await;
+            loop {
+                self.tracer.reached(Step::Quorum, durable.borrow_and_update().lsn.0, wall_us);
+                self.tracer.reached(Step::Apply, applied.borrow_and_update().applied_lsn.0, wall_us);
+                if !self.tracer.follows() {
+                    break;
+                }
+                let moved = tokio::select! {
+                    moved = durable.changed() => moved,
+                    moved = applied.changed() => moved,
+                };
+                if moved.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+
     fn set_state(&self, streaming: bool, detail: String) {
         let state = &mut *lock(&self.state);
         (state.streaming, state.detail) = (streaming, detail);
@@ -364,6 +417,7 @@ impl Session<'_> {
         let end = tokio::select! {
             end = self.take_redo(receiver) => end,
             end = report_progress(inbound, received, &mut sender, wanted) => end,
+            never = inbound.follow_sampled() => match never {},
         };
         let refusal = match &end {
             SessionEnd::Refused(kind, reason) => Some(Refusal::new(*kind, reason.clone())),
@@ -382,13 +436,13 @@ impl Session<'_> {
 
     async fn take_redo(&mut self, mut receiver: StreamReceiver) -> SessionEnd {
         loop {
-            let body = match receiver.receive::<Downstream>(MAX_STREAM_MESSAGE_BYTES).await {
-                Ok(Some(message)) => message.body,
+            let (body, trace) = match receiver.receive::<Downstream>(MAX_STREAM_MESSAGE_BYTES).await {
+                Ok(Some(message)) => (message.body, message.trace),
                 Ok(None) => return TransportError::Finished.into(),
                 Err(e) => return e.into(),
             };
             let taken = match body {
-                Some(downstream::Body::Batch(batch)) => self.take_batch(batch).await,
+                Some(downstream::Body::Batch(batch)) => self.take_batch(batch, trace).await,
                 Some(downstream::Body::Timeline(file)) => {
                     self.take_history(file.timeline, &file.content).await
                 }
@@ -420,7 +474,11 @@ impl Session<'_> {
         Ok(self.inbound.volume.append_history(history).await?)
     }
 
-    async fn take_batch(&mut self, message: proto::messages::Batch) -> Result<(), SessionEnd> {
+    async fn take_batch(
+        &mut self,
+        message: proto::messages::Batch,
+        trace: Option<TraceContext>,
+    ) -> Result<(), SessionEnd> {
         let batch =
             Batch::from_message(message).map_err(|e| SessionEnd::Refused(Kind::Failed, e.to_string()))?;
         match self.receiver.batch(&batch) {
@@ -428,11 +486,17 @@ impl Session<'_> {
             Verdict::Duplicate => return Ok(()),
             Verdict::Refuse(kind, reason) => return Err(SessionEnd::Refused(kind, reason)),
         }
+        let sampled = trace.and_then(|trace| self.inbound.sampled_way(&batch, &trace));
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             none => none.insert(decoder_at(&self.inbound.volume, &batch).await?),
         };
         let redo = decoder.open(batch)?;
+        if let Some(mut way) = sampled {
+            self.inbound.tracer.put([way.step("receive", SpanKind::Consumer, wall_us())]);
+            self.inbound.tracer.follow(way);
+            self.inbound.sampled.notify_one();
+        }
         {
             let state = &mut *lock(&self.inbound.state);
             state.redo_bytes += redo.batch.redo_bytes();
@@ -441,6 +505,7 @@ impl Session<'_> {
         for redo in self.held.take(redo) {
             let end_lsn = redo.batch.end_lsn;
             self.inbound.volume.append(redo).await?;
+            self.inbound.tracer.reached(Step::Append, end_lsn.0, wall_us);
             self.received.send_modify(|(received_lsn, _)| *received_lsn = end_lsn);
         }
         Ok(())

@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
     ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span as SpanMessage, span::SpanKind};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span as SpanMessage, span};
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
@@ -38,6 +38,8 @@ pub struct Destination {
     pub timeout: Duration,
     /// How often metrics are sent.
     pub every: Duration,
+    /// Whether traces are sent as well.
+    pub traces: bool,
     /// Who sends: attributes.
     pub resource: Vec<(String, String)>,
 }
@@ -61,6 +63,8 @@ impl Destination {
                 .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
         };
         let url = of("ENDPOINT").or_else(|| configured.map(str::to_owned)).filter(|_| !off)?;
+        let says = |name: &str, value: &str| variable(name).is_some_and(|said| said == value);
+        let traces = !says("OTEL_TRACES_EXPORTER", "none") && !says("OTEL_TRACES_SAMPLER", "always_off");
         let millis = |value: Option<String>, default: u64| {
             Duration::from_millis(value.and_then(|value| value.parse().ok()).unwrap_or(default).max(1))
         };
@@ -82,6 +86,7 @@ impl Destination {
             headers: of("HEADERS").map(|text| pairs(&text)).unwrap_or_default(),
             timeout: millis(of("TIMEOUT"), 10_000),
             every: millis(variable("OTEL_METRIC_EXPORT_INTERVAL"), 10_000),
+            traces,
             resource,
         })
     }
@@ -111,6 +116,17 @@ fn pairs(text: &str) -> Vec<(String, String)> {
     text.split(',').filter_map(pair).collect()
 }
 
+/// What a span is to the other end of a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanKind {
+    /// Nothing: it is within a region.
+    Internal,
+    /// It sends, and does not wait until that was taken.
+    Producer,
+    /// It takes what was sent so.
+    Consumer,
+}
+
 /// A step of a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
@@ -122,6 +138,8 @@ pub struct Span {
     pub parent: u64,
     /// What was done.
     pub name: String,
+    /// What it is to the other end.
+    pub kind: SpanKind,
     /// When it began and ended, microseconds since 1970.
     pub from_us: i64,
     /// See [`Span::from_us`].
@@ -309,7 +327,12 @@ pub fn traces(spans: &[Span], resource: &[(String, String)]) -> ExportTraceServi
         span_id: span.id.to_be_bytes().to_vec(),
         parent_span_id: if span.parent == 0 { Vec::new() } else { span.parent.to_be_bytes().to_vec() },
         name: span.name.clone(),
-        kind: SpanKind::Internal.into(),
+        kind: match span.kind {
+            SpanKind::Internal => span::SpanKind::Internal,
+            SpanKind::Producer => span::SpanKind::Producer,
+            SpanKind::Consumer => span::SpanKind::Consumer,
+        }
+        .into(),
         start_time_unix_nano: nanos(span.from_us),
         end_time_unix_nano: nanos(span.to_us),
         attributes: attributes(&span.attributes),
@@ -366,6 +389,9 @@ mod tests {
         assert_eq!(find(&own, None).unwrap().url, "http://metrics:4317");
         for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_METRICS_EXPORTER", "none")] {
             assert_eq!(find(&[all[0], off], Some("http://file:4317")), None);
+        }
+        for off in [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_TRACES_SAMPLER", "always_off")] {
+            assert!(!find(&[off], Some("http://file:4317")).unwrap().traces && file.traces);
         }
     }
 

@@ -39,11 +39,15 @@ pub async fn pgbench(url: &str, seconds: u64, mut meanwhile: impl AsyncFnMut()) 
 /// Runs so many transactions of so many clients; transactions a second.
 #[must_use]
 pub fn pgbench_transactions(url: &str, clients: u64, transactions: u64) -> f64 {
-    let (clients, each) = (clients.to_string(), (transactions / clients).to_string());
-    let ran = Command::new(postgresql("pgbench"))
-        .args(["-c", &clients, "-j", "2", "-t", &each, url])
-        .output()
-        .unwrap();
+    pgbench_with(url, clients, &["-t", &(transactions / clients).to_string()])
+}
+
+/// Runs so many clients with these arguments; transactions a second.
+#[must_use]
+pub fn pgbench_with(url: &str, clients: u64, arguments: &[&str]) -> f64 {
+    let (clients, threads) = (clients.to_string(), clients.min(2).to_string());
+    let mut command = Command::new(postgresql("pgbench"));
+    let ran = command.args(["-c", &clients, "-j", &threads]).args(arguments).arg(url).output().unwrap();
     let report = text(&ran.stdout);
     let tps = report.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     tps.unwrap_or_else(|| panic!("{report}{}", text(&ran.stderr)))

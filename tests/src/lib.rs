@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 pub mod bench;
+pub mod lags;
 pub mod ledger;
 pub mod simulation;
 pub mod wan;
@@ -115,6 +116,13 @@ impl Cluster {
         std::fs::write(self.file(), text.replace(&head, &format!("{head}{line}\n"))).unwrap();
     }
 
+    /// Where a region listens to others.
+    #[must_use]
+    pub fn address(&self, region: &str) -> SocketAddr {
+        let config = Config::load(&self.file()).unwrap();
+        config.region(&region.parse().unwrap()).unwrap().listen
+    }
+
     /// `volume status --json` of a region, parsed.
     #[must_use]
     pub fn volume(&self, region: &str) -> serde_json::Value {
@@ -145,7 +153,8 @@ impl Cluster {
     fn trouble(&self) -> Vec<String> {
         let expected = self.expected.lock().unwrap();
         let is_trouble = |line: &str| {
-            let error = line.contains(" ERROR ") && !expected.iter().any(|words| line.contains(words));
+            let says_so = line.contains(" ERROR ") || line.contains("\"level\":\"ERROR\"");
+            let error = says_so && !expected.iter().any(|words| line.contains(words));
             error || TROUBLE.iter().any(|words| line.contains(words))
         };
         let mut found = Vec::new();
@@ -172,9 +181,15 @@ impl Cluster {
     /// Runs the program with this cluster's file and data.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// The program with this cluster's file and data, to be run.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).arg("--config").arg(self.file()).arg("--data").arg(self.data());
-        command.output().unwrap()
+        command
     }
 
     /// What a command prints; it must succeed. `status` succeeds when a daemon answers, however well the

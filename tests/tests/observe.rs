@@ -9,7 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use opentelemetry_proto::tonic::collector::metrics::v1 as metrics;
 use opentelemetry_proto::tonic::collector::trace::v1 as traces;
+use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use replicator_tests::lags::{self, Beats, Relay, Seen};
 use replicator_tests::{Cluster, free_port, now, until};
 use runtime::task::Task;
 use telemetry::METRICS;
@@ -61,6 +64,36 @@ impl Collector {
     }
 }
 
+/// An attribute of a span; empty where it has none.
+fn said(span: &Span, key: &str) -> String {
+    let found = span.attributes.iter().find(|attribute| attribute.key == format!("replicator.{key}"));
+    match found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
+        Some(any_value::Value::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// What a sampled batch's trace has of each region, in the order of the way.
+const IN_PRIMARY: [&str; 7] = ["batch", "read", "cut", "compress", "append", "quorum", "release"];
+const IN_SECONDARY: [&str; 5] = ["receive", "append", "quorum", "feed", "apply"];
+
+impl Collector {
+    /// The spans of each sampled batch, by trace.
+    fn batches(&self) -> BTreeMap<Vec<u8>, Vec<Span>> {
+        let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
+        for span in self.spans.lock().unwrap().iter().filter(|span| !said(span, "end_lsn").is_empty()) {
+            traces.entry(span.trace_id.clone()).or_default().push(span.clone());
+        }
+        traces
+    }
+
+    /// A trace that has all of a primary and of so many secondaries.
+    fn whole_batch(&self, secondaries: usize) -> Option<Vec<Span>> {
+        let spans = IN_PRIMARY.len() + secondaries * (1 + IN_SECONDARY.len());
+        self.batches().into_values().find(|trace| trace.len() == spans)
+    }
+}
+
 /// The regions of a cluster and the ports at which their daemons answer by HTTP.
 struct Told {
     cluster: Cluster,
@@ -70,14 +103,21 @@ struct Told {
 impl Told {
     /// A cluster that answers by HTTP and is up; `lines` come first in its file.
     fn up(secondaries: usize, lines: &str) -> Told {
+        let told = Told::configured(secondaries, lines, |_| {});
+        told.cluster.start();
+        told
+    }
+
+    /// The same, not up yet, once `configure` has had its way.
+    fn configured(secondaries: usize, lines: &str, configure: impl Fn(&Cluster)) -> Told {
         let cluster = Cluster::new(secondaries);
         cluster.configure(lines);
+        configure(&cluster);
         let ports: BTreeMap<&'static str, u16> =
             cluster.regions.iter().map(|region| (*region, free_port())).collect();
         for (region, port) in &ports {
             cluster.configure_region(region, &format!("http = \"127.0.0.1:{port}\""));
         }
-        cluster.start();
         Told { cluster, ports }
     }
 
@@ -238,4 +278,230 @@ async fn a_collector_is_sent_every_metric_of_the_table_and_a_promotion_as_one_tr
     .await;
     assert_eq!(told.metric("us-east", "replicator_visible_lag_seconds{region=\"ap-northeast\"}").await, None);
     assert_eq!((told.is("us-east", "/primary").await, told.is("eu-west", "/primary").await), (503, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_order() {
+    let port = free_port();
+    let began = now();
+    let told = Told::up(2, &format!("telemetry.otlp = \"http://127.0.0.1:{port}\"\n"));
+    let cluster = &told.cluster;
+    let collector = Collector::default();
+    let _serving = collector.serve(port);
+    cluster.until_level().await;
+    let mut session = cluster.connect("us-east").await;
+    sqlx::raw_sql("CREATE TABLE t (n int)").execute(&mut session).await.unwrap();
+    let session = tokio::sync::Mutex::new(session);
+    until("a trace has all of three regions", || async {
+        let mut session = session.lock().await;
+        for _ in 0..20 {
+            sqlx::raw_sql("INSERT INTO t VALUES (1)").execute(&mut *session).await.unwrap();
+        }
+        collector.whole_batch(2).is_some()
+    })
+    .await;
+    let trace = collector.whole_batch(2).unwrap();
+    let of = |region: &str, name: &str| {
+        let found: Vec<&Span> =
+            trace.iter().filter(|span| said(span, "region") == region && span.name == name).collect();
+        assert_eq!(found.len(), 1, "{region}: {name}: {trace:#?}");
+        found[0].clone()
+    };
+    let root = of("us-east", "batch");
+    assert!(root.parent_span_id.is_empty(), "{root:?}");
+    // Redo of PostgreSQL's, of one epoch, and the same in all spans.
+    let lsns = (said(&root, "begin_lsn"), said(&root, "end_lsn"), said(&root, "epoch"));
+    let (begin, end): (bool, bool) =
+        sqlx::query_as("SELECT $1::pg_lsn < $2::pg_lsn, $2::pg_lsn <= pg_current_wal_flush_lsn()")
+            .bind(&lsns.0)
+            .bind(&lsns.1)
+            .fetch_one(&mut *session.lock().await)
+            .await
+            .unwrap();
+    assert!(begin && end, "{lsns:?}");
+    for span in &trace {
+        assert_eq!((said(span, "begin_lsn"), said(span, "end_lsn"), said(span, "epoch")), lsns);
+        assert!(span.end_time_unix_nano >= span.start_time_unix_nano, "{span:?}");
+    }
+    for secondary in ["eu-west", "ap-northeast"] {
+        let sent: Vec<&Span> = trace.iter().filter(|span| said(span, "to") == secondary).collect();
+        let [ship] = sent[..] else { panic!("{trace:#?}") };
+        assert_eq!((ship.name.as_str(), said(ship, "region")), ("ship", "us-east".into()));
+        assert_eq!((ship.kind(), of(secondary, "receive").kind()), (SpanKind::Producer, SpanKind::Consumer));
+        let here = IN_PRIMARY[1..6].iter().map(|name| of("us-east", name));
+        let there = IN_SECONDARY.iter().map(|name| of(secondary, name));
+        let way: Vec<Span> = here.chain([ship.clone()]).chain(there).collect();
+        for (before, after) in way.iter().zip(&way[1..]) {
+            assert!(before.start_time_unix_nano <= after.start_time_unix_nano, "{before:?} {after:?}");
+        }
+        for span in &way {
+            let parent = if said(span, "region") == secondary { ship } else { &root };
+            assert_eq!(span.parent_span_id, parent.span_id, "{span:?}");
+        }
+    }
+    // Hundreds of batches were cut, and at most one a second was sampled.
+    let (sampled, seconds) = (collector.batches().len(), began.elapsed().as_secs());
+    assert!(sampled as u64 <= seconds + 1, "{sampled} in {seconds} s");
+    let cut = told.metric("us-east", "replicator_batches_total{region=\"us-east\"}").await.unwrap();
+    assert!(cut > 100.0, "{cut}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemons_log_is_json_where_the_file_says_so() {
+    let cluster = Cluster::new(2);
+    cluster.configure("logs.format = \"json\"\n");
+    cluster.start();
+    cluster.until_level().await;
+    cluster.until_level_enough("eu-west").await;
+    let began = chrono::DateTime::from_timestamp_micros(runtime::clock::wall_us()).unwrap();
+    drop(cluster.printed(&["promote", "--region", "eu-west", "--json"]));
+    until("the old primary streams", || async {
+        cluster.status()["regions"].as_array().unwrap().iter().all(|region| region["state"] == "streaming")
+    })
+    .await;
+    let mut all = Vec::new();
+    for region in &cluster.regions {
+        let log = std::fs::read_to_string(cluster.region(region).join("daemon.log")).unwrap();
+        let mut last = None;
+        for line in log.lines() {
+            let parsed: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            let text = |key: &str| parsed[key].as_str().unwrap_or_else(|| panic!("{key}: {line}")).to_owned();
+            assert_eq!(text("region"), *region, "{line}");
+            let (time, level) = (text("time"), text("level"));
+            assert!(["TRACE", "DEBUG", "INFO", "WARN", "ERROR"].contains(&level.as_str()), "{line}");
+            assert!(!text("target").is_empty() && !text("message").is_empty(), "{line}");
+            let at = chrono::DateTime::parse_from_rfc3339(&time).unwrap();
+            assert!(time.len() == "2026-11-29T08:30:11.204518Z".len() && time.ends_with('Z'), "{line}");
+            assert!(last.is_none_or(|last| at >= last - chrono::TimeDelta::seconds(1)), "{line}");
+            last = Some(at);
+            all.push((at, parsed));
+        }
+        assert!(last.is_some(), "{region}");
+    }
+    let has = |key: &str| all.iter().filter(|(_, line)| !line[key].is_null()).count();
+    assert!(has("epoch") > 10 && has("lsn") > 2 && has("peer") > 2, "{all:#?}");
+    assert!(all.iter().any(|(at, line)| *at > began && line["epoch"] == 2), "the promotion's epoch");
+    // The coordinator's lines are of one trace, the one that the collector would be sent.
+    let traces: BTreeSet<&str> = all.iter().filter_map(|(_, line)| line["trace_id"].as_str()).collect();
+    let traces: Vec<&str> = traces.into_iter().filter(|id| !id.trim_matches('0').is_empty()).collect();
+    assert!(
+        traces.len() == 1 && traces[0].len() == 32 && traces[0].starts_with("0000000000000002"),
+        "{traces:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_that_say_nothing_keep_no_health_check_out() {
+    let told = Told::up(1, "");
+    told.cluster.until_level().await;
+    until("it is ready", || async { told.is("us-east", "/primary").await == 200 }).await;
+    let mut idle = Vec::new();
+    for number in 0..1_000 {
+        idle.push(TcpStream::connect(("127.0.0.1", told.ports["us-east"])).await.unwrap());
+        if number % 50 == 49 {
+            for path in ["/livez", "/primary"] {
+                let asked = tokio::time::timeout(Duration::from_secs(5), told.is("us-east", path)).await;
+                assert_eq!(asked, Ok(200), "{path} beside {number}");
+            }
+        }
+    }
+    // The daemon has kept few, and closes those as well when they go on saying nothing.
+    let daemon = told.cluster.daemon("us-east");
+    let sockets = || {
+        let files = std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
+        files
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count()
+    };
+    let many = sockets();
+    assert!(many < 300, "{many} sockets");
+    for (number, stream) in idle.iter_mut().enumerate() {
+        let closed = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut [0; 512])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{number}: {closed:?}");
+    }
+    assert_eq!(told.is("us-east", "/primary").await, 200);
+}
+
+/// How far what was said is from the truth, the 95th of a hundred, milliseconds.
+fn off_ms(seen: &[Seen]) -> f64 {
+    let mut off: Vec<f64> = seen.iter().map(|seen| seen.off_ms().abs()).collect();
+    off.sort_by(f64::total_cmp);
+    off[(off.len() - 1) * 95 / 100]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_is_the_truth_in_each_state_and_a_promotion_makes_no_gap_in_it() {
+    let relayed = free_port();
+    let told = Told::configured(2, "", |cluster| {
+        cluster.configure_region("eu-west", &format!("advertise = \"127.0.0.1:{relayed}\""));
+    });
+    let relay = Relay::open(relayed, told.cluster.address("eu-west")).await;
+    told.cluster.start();
+    let cluster = &told.cluster;
+    cluster.until_level().await;
+    let beats = Beats::begin(cluster.connect("us-east").await).await;
+    let secondary = tokio::sync::Mutex::new(cluster.connect("eu-west").await);
+    until("the table has come", || async {
+        sqlx::query("SELECT FROM beat LIMIT 1").execute(&mut *secondary.lock().await).await.is_ok()
+    })
+    .await;
+    let mut secondary = secondary.into_inner();
+    let (port, period) = (told.ports["us-east"], Duration::from_secs(4));
+    // Generous: other tests may have the processors. The benchmark says how near it is.
+    let near_ms = 250.0;
+    let seen = lags::compare(&beats, &mut secondary, port, "eu-west", period).await;
+    assert!(off_ms(&seen) < near_ms, "while it is written: {} {seen:?}", off_ms(&seen));
+    relay.cut(true);
+    let seen = lags::compare(&beats, &mut secondary, port, "eu-west", period).await;
+    let longest = seen.iter().map(|seen| seen.truth_ms[0]).fold(0.0, f64::max);
+    assert!(off_ms(&seen) < near_ms && longest > 3_000.0, "cut: {} {seen:?}", off_ms(&seen));
+    relay.cut(false);
+    cluster.until_level().await;
+    drop(beats);
+    until("all rows are there", || async {
+        told.metric("us-east", &lags::visible("eu-west")).await == Some(0.0)
+    })
+    .await;
+    let seen = lags::compare(&Beats::none(), &mut secondary, port, "eu-west", period).await;
+    assert!(off_ms(&seen) < near_ms, "idle: {} {seen:?}", off_ms(&seen));
+
+    // Whoever leads, each region's lag is told by somebody.
+    cluster.until_level_enough("eu-west").await;
+    let ports: Vec<u16> = told.ports.values().copied().collect();
+    let promoting = async {
+        let promoted = runtime::task::blocking("promote", {
+            let promote = cluster.command(&["promote", "--region", "eu-west"]);
+            move || {
+                let mut promote = promote;
+                promote.output().unwrap().status.success()
+            }
+        });
+        assert!(promoted.await.unwrap());
+    };
+    let mut gaps = BTreeMap::new();
+    let mut promoting = std::pin::pin!(promoting);
+    let mut over = None;
+    let mut last: BTreeMap<&str, _> = cluster.regions.iter().map(|region| (*region, now())).collect();
+    while over.is_none_or(|over: tokio::time::Instant| over.elapsed() < Duration::from_secs(5)) {
+        for region in &cluster.regions {
+            let name = lags::visible(region);
+            for port in &ports {
+                if lags::series(*port, &name).await.is_some() {
+                    let gap = last.insert(region, now()).unwrap().elapsed();
+                    let longest = gaps.entry(*region).or_insert(gap);
+                    *longest = gap.max(*longest);
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            () = &mut promoting, if over.is_none() => over = Some(now()),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    println!("the longest gaps: {gaps:?}");
+    assert!(gaps.len() == 3 && gaps.values().all(|gap| *gap < Duration::from_secs(5)), "{gaps:?}");
+    assert!(last.values().all(|last| last.elapsed() < Duration::from_secs(2)), "each goes on");
 }

@@ -281,7 +281,9 @@ fn policy_of(tuning: &Tuning) -> Policy {
 
 fn tell(told: Told) {
     match told {
-        Told::Open(lsn, ballot) => tracing::info!("the volume is open: redo up to {lsn}, ballot {ballot}"),
+        Told::Open(lsn, ballot) => {
+            tracing::info!(%lsn, "the volume is open: redo up to {lsn}, ballot {ballot}")
+        }
         Told::Behind(copy) => tracing::warn!("copy {copy} cannot keep up; it is filled from its peers"),
         Told::Uninspected(copy, why) => tracing::warn!("copy {copy}: {why}; choosing again"),
         Told::Outbidding(ballot) => tracing::info!(

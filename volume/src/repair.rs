@@ -30,7 +30,7 @@ pub(crate) async fn fill(head: Arc<Head>, copy: CopyId, from_lsn: Lsn) {
             Ok(Filled::NotMine) => return,
             Ok(Filled::More(bytes)) => {
                 if !std::mem::replace(&mut said, true) {
-                    tracing::info!("copy {copy} is filled from its peers from {from_lsn} on");
+                    tracing::info!(lsn = %from_lsn, "copy {copy} is filled from its peers from {from_lsn} on");
                 }
                 head.change(|log| log.tally_mut(copy).filled_bytes += bytes);
                 pace(&head, bytes).await;

@@ -542,7 +542,7 @@ impl<W: AsyncWrite + Unpin, T: RedoSource> Server<W, T> {
             match output {
                 Output::Send(bytes) => self.outgoing.write(&mut BytesMut::from(&bytes[..])).await?,
                 Output::Stream { from_lsn, timeline, end_lsn } => {
-                    tracing::info!("feeding a standby from {from_lsn} on timeline {timeline}");
+                    tracing::info!(lsn = %from_lsn, "feeding a standby from {from_lsn} on timeline {timeline}");
                     let cursor = self.source.open(from_lsn).map_err(WalsenderError::Source)?;
                     self.sending = Some(Sending { cursor, timeline, end_lsn });
                 }

@@ -45,7 +45,7 @@ impl Shipping {
     pub(super) fn in_place(&self, brought: Result<(), BringError>) -> Input {
         let Err(e) = brought else {
             let bytes = self.brought_bytes.load(Ordering::Relaxed);
-            tracing::info!(region = %self.target.name, "bytes sent to bring its data up: {bytes}");
+            tracing::info!(peer = %self.target.name, "bytes sent to bring its data up: {bytes}");
             return Input::InPlace;
         };
         self.options.volume.set_need(self.target.name.as_str(), None);

@@ -139,16 +139,16 @@ impl Known {
         let (state, detail, name) = (machine.state(), machine.detail(), &self.name);
         match state {
             State::Waiting { reason: Wait::Diverged, .. } if detail != said => {
-                tracing::error!(region = %name, "nothing is sent: {detail}; an operator decides which of the two is right");
+                tracing::error!(peer = %name, "nothing is sent: {detail}; an operator decides which of the two is right");
             }
             State::Waiting { .. } if detail != said => {
-                tracing::warn!(region = %name, "not shipping: {detail}")
+                tracing::warn!(peer = %name, "not shipping: {detail}")
             }
             State::Streaming { .. } if !matches!(was, State::Streaming { .. }) => {
-                tracing::info!(region = %name, "streaming")
+                tracing::info!(peer = %name, "streaming")
             }
             State::Seeding | State::Rewinding if was != state => {
-                tracing::info!(region = %name, "bringing its data up: {detail}");
+                tracing::info!(peer = %name, "bringing its data up: {detail}");
             }
             _ => {}
         }

@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use proto::messages::{
-    Downstream, Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Progress, TimelineFile, Upstream, downstream, refusal,
-    upstream,
+    Downstream, Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Progress, TimelineFile, TraceContext, Upstream,
+    downstream, refusal, upstream,
 };
 use proto::{Batch, Lsn, Timeline, frame};
+use telemetry::otlp::Span;
+use telemetry::trace::Tracer;
 use tokio::sync::watch;
 use transport::{Connection, Receiver, Sender, TransportError};
 use volume::{Cursor, Start, VolumeError};
 
 use super::machine::Input;
 use super::{Shipping, refused};
-use crate::clock;
+use crate::{clock, trace};
 
 /// A region hears from its primary at least this often, and answers.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -48,6 +50,7 @@ impl Shipping {
                 let out = Outgoing {
                     volume: &self.options.volume,
                     views: &self.views,
+                    tracer: &self.options.tracer,
                     target: &self.target.name,
                     egress: &self.egress,
                     connection: &connection,
@@ -79,22 +82,38 @@ const TROUBLE_LETTERS_MAX: usize = 400;
 struct Outgoing<'a> {
     volume: &'a volume::Volume,
     views: &'a crate::view::Views,
+    tracer: &'a Tracer,
     target: &'a proto::RegionName,
     egress: &'a transport::EgressCap,
     connection: &'a Connection,
 }
 
+/// What leaves in the next write.
+#[derive(Debug, Default)]
+struct Next {
+    frames: BytesMut,
+    /// Of the newest batch.
+    timeline: Timeline,
+    /// The spans of those batches of it that are sampled; they end once it was written.
+    sampled: Vec<Span>,
+}
+
 impl Outgoing<'_> {
     /// Sends until something fails, and says what.
     async fn send_batches(&self, mut sender: Sender, mut cursor: Cursor) -> StreamEnd {
-        let (mut frames, mut timeline, mut heartbeat_us) = (BytesMut::new(), Timeline(0), 0);
+        let (mut next, mut heartbeat_us) = (Next::default(), 0);
         loop {
-            if let Err(end) = self.fill(&mut frames, &mut cursor, &mut timeline, &mut heartbeat_us).await {
+            if let Err(end) = self.fill(&mut next, &mut cursor, &mut heartbeat_us).await {
                 return end;
             }
-            self.egress.take(frames.len()).await;
-            if let Err(e) = sender.write_frames(frames.split().freeze()).await {
+            self.egress.take(next.frames.len()).await;
+            if let Err(e) = sender.write_frames(next.frames.split().freeze()).await {
                 return e.into();
+            }
+            if !next.sampled.is_empty() {
+                let to_us = clock::now_us();
+                let sent = |span: Span| Span { to_us: to_us.max(span.from_us), ..span };
+                self.tracer.put(next.sampled.drain(..).map(sent));
             }
         }
     }
@@ -102,19 +121,18 @@ impl Outgoing<'_> {
     /// Waits for something to send: the batches that are there, or a heartbeat when none comes.
     async fn fill(
         &self,
-        frames: &mut BytesMut,
+        next: &mut Next,
         cursor: &mut Cursor,
-        timeline: &mut Timeline,
         heartbeat_us: &mut u64,
     ) -> Result<(), StreamEnd> {
         let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
-            self.put_heartbeat(frames);
+            self.put_heartbeat(&mut next.frames);
             return Ok(());
         };
-        let (mut redo_bytes, mut batches) = (self.put_batch(frames, first?, timeline), 1);
-        while frames.len() < WRITE_BYTES {
+        let (mut redo_bytes, mut batches) = (self.put_batch(next, first?), 1);
+        while next.frames.len() < WRITE_BYTES {
             let Some(batch) = cursor.try_next_batch() else { break };
-            redo_bytes += self.put_batch(frames, batch, timeline);
+            redo_bytes += self.put_batch(next, batch);
             batches += 1;
         }
         self.views.update_region(self.target, |region, _| {
@@ -124,22 +142,27 @@ impl Outgoing<'_> {
         // Under load too: answers to them say how far behind the region is.
         if clock::steady_us().saturating_sub(*heartbeat_us) > HEARTBEAT_US {
             *heartbeat_us = clock::steady_us();
-            self.put_heartbeat(frames);
+            self.put_heartbeat(&mut next.frames);
         }
         Ok(())
     }
 
     /// Adds `batch` to what will be sent, after the history of its timeline where that is new.
-    fn put_batch(&self, frames: &mut BytesMut, batch: Batch, timeline: &mut Timeline) -> u64 {
-        if batch.timeline != *timeline {
-            *timeline = batch.timeline;
+    fn put_batch(&self, next: &mut Next, batch: Batch) -> u64 {
+        if batch.timeline != next.timeline {
+            next.timeline = batch.timeline;
             if let Some(history) = self.volume.history(batch.timeline) {
                 let file = TimelineFile { timeline: history.timeline.0, content: history.content.into() };
-                put(frames, downstream::Body::Timeline(file));
+                put(&mut next.frames, downstream::Body::Timeline(file), None);
             }
         }
         let redo_bytes = batch.redo_bytes();
-        put(frames, downstream::Body::Batch(batch.to_message()));
+        let sampled = trace::shipped(self.tracer, &batch, self.target.as_str(), clock::now_us);
+        let context = sampled.map(|(span, context)| {
+            next.sampled.push(span);
+            context
+        });
+        put(&mut next.frames, downstream::Body::Batch(batch.to_message()), context);
         redo_bytes
     }
 
@@ -150,7 +173,7 @@ impl Outgoing<'_> {
             region.note_link(&wire);
             number = region.heartbeat_sent(clock::now_us(), durable_lsn);
         });
-        put(frames, downstream::Body::Heartbeat(Heartbeat { number, durable_lsn: durable_lsn.0 }));
+        put(frames, downstream::Body::Heartbeat(Heartbeat { number, durable_lsn: durable_lsn.0 }), None);
     }
 
     /// Takes what the region says until that ends, and says why.
@@ -196,6 +219,6 @@ impl Outgoing<'_> {
     }
 }
 
-fn put(frames: &mut BytesMut, body: downstream::Body) {
-    frame::encode(&Downstream { body: Some(body) }, frames);
+fn put(frames: &mut BytesMut, body: downstream::Body, trace: Option<TraceContext>) {
+    frame::encode(&Downstream { body: Some(body), trace }, frames);
 }

@@ -32,7 +32,8 @@ use proto::messages::PromoteRequest;
 use crate::config::Config;
 use crate::drill::Drill;
 use crate::layout::Layout;
-use crate::logs::DaemonLog;
+use crate::logs::lines::Lines;
+use crate::logs::{DaemonLog, FORMAT_VARIABLE};
 use crate::operator::{Operator, UrlOf};
 use crate::verdict::Level;
 use crate::{local, region, witness, zone};
@@ -54,25 +55,31 @@ pub fn main() -> ExitCode {
             "error"
         })
     });
-    let log = DaemonLog::default();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(false).init();
+    let log = DaemonLog::new(std::env::var(FORMAT_VARIABLE).ok().as_deref());
+    log.report_panics();
+    let lines = Lines::of(log.clone());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    subscriber.with_ansi(false).event_format(lines).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return fail(&e),
+        Err(e) => return fail(&log, &e),
     };
     // Whoever cannot ask does not know: for monitoring that is the worst.
     let unknown = matches!(cli.command, Command::Status { .. }).then(|| Level::Down.exit_status());
-    match runtime.block_on(run(cli, log)) {
+    match runtime.block_on(run(cli, log.clone())) {
         Ok(status) => status,
-        Err(e) => match (fail(&*e), unknown) {
+        Err(e) => match (fail(&log, &*e), unknown) {
             (_, Some(status)) => ExitCode::from(status),
             (failed, None) => failed,
         },
     }
 }
 
-fn fail(error: &dyn Error) -> ExitCode {
-    eprintln!("replicator: {error}");
+fn fail(log: &DaemonLog, error: &dyn Error) -> ExitCode {
+    match log.json() {
+        Some(_) => tracing::error!("{error}"),
+        None => eprintln!("replicator: {error}"),
+    }
     ExitCode::from(1)
 }
 
@@ -104,6 +111,7 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             let places = layout.region(&region);
             let zone = az.and_then(|zone| zone.chars().next());
             let path = zone.map_or_else(|| places.daemon_log(), |zone| places.zone_log(zone));
+            log.is_of(region.as_str(), zone);
             log.keep(&path, config.logs);
             run_daemon(config, file, log, layout, region, zone, &own_process).await
         }
@@ -192,7 +200,7 @@ async fn run_daemon(
         return Ok(zone::run(config, layout, name, zone, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
-        return Ok(witness::run(config, layout, own, stop).await?);
+        return Ok(witness::run(config, log, layout, own, stop).await?);
     }
     let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
     let source = region::reload::Source { file, own_process, again };

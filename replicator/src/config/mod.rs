@@ -14,8 +14,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, EndpointsConfig, FailoverConfig, LogsConfig, Place, RegionConfig, Role, SECONDARIES_MAX,
-    TelemetryConfig, WITNESSES_MAX, WitnessConfig,
+    Config, EndpointsConfig, FailoverConfig, LogFormat, LogsConfig, Place, RegionConfig, Role,
+    SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -168,6 +168,12 @@ mod tests {
         assert!(taken.contains("taken already"), "{taken}");
         let otlp = Config::parse(&with("", "[telemetry]\notlp = \"http://127.0.0.1:4317\"")).unwrap();
         assert_eq!(otlp.telemetry.otlp.as_deref(), Some("http://127.0.0.1:4317"));
+        let traces = |line: &str| Config::parse(&with("", &format!("[telemetry]\n{line}")));
+        assert_eq!(otlp.telemetry.traces_per_second, 1);
+        assert_eq!(traces("traces_per_second = 0").unwrap().telemetry.traces_per_second, 0);
+        for wrong in ["101", "-1", "0.5"] {
+            assert!(traces(&format!("traces_per_second = {wrong}")).is_err(), "{wrong}");
+        }
         let wrong = mistakes(&with("", "[telemetry]\notlp = \"collector:4317\"\nhttp_beyond_loopback = 1"));
         assert!(wrong.concat().contains("`otlp` is a URL") && wrong.len() == 2, "{wrong:?}");
     }
@@ -212,8 +218,11 @@ mod tests {
     fn logs_have_a_size_and_are_kept_in_number() {
         let with = |logs: &str| format!("cluster = \"x\"\n{}[logs]\n{logs}\n", region("a", "primary", 7000));
         let logs = |text: &str| Config::parse(&with(text)).unwrap().logs;
-        assert_eq!(logs(""), LogsConfig { max_size_bytes: 64 << 20, keep: 4 });
-        assert_eq!(logs("max_size = \"1MiB\"\nkeep = 9"), LogsConfig { max_size_bytes: 1 << 20, keep: 9 });
+        assert_eq!(logs(""), LogsConfig::default());
+        let json = LogsConfig { max_size_bytes: 1 << 20, keep: 9, format: LogFormat::Json };
+        assert_eq!(logs("max_size = \"1MiB\"\nkeep = 9\nformat = \"json\""), json);
+        assert_eq!(logs("format = \"text\""), LogsConfig::default());
+        assert!(mistakes(&with("format = \"xml\"")).concat().contains("`format`"));
         let wrong = mistakes(&with("max_size = \"1KiB\"\nkeep = 0"));
         assert!(wrong.len() == 2 && wrong.concat().contains("`keep` is a number from 1"), "{wrong:?}");
         assert!(mistakes(&with("keep = \"2\"")).concat().contains("`keep`"));

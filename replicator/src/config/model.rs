@@ -108,18 +108,42 @@ impl Default for EndpointsConfig {
     }
 }
 
-/// How large logs get: each daemon's, where `up` started it, and each PostgreSQL's.
+/// How large logs get, and how they are written: each daemon's, where `up` started it, and each PostgreSQL's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogsConfig {
     /// The size at which a log is put aside, bytes.
     pub max_size_bytes: u64,
     /// How many that were put aside are kept of each.
     pub keep: u32,
+    /// How a daemon's lines are written.
+    pub format: LogFormat,
+}
+
+/// How a daemon's lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// Each a JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<LogFormat> {
+        match name {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
 }
 
 impl Default for LogsConfig {
     fn default() -> LogsConfig {
-        LogsConfig { max_size_bytes: 64 << 20, keep: 4 }
+        LogsConfig { max_size_bytes: 64 << 20, keep: 4, format: LogFormat::Text }
     }
 }
 
@@ -129,6 +153,8 @@ pub struct TelemetryConfig {
     /// Where metrics and traces are sent by OTLP over gRPC, a URL; the standard `OTEL_*` variables come
     /// before it.
     pub otlp: Option<String>,
+    /// The most batches that are sampled, a second, where traces are sent; none when it is 0.
+    pub traces_per_second: u32,
     /// Whether `http` of a region may be an address that other machines reach.
     pub http_beyond_loopback: bool,
     /// Whether it is looked each second at what PostgreSQL is busy with.
@@ -137,7 +163,7 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> TelemetryConfig {
-        TelemetryConfig { otlp: None, http_beyond_loopback: false, load: true }
+        TelemetryConfig { otlp: None, traces_per_second: 1, http_beyond_loopback: false, load: true }
     }
 }
 

@@ -157,14 +157,17 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     for gone in old.witnesses.iter().filter(|before| !there.contains(&before.name)) {
         keys.steps("witness", &gone.name);
     }
-    let TelemetryConfig { otlp, http_beyond_loopback, load } = telemetry;
+    let TelemetryConfig { otlp, traces_per_second, http_beyond_loopback, load } = telemetry;
     keys.add("telemetry.otlp", old.telemetry.otlp == *otlp, Fate::Now);
+    let traces = old.telemetry.traces_per_second == *traces_per_second;
+    keys.add("telemetry.traces_per_second", traces, Fate::Now);
     let beyond = old.telemetry.http_beyond_loopback == *http_beyond_loopback;
     keys.add("telemetry.http_beyond_loopback", beyond, Fate::Now);
     keys.add("telemetry.load", old.telemetry.load == *load, Fate::Now);
-    let LogsConfig { max_size_bytes, keep } = logs;
+    let LogsConfig { max_size_bytes, keep, format } = logs;
     keys.add("logs.max_size", old.logs.max_size_bytes == *max_size_bytes, Fate::Now);
     keys.add("logs.keep", old.logs.keep == *keep, Fate::Now);
+    keys.add("logs.format", old.logs.format == *format, Fate::Now);
     let EndpointsConfig { hold, max_lag, sessions } = endpoints;
     keys.add("endpoints.hold", old.endpoints.hold == *hold, Fate::Now);
     keys.add("endpoints.max_lag", old.endpoints.max_lag == *max_lag, Fate::Now);
@@ -325,11 +328,13 @@ repair = \"100MiB\"
 scrub = \"23h\"
 [telemetry]
 otlp = \"http://127.0.0.1:4317\"
+traces_per_second = 3
 load = true
 http_beyond_loopback = false
 [logs]
 max_size = \"33MiB\"
 keep = 7
+format = \"text\"
 [postgresql]
 bin_dir = \"/all/bin\"
 os_user = \"postgres\"
@@ -413,9 +418,11 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("volume.repair", "\"100MiB\"", "\"101MiB\"", Fate::Now, Fate::Now),
             ("volume.scrub", "\"23h\"", "\"22h\"", Fate::Now, Fate::Now),
             ("telemetry.otlp", "otlp = \"http://127.0.0.1:4317\"\n", "", Fate::Now, Fate::Now),
+            ("telemetry.traces_per_second", "second = 3", "second = 0", Fate::Now, Fate::Now),
             ("telemetry.load", "load = true", "load = false", Fate::Now, Fate::Now),
             ("telemetry.http_beyond_loopback", "loopback = false", "loopback = true", Fate::Now, Fate::Now),
             ("logs.max_size", "max_size = \"33MiB\"", "max_size = \"34MiB\"", Fate::Now, Fate::Now),
+            ("logs.format", "format = \"text\"", "format = \"json\"", Fate::Now, Fate::Now),
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),

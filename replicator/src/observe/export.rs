@@ -1,19 +1,22 @@
-//! Sends metrics by OTLP every few seconds, and each promotion as a trace once it is over.
+//! Sends metrics by OTLP every few seconds, with them the spans of sampled batches, and each promotion as a
+//! trace once it is over.
 //!
-//! One request is under way at a time, and nothing is kept for later but promotions that are in the record
-//! anyway.
+//! One request is under way at a time. Nothing is kept for later but promotions, which are in the record
+//! anyway, and the newest spans of sampled batches.
 
 use std::sync::Arc;
 
 use coordination::leadership::Past;
 use runtime::clock::wall_us;
-use telemetry::otlp::{Destination, Sender, Span};
+use telemetry::otlp::{Destination, Sender, Span, SpanKind};
+use telemetry::trace::Tracer;
 
 use super::Observer;
 use super::facts::Facts;
 
 /// Sends to `destination` for ever.
-pub async fn run(destination: Destination, observer: Arc<Observer>) {
+pub async fn run(destination: Destination, observer: Arc<Observer>, tracer: Tracer) {
+    let traces = destination.traces;
     let mut sender = match Sender::new(destination) {
         Ok(sender) => sender,
         Err(e) => return tracing::error!("telemetry is not sent: {e}"),
@@ -27,7 +30,12 @@ pub async fn run(destination: Destination, observer: Arc<Observer>) {
         ticks.tick().await;
         let facts = observer.facts().await;
         let mut sent = sender.send(&observer.metrics_of(&facts), began_us, facts.now_us).await;
-        for past in to_tell(&facts, told_us) {
+        // What the collector does not take is lost; while it is away, they wait and the oldest go.
+        let batches = if sent.is_ok() { tracer.take() } else { Vec::new() };
+        if !batches.is_empty() {
+            sent = sender.trace(&batches).await;
+        }
+        for past in to_tell(&facts, told_us).filter(|_| traces) {
             if sent.is_ok() {
                 sent = sender.trace(&spans(past)).await;
             }
@@ -59,7 +67,7 @@ fn spans(past: &Past) -> Vec<Span> {
     let whole_us: u64 = promotion.steps.iter().map(|step| step.us).sum();
     let length = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
     let mut from_us = past.at_us.saturating_sub(length(whole_us));
-    let trace = (u128::from(promotion.epoch.0) << 64) | u128::from(promotion.id);
+    let trace = promotion.trace();
     let root = promotion.id.max(1);
     let attribute = |key: &str, value: String| (format!("replicator.{key}"), value);
     let mut attributes = vec![
@@ -77,6 +85,7 @@ fn spans(past: &Past) -> Vec<Span> {
         id: root,
         parent: 0,
         name: format!("{} to {}", promotion.mode, promotion.to),
+        kind: SpanKind::Internal,
         from_us,
         to_us: past.at_us,
         attributes,
@@ -84,7 +93,8 @@ fn spans(past: &Past) -> Vec<Span> {
     for (index, step) in (1_u64..).zip(&promotion.steps) {
         let to_us = from_us.saturating_add(length(step.us));
         let (id, name) = (root.wrapping_add(index).max(1), step.name.clone());
-        spans.push(Span { trace, id, parent: root, name, from_us, to_us, attributes: Vec::new() });
+        let (kind, attributes) = (SpanKind::Internal, Vec::new());
+        spans.push(Span { trace, id, parent: root, name, kind, from_us, to_us, attributes });
         from_us = to_us;
     }
     spans

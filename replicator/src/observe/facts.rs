@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use coordination::leadership::Past;
 use proto::{Epoch, RegionName};
+use telemetry::trace::Tracer;
 use volume::VolumeStatus;
 
 use super::vitals::Vitals;
@@ -44,6 +45,9 @@ pub struct Facts {
 
 /// Whoever knows a region's facts.
 pub trait Source: Send + Sync + 'static {
+    /// What follows sampled batches.
+    fn tracer(&self) -> Tracer;
+
     /// What is known now, given what PostgreSQL said last.
     fn facts(&self, postgres: Result<Vitals, String>) -> Pin<Box<dyn Future<Output = Facts> + Send + '_>>;
 }

@@ -11,8 +11,8 @@ use axum::routing::get;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::Observer;
 use super::health::{self, Health};
+use super::{Observer, connections};
 use crate::daemon::listen;
 use crate::{page, units};
 
@@ -37,15 +37,10 @@ pub async fn serve(
 ) {
     let Some(listener) = listen::bind(address, "`http`", &stop).await else { return };
     tracing::info!("the page, health checks and metrics at http://{address}");
-    let serving = axum::serve(listener, router(observer, page));
     // Whoever asks at the end is not waited for.
     tokio::select! {
         () = stop.cancelled() => {}
-        served = serving.into_future() => {
-            if let Err(e) = served {
-                tracing::error!("`http` at {address}: {e}");
-            }
-        }
+        never = connections::serve(listener, router(observer, page)) => match never {},
     }
 }
 

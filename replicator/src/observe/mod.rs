@@ -3,6 +3,7 @@
 //! [`facts`] is all that is told from, taken at one moment. [`health`] and [`metrics`] are pure functions of
 //! it; [`http`] answers, [`export`] sends, [`vitals`] asks PostgreSQL, and [`watch`] looks once a second.
 
+mod connections;
 pub mod export;
 pub mod facts;
 pub mod health;

@@ -7,6 +7,7 @@ use postgres::instance::Instance;
 use runtime::task::Task;
 use telemetry::Snapshot;
 use telemetry::otlp::Destination;
+use telemetry::trace::Tracer;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{Facts, Source};
@@ -29,6 +30,36 @@ pub struct Observer {
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
+/// Batches are sampled and followed as long as this is there.
+struct Sampling {
+    tracer: Tracer,
+    _permitting: Task<()>,
+}
+
+impl Sampling {
+    /// At most `per_second` batches are sampled, none where that is 0.
+    fn begin(tracer: Tracer, per_second: u32) -> Option<Sampling> {
+        let every = Duration::from_secs(1).checked_div(per_second)?;
+        tracer.switch(true);
+        let permits = tracer.clone();
+        let _permitting = Task::spawn("let batches be sampled", async move {
+            let mut ticks = tokio::time::interval(every);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                permits.permit();
+            }
+        });
+        Some(Sampling { tracer, _permitting })
+    }
+}
+
+impl Drop for Sampling {
+    fn drop(&mut self) {
+        self.tracer.switch(false);
     }
 }
 
@@ -87,13 +118,17 @@ pub async fn run(
     if own.http.is_none() && otlp.is_none() {
         return;
     }
+    let tracer = source.tracer();
+    let traced = otlp.as_ref().is_some_and(|destination| destination.traces);
+    let per_second = if traced { telemetry.traces_per_second } else { 0 };
+    let _sampling = Sampling::begin(tracer.clone(), per_second);
     let observer = Observer::new(source);
     let _asking =
         Task::spawn("ask PostgreSQL for its vital signs", vitals::ask(instance, observer.newest.clone()));
     let watching = observer.clone();
     let _watching = Task::spawn("look at lags", async move { watching.watch().await });
     let _sending = otlp.map(|destination| {
-        Task::spawn("send metrics and traces", export::run(destination, observer.clone()))
+        Task::spawn("send metrics and traces", export::run(destination, observer.clone(), tracer))
     });
     match own.http {
         Some(address) => http::serve(address, observer, page, stop).await,

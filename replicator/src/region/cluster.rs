@@ -84,7 +84,7 @@ impl RegionalCluster {
         if let Some(follower) = self.follower() {
             return Ok(follower);
         }
-        let Parts { layout, instance, volume, file, journal, .. } = &*self.parts;
+        let Parts { layout, instance, volume, file, journal, tracer, .. } = &*self.parts;
         let follower = Follower::start(
             layout.clone(),
             instance.clone(),
@@ -92,6 +92,7 @@ impl RegionalCluster {
             file.clone(),
             self.hold.clone(),
             journal.clone(),
+            tracer.clone(),
         );
         let follower = follower.await.map_err(Trouble::new)?;
         self.playing().follower = Some(follower.clone());

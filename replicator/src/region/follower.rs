@@ -14,6 +14,7 @@ use runtime::clock::{now, steady_us};
 use runtime::task::Task;
 use secondary::feed::{self, Heard};
 use secondary::{Data, Inbound};
+use telemetry::trace::Tracer;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -151,9 +152,11 @@ impl Follower {
         record: Arc<RegionFile>,
         hold: Hold,
         journal: Journal,
+        tracer: Tracer,
     ) -> Result<Arc<Follower>, FollowError> {
-        let heard = Heard::default();
-        let inbound = Inbound::new(volume.clone(), record.get().epoch(), heard.progress.subscribe());
+        let heard = Heard { tracer: tracer.clone(), ..Heard::default() };
+        let applied = heard.progress.subscribe();
+        let inbound = Inbound::new(volume.clone(), record.get().epoch(), applied, tracer);
         let follower = Follower {
             layout,
             instance,

@@ -143,6 +143,7 @@ impl Leader {
             own: own.name.clone(),
             voters: parts.voter.counted(),
             superuser_password: layout.password(),
+            tracer: parts.tracer.clone(),
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);

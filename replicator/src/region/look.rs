@@ -119,7 +119,7 @@ impl Follower {
             return self.restart_standby().await.map_err(Trouble::new);
         }
         if replay.paused {
-            tracing::warn!("replay is paused at {}: it is resumed", replay.applied_lsn);
+            tracing::warn!(lsn = %replay.applied_lsn, "replay is paused at {}: it is resumed", replay.applied_lsn);
             Replay::resume(&mut session, ANSWER).await.map_err(Trouble::new)?;
         }
         if replay.held {

@@ -57,6 +57,7 @@ use health::Health;
 use leader::LeaderError;
 use reload::{InForce, Source};
 use runtime::task::Task;
+use telemetry::trace::Tracer;
 
 /// Why a region's daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,8 @@ pub(crate) struct Parts {
     pub(crate) certificate_ends_s: i64,
     pub(crate) journal: Journal,
     pub(crate) chronicle: Chronicle,
+    /// Follows sampled batches.
+    pub(crate) tracer: Tracer,
 }
 
 impl Parts {
@@ -217,6 +220,7 @@ pub async fn run(
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     let file = Arc::new(RegionFile::new(places.state(), state));
+    log.tell_epoch(file.epoch());
     let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);
     let names = Names::of(&config, &name);
     let door = Door { asked: Asked::Region, cluster_id: identity.cluster_id, names };
@@ -239,6 +243,7 @@ pub async fn run(
         certificate_ends_s: identity.ends_s,
         journal,
         chronicle,
+        tracer: Tracer::of(name.as_str()),
     });
     chronicle::note_start(&parts);
     let doors = Arc::new(Doors::of(&parts));
@@ -319,6 +324,10 @@ pub(crate) fn load_state(
 }
 
 impl observe::facts::Source for Region {
+    fn tracer(&self) -> Tracer {
+        self.parts.tracer.clone()
+    }
+
     fn facts(
         &self,
         postgres: Result<observe::vitals::Vitals, String>,

@@ -57,7 +57,7 @@ impl Follower {
         );
         let answer = match self.take_seed(open, &mut stream).await {
             Ok(consistent_lsn) => {
-                tracing::info!("the seed is in place; it is consistent from {consistent_lsn} on");
+                tracing::info!(lsn = %consistent_lsn, "the seed is in place; it is consistent from {consistent_lsn} on");
                 self.journal.note(
                     Kind::SeedOver,
                     format!(
@@ -111,7 +111,7 @@ impl Follower {
         );
         let refusal = match self.take_rewind(open, &mut tunnel).await {
             Ok(begin_lsn) => {
-                tracing::info!("the data are rewound; they need redo from {begin_lsn} on");
+                tracing::info!(lsn = %begin_lsn, "the data are rewound; they need redo from {begin_lsn} on");
                 self.journal.note(
                     Kind::RewindOver,
                     format!("region {name}: its data are rewound; it follows with redo from {begin_lsn} on"),

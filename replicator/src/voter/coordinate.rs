@@ -9,8 +9,10 @@ use coordination::promotion::{Fence, Grant, Outcome, after};
 use coordination::{Leadership, Promotion, Step};
 use proto::messages::{self as m, control_request, control_response};
 use proto::{Lsn, RegionName, Timeline};
+use telemetry::trace::TraceId;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::field::{DisplayValue, display};
 
 use runtime::clock::now;
 
@@ -70,19 +72,21 @@ impl Voter {
 /// What was done since the last change of the record, and how long it took.
 #[derive(Debug)]
 struct Times {
+    /// Of the promotion, once that was read.
+    trace_id: Option<DisplayValue<TraceId>>,
     since: Instant,
     done: Vec<Done>,
 }
 
 impl Times {
     fn start() -> Times {
-        Times { since: now(), done: Vec::new() }
+        Times { trace_id: None, since: now(), done: Vec::new() }
     }
 
     fn done(&mut self, name: &str) {
         let at = now();
         let us = u64::try_from((at - self.since).as_micros()).unwrap_or(u64::MAX);
-        tracing::info!("promotion: {name}, {} ms", us / 1000);
+        tracing::info!(trace_id = self.trace_id, "promotion: {name}, {} ms", us / 1000);
         self.done.push(Done { name: name.into(), us });
         self.since = at;
     }
@@ -111,6 +115,7 @@ impl Coordinator {
             };
             let mine = |p: &Promotion| p.id == self.id && p.coordinator == self.voter.me;
             let Some(promotion) = record.promotion.clone().filter(mine) else { return };
+            self.times.trace_id = Some(display(TraceId(promotion.trace())));
             let tried = match promotion.step {
                 Step::HandOver => Ok(self.hand_over(&promotion).await),
                 Step::Fence => self.shut_out(&record, &promotion).await,
@@ -140,7 +145,7 @@ impl Coordinator {
                 continue;
             };
             if let Next::RollBack { why, .. } = &next {
-                tracing::error!("rolled back: {why}");
+                tracing::error!(trace_id = self.times.trace_id, "rolled back: {why}");
             }
             let done = std::mem::take(&mut self.times.done);
             let change = Change::Advance { id: self.id, attempt: promotion.attempt, next, done };
@@ -157,7 +162,7 @@ impl Coordinator {
 
     fn say(&self, last: &mut String, what: String) {
         if *last != what {
-            tracing::warn!("the promotion waits: {what}");
+            tracing::warn!(trace_id = self.times.trace_id, "the promotion waits: {what}");
             *last = what;
         }
     }

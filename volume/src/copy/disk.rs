@@ -323,7 +323,7 @@ impl Disk {
         if lsn >= self.end.lsn {
             return Ok(());
         }
-        tracing::info!("copy {}: cutting off redo from {lsn} to {}", self.copy, self.end.lsn);
+        tracing::info!(lsn = %lsn, "copy {}: cutting off redo from {lsn} to {}", self.copy, self.end.lsn);
         self.open = None;
         while let Some(last) = { lock(&self.segments).last().copied() } {
             let path = self.path_of(last.begin_lsn);

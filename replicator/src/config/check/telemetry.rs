@@ -5,10 +5,13 @@ use toml::de::DeTable;
 use crate::config::model::Config;
 use crate::config::read::Reader;
 
+/// The most batches that are sampled, a second: a trace of one in six regions has some thirty spans.
+const TRACES_MAX: u32 = 100;
+
 impl Reader {
     pub(super) fn telemetry(&mut self, table: &DeTable<'_>, config: &mut Config) {
         let Some((_, table)) = self.section(table, "telemetry") else { return };
-        self.known_keys(table, &["http_beyond_loopback", "load", "otlp"]);
+        self.known_keys(table, &["http_beyond_loopback", "load", "otlp", "traces_per_second"]);
         config.telemetry.otlp =
             self.optional(table, "otlp", "a URL, such as \"http://127.0.0.1:4317\"", |text| {
                 let (scheme, place) = text.split_once("://")?;
@@ -16,6 +19,16 @@ impl Reader {
             });
         self.flag(table, "http_beyond_loopback", &mut config.telemetry.http_beyond_loopback);
         self.flag(table, "load", &mut config.telemetry.load);
+        let Some(traces) = table.get("traces_per_second") else { return };
+        let number = traces.get_ref().as_integer();
+        let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+        match number.filter(|number| *number <= TRACES_MAX) {
+            Some(number) => config.telemetry.traces_per_second = number,
+            None => {
+                let what = format!("`traces_per_second` is a number from 0, for none, to {TRACES_MAX}");
+                let _: Option<()> = self.mistake(traces.span(), what);
+            }
+        }
     }
 
     fn flag(&mut self, table: &DeTable<'_>, key: &str, flag: &mut bool) {

@@ -9,7 +9,9 @@
 mod commit;
 mod cost;
 mod drill;
+mod endpoint;
 mod growth;
+mod lag;
 mod links;
 mod load;
 mod rejoin;
@@ -26,7 +28,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
 /// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]` or
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
-/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
+/// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
         // The ends of a bulk transfer, which `links` runs in places of their own.
@@ -55,11 +57,17 @@ async fn measure() {
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
+        "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
+        "lag" => lag::run(first.unwrap_or(10)).await,
         "links" => {
             let work = move || links::run(first.unwrap_or(25), second);
             runtime::task::blocking("links", work).await.expect("it runs to its end");
         }
-        other => panic!("there is no '{other}': regions, commit, cost, growth, drill, rejoin, load, links"),
+        other => {
+            panic!(
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, load, lag, links"
+            )
+        }
     }
 }
 
