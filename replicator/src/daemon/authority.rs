@@ -381,6 +381,7 @@ mod tests {
         copy                      -         -            -        -    -
         gather                    -         shall_lead   -        -    -
         rewind                    -         leads        -        -    -
+        session                   -         y            -        -    -
         region_status             y         y            -        -    -
         cluster_status            y         -            -        -    -
         url                       y         -            -        -    -
@@ -412,6 +413,7 @@ mod tests {
         copy                      -         -            -        -    -
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
+        session                   -         -            -        -    -
         region_status             -         -            -        -    -
         cluster_status            -         -            -        -    -
         url                       -         -            -        -    -
@@ -443,6 +445,7 @@ mod tests {
         copy                      -         -            -        y    -
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
+        session                   -         -            -        -    -
         region_status             -         -            -        -    -
         cluster_status            -         -            -        -    -
         url                       -         -            -        -    -
