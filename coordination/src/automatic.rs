@@ -1,4 +1,5 @@
-//! Whether a region orders a failover by itself: the primary's region is gone as a whole, and nobody is asked.
+//! Whether a region orders a failover by itself: the primary's region is gone as a whole, and no operator is
+//! asked.
 //!
 //! It decides *when*, and nothing else. The failover that follows is the same as one that an operator orders:
 //! voted on, fenced, and reported. So a wrong guess here costs a promotion, and never an acknowledged commit
@@ -89,9 +90,9 @@ impl Waits {
     }
 }
 
-/// Whether the region `me` orders a failover to itself. `record` is the newest that is known to be agreed, and
-/// `heard` what each voter said a moment ago who answered, `me` included; `file` says who votes where the
-/// record does not, and `now_us` is the time since 1970.
+/// Whether the region `me` orders a failover to itself. `record` is what it has accepted, and `heard` what
+/// each voter said a moment ago who answered, `me` included; `file` says who votes where the record does not,
+/// and `now_us` is the time since 1970.
 ///
 /// # Errors
 /// Why it does not.

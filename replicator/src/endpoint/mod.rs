@@ -2,8 +2,8 @@
 //!
 //! A client connects to the endpoint of any region's daemon, and is brought to PostgreSQL: the region's own,
 //! or another region's, through the daemons' QUIC. Bytes pass as they are: encryption and authentication are
-//! PostgreSQL's. While nobody leads, new clients are held instead of refused; whoever is connected to a writer
-//! that was shut out is cut off at once.
+//! PostgreSQL's. While nobody leads, new clients are held instead of refused; sessions with a writer that was
+//! shut out are cut off at once.
 //!
 //! - [`way`]: where a client goes, and how long it stays. Pure: it decides by the record of who leads, and
 //!   asks nobody.

@@ -178,8 +178,8 @@ impl Knows {
         own.into_iter().chain(secondaries.chain(last).cloned().map(Way::There)).collect()
     }
 
-    /// Whether a client stays with the writer of `term`. What the record forbids counts at once; and a primary
-    /// whose lease is over may have been replaced already.
+    /// Whether a client stays with the writer of `term`. What the record forbids counts at once; and a
+    /// primary whose lease is over may have been replaced already.
     #[must_use]
     pub fn stays(&self, term: &Term) -> bool {
         if !self.view.supports(&term.region, term.epoch) {

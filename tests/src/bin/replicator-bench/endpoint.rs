@@ -9,8 +9,8 @@ use sqlx::{Connection, PgConnection};
 /// Clients that are connected and say nothing.
 const IDLE: usize = 900;
 
-/// A region and its endpoint, `rounds` times in turn, for `seconds` each: statements that read, one client and
-/// eight, and TPC-B. Then what idle clients take of the daemon's memory.
+/// A region and its endpoint, `rounds` times in turn, for `seconds` each: statements that read, one client
+/// and eight, and TPC-B. Then what idle clients take of the daemon's memory.
 pub async fn run(rounds: u64, seconds: u64) {
     println!("pgbench -s 20, {rounds} rounds of {seconds} s in turn, all on this machine; medians.\n");
     let cluster = Cluster::new(1);

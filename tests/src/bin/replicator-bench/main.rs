@@ -28,7 +28,8 @@ const WARM_UP: usize = 50;
 /// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
 /// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]` or
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
-/// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
+/// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or
+/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
         // The ends of a bulk transfer, which `links` runs in places of their own.
