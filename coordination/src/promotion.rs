@@ -60,6 +60,23 @@ pub struct Ahead {
     pub to_lsn: Lsn,
 }
 
+/// Whether the region that shall lead can, as far as those say who were heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fitness {
+    /// It was not heard: what others have beyond it nobody knows, nor which timeline it would leave.
+    Unheard,
+    /// Its redo was cut off, or does not continue with the most that another has.
+    Unfit,
+    /// It can lead.
+    Fit {
+        /// Once it has gathered this.
+        ahead: Option<Ahead>,
+        /// All that it has then. Where it turns out to have more, it was given that meanwhile, and is to be
+        /// heard again.
+        whole: Redo,
+    },
+}
+
 /// What is known while the old primary is shut out.
 #[derive(Debug, Clone)]
 pub struct Fence {
@@ -102,12 +119,6 @@ impl Fence {
         self.voters.names().iter().filter(|name| self.grants.contains_key(*name)).count()
     }
 
-    /// Whether `voter` has accepted it.
-    #[must_use]
-    pub fn has(&self, voter: &RegionName) -> bool {
-        self.grants.contains_key(voter)
-    }
-
     /// Whether one that has accepted it could not say yet what redo it has.
     #[must_use]
     pub fn has_unheard(&self) -> bool {
@@ -128,16 +139,27 @@ impl Fence {
         waits.then_some(self.lease_over_us)
     }
 
-    /// The region that has the most redo, if it has more than `to`, and up to where; what was cut off is not
-    /// meant.
+    /// Whether `to` can lead, and with what. It has to be heard itself: a majority may hold without it, as
+    /// whoever coordinates may be another region.
     #[must_use]
-    pub fn ahead_of(&self, to: &RegionName) -> Option<Ahead> {
-        let own = self.grants.get(to)?;
+    pub fn fitness(&self, to: &RegionName) -> Fitness {
+        let Some(own) = self.grants.get(to) else { return Fitness::Unheard };
+        let Some(mine) = self.on_line(own).filter(|_| own.has_data) else { return Fitness::Unfit };
+        let ahead = self.ahead_of(to, own, mine);
+        let whole = ahead.as_ref().map_or(own.redo(), |ahead| Redo::new(ahead.timeline, ahead.to_lsn));
+        match Lineage::of(&self.record).extends(own.redo(), whole) {
+            true => Fitness::Fit { ahead, whole },
+            false => Fitness::Unfit,
+        }
+    }
+
+    /// The region that has the most redo, if it has more than `to`, whose `own` is on the line up to `mine`,
+    /// and up to where; what was cut off is not meant.
+    fn ahead_of(&self, to: &RegionName, own: &Grant, mine: Lsn) -> Option<Ahead> {
         if planted::is(Bug::GathersNothing) {
             return None;
         }
         let lineage = Lineage::of(&self.record);
-        let (mine, at) = (self.on_line(own)?, own.redo());
         let others = self.grants.iter().filter(|(name, _)| *name != to);
         let able = others.filter(|(_, grant)| grant.has_redo);
         let able = able.filter_map(|(name, grant)| {
@@ -146,31 +168,15 @@ impl Fence {
             let to_lsn = self.on_line(grant).map_or(along, |_| grant.durable_lsn);
             // What `to` cannot go on with, and its owner cannot lead with, was cut off by an epoch that began
             // since, which said so.
-            let useful = grant.has_data || lineage.extends(at, Redo::new(grant.timeline, to_lsn));
+            let useful = grant.has_data || lineage.extends(own.redo(), Redo::new(grant.timeline, to_lsn));
             useful.then(|| (along, Ahead { from: name.clone(), timeline: grant.timeline, to_lsn }))
         });
         let (most, ahead) = able.max_by_key(|(along, _)| *along)?;
         (most > mine).then_some(ahead)
     }
 
-    /// Whether `to` can lead: its redo was not cut off, and continues with the most that another has.
-    #[must_use]
-    pub fn can_lead(&self, to: &RegionName) -> bool {
-        let Some(mine) = self.grants.get(to) else { return false };
-        let lineage = Lineage::of(&self.record);
-        let extended = |ahead: Ahead| lineage.extends(mine.redo(), Redo::new(ahead.timeline, ahead.to_lsn));
-        mine.has_data && self.on_line(mine).is_some() && self.ahead_of(to).is_none_or(extended)
-    }
-
     fn on_line(&self, grant: &Grant) -> Option<Lsn> {
         Lineage::of(&self.record).on_line(grant.redo())
-    }
-
-    /// The timeline that the new one leaves when `to` leads with the most redo that there is.
-    #[must_use]
-    pub fn parent(&self, to: &RegionName) -> Timeline {
-        let own = self.grants.get(to).map_or(Timeline(1), |grant| grant.timeline);
-        self.ahead_of(to).map_or(own, |ahead| ahead.timeline)
     }
 
     /// What may be lost when the new timeline begins at `fork_lsn`. `elsewhere`: every commit that the old
@@ -308,6 +314,16 @@ mod tests {
         }
     }
 
+    fn has(timeline: u32, end_lsn: u64) -> Fitness {
+        Fitness::Fit { ahead: None, whole: Redo::new(Timeline(timeline), Lsn(end_lsn)) }
+    }
+
+    fn gathers(from: &str, timeline: u32, to_lsn: u64) -> Fitness {
+        let (timeline, to_lsn) = (Timeline(timeline), Lsn(to_lsn));
+        let ahead = Some(Ahead { from: name(from), timeline, to_lsn });
+        Fitness::Fit { ahead, whole: Redo::new(timeline, to_lsn) }
+    }
+
     fn begun(mode: Mode) -> Leadership {
         let order =
             Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, lost: [].into(), at_us: 0 };
@@ -322,11 +338,8 @@ mod tests {
         fence.granted(10_000, name("c"), grant(70, 100));
         assert!(fence.holds());
         assert_eq!(fence.waits_until(), Some(10_000 + 1100 - 100));
-        let ahead = |from, timeline, to_lsn| {
-            Some(Ahead { from: name(from), timeline: Timeline(timeline), to_lsn: Lsn(to_lsn) })
-        };
-        assert_eq!(fence.ahead_of(&name("b")), ahead("c", 1, 70));
-        assert_eq!(fence.ahead_of(&name("c")), None);
+        assert_eq!(fence.fitness(&name("b")), gathers("c", 1, 70));
+        assert_eq!(fence.fitness(&name("c")), has(1, 70));
         assert_eq!(fence.loss(Lsn(70), false), Loss { to_lsn: Lsn(70), us: 1100 });
         assert_eq!(fence.loss(Lsn(70), true).us, 0);
         fence.granted(10_000, name("a"), Grant { stopped: true, ..grant(80, 0) });
@@ -334,6 +347,22 @@ mod tests {
         let mut forced = begun(Mode::Failover);
         forced.promotion.as_mut().unwrap().forced = true;
         assert_eq!(Fence::new(voters(&["b"]), 1000, forced).waits_until(), None);
+    }
+
+    #[test]
+    fn who_was_not_heard_does_not_lead_whatever_a_majority_says() {
+        let mut fence = Fence::new(voters(&["a", "b", "c", "d"]), 1000, begun(Mode::Failover));
+        // The old primary coordinates, as whoever shall lead was silent for a while.
+        fence.granted(0, name("a"), Grant { stopped: true, has_data: false, ..grant(105, 0) });
+        fence.granted(0, name("c"), grant(103, 0));
+        fence.granted(0, name("d"), Grant::default());
+        assert!(fence.holds());
+        assert_eq!(fence.fitness(&name("b")), Fitness::Unheard, "others may have more than it");
+        fence.granted(0, name("b"), grant(97, 0));
+        assert_eq!(fence.fitness(&name("b")), gathers("a", 1, 105));
+        // One that cannot say what it has is not waited for.
+        fence.granted(0, name("b"), Grant::default());
+        assert_eq!(fence.fitness(&name("b")), Fitness::Unfit);
     }
 
     #[test]
@@ -347,18 +376,12 @@ mod tests {
         fence.granted(0, name("b"), Grant { timeline: Timeline(1), ..grant(70, 0) });
         fence.granted(0, name("c"), Grant { timeline: Timeline(2), ..grant(60, 0) });
         fence.granted(0, name("d"), Grant { timeline: Timeline(1), ..grant(40, 0) });
-        assert!(!fence.can_lead(&name("b")), "beyond the fork");
-        assert!(fence.can_lead(&name("c")) && fence.can_lead(&name("d")));
-        assert_eq!(fence.ahead_of(&name("c")), None);
-        let ahead = |from, timeline, to_lsn| {
-            Some(Ahead { from: name(from), timeline: Timeline(timeline), to_lsn: Lsn(to_lsn) })
-        };
-        assert_eq!(fence.ahead_of(&name("d")), ahead("c", 2, 60), "on the next timeline of its line");
-        assert_eq!(fence.parent(&name("d")), Timeline(2));
+        assert_eq!(fence.fitness(&name("b")), Fitness::Unfit, "beyond the fork");
+        assert_eq!(fence.fitness(&name("c")), has(2, 60));
+        assert_eq!(fence.fitness(&name("d")), gathers("c", 2, 60), "on the next timeline of its line");
         // Without it the one that was cut off has the most that counts, up to where it was.
         fence.grants.remove(&name("c"));
-        assert_eq!(fence.ahead_of(&name("d")), ahead("b", 1, 50));
-        assert!(fence.can_lead(&name("d")));
+        assert_eq!(fence.fitness(&name("d")), gathers("b", 1, 50));
         assert_eq!((fence.loss(Lsn(50), true).us, fence.loss(Lsn(49), true).us), (0, 1100));
     }
 

@@ -29,7 +29,7 @@ use crate::ballot::Ballot;
 use crate::copy::{Contents, Event, Order, SegmentInfo, Stored};
 use crate::planted::{self, Bug};
 use crate::quorum::{
-    Adoption, COPIES, CopyId, CopyState, Input, Output, Quorum, READ_QUORUM, WRITE_QUORUM, Writer,
+    Adoption, COPIES, CopyId, CopyState, Input, Keep, Output, Quorum, READ_QUORUM, WRITE_QUORUM, Writer,
 };
 use crate::retention::{Held, Needs, Policy, droppable};
 use crate::segment;
@@ -160,7 +160,7 @@ pub struct Log {
     durable: Durable,
     phase: Phase,
     closed: Option<VolumeError>,
-    /// Whose log was chosen; until it is durable, the opening hangs on it.
+    /// Whose log was chosen.
     donor: Option<CopyId>,
     /// The end of the chosen log, until its copy was inspected. The adoptions wait for that.
     inspecting: Option<Durable>,
@@ -301,7 +301,6 @@ impl Log {
     pub fn lost(&mut self, copy: CopyId) {
         self.members[copy.index()].reached = false;
         self.handle(Input::Lost(copy));
-        self.mind_donor(copy);
     }
 
     /// A copy said something over the way by which it was reached last.
@@ -315,7 +314,6 @@ impl Log {
             Event::Flushed(lsn) => self.handle(Input::Flushed(copy, lsn)),
             Event::Failed(why) => {
                 self.handle(Input::Failed(copy, why));
-                self.mind_donor(copy);
                 self.effects.push(Effect::Reopen(copy));
             }
         }
@@ -375,13 +373,27 @@ impl Log {
     }
 
     /// Tells a copy what to hold, and the histories.
-    fn tell(&mut self, copy: CopyId, adoption: Adoption) {
+    fn tell(&mut self, copy: CopyId, mut adoption: Adoption) {
+        if let Keep::Nothing { begin, .. } = &mut adoption.keep
+            && begin.timeline == Timeline::default()
+        {
+            // Where redo is dropped up to is known by its LSN alone. A copy that begins there with nothing
+            // may be the one whose log is chosen next, and has to know how that may go on.
+            begin.timeline = self.timeline_before(begin.lsn);
+        }
         self.effects.push(Effect::EndFill(copy));
         let writer = Writer { ballot: adoption.ballot, generation: adoption.generation };
         self.effects.push(Effect::Order(copy, Order::Adopt(adoption)));
         for history in self.histories.values() {
             self.effects.push(Effect::Order(copy, Order::History(writer, history.clone())));
         }
+    }
+
+    /// The timeline of the redo that ends at `lsn`.
+    fn timeline_before(&self, lsn: Lsn) -> Timeline {
+        let newest = self.queued.timeline;
+        let history = self.histories.get(&newest);
+        history.map_or(newest, |history| history.timeline_at(Lsn(lsn.0.saturating_sub(1))))
     }
 
     /// Lets the quorum take in what happened, and passes on what is to be done.
@@ -407,6 +419,7 @@ impl Log {
                 Output::Fill(copy, from_lsn) => self.effects.push(Effect::Fill(copy, from_lsn)),
                 Output::Durable(lsn) => self.publish(lsn),
                 Output::Outbid(higher) => self.open_above(higher),
+                Output::LostDonor(_) => self.open_above(self.quorum.ballot()),
                 Output::Deposed(ballot) => {
                     let error = VolumeError::Deposed { ballot, own: self.quorum.ballot() };
                     self.effects.push(Effect::Tell(Told::Deposed(error.clone())));
@@ -428,13 +441,6 @@ impl Log {
         if self.phase == Phase::Opening {
             (self.phase, self.word) = (Phase::Open, false);
             self.effects.push(Effect::Tell(Told::Open(lsn, self.quorum.ballot())));
-        }
-    }
-
-    /// Until the chosen log is durable, losing the copy it came from means choosing again.
-    fn mind_donor(&mut self, lost: CopyId) {
-        if self.donor == Some(lost) && !self.quorum.is_open() && !planted::is(Bug::ForgetsDonor) {
-            self.open_above(self.quorum.ballot());
         }
     }
 

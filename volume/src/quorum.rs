@@ -12,8 +12,12 @@
 //!    what it lacks. Once a write quorum holds all of the chosen log, that log is durable and appends go on
 //!    from its end.
 //!
-//! A copy that comes later, or comes back, takes the same steps while the others go on.
+//! A copy that comes later, or comes back, takes the same steps while the others go on. Not so the *donor*,
+//! whose log was chosen, as long as that log is not durable: what it alone may have is gone where it is lost
+//! or fails, and may be gone where it is asked anew, as it has given up damaged redo. Then a log is chosen
+//! again.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use proto::Lsn;
@@ -207,6 +211,9 @@ pub enum Output {
     /// A copy has promised this higher ballot to an earlier opening, or to one at the same time: open anew,
     /// above it.
     Outbid(Ballot),
+    /// The copy whose log was chosen may not have it any more, and nobody else need have all of it: open
+    /// anew.
+    LostDonor(CopyId),
     /// Another writer has taken over with this ballot; nothing of ours becomes durable any more.
     Deposed(Ballot),
 }
@@ -239,6 +246,8 @@ struct Member {
 
 #[derive(Debug, Clone)]
 struct Chosen {
+    /// Whose log it was.
+    donor: CopyId,
     generation: u64,
     ballots: Ballots,
     /// Where a copy that has nothing begins.
@@ -356,6 +365,12 @@ impl Quorum {
         matches!(self.state(copy), CopyState::Filling | CopyState::Live)
     }
 
+    /// Whether the copy is about to hold the chosen log: it is asked, has promised, or is told what to adopt.
+    #[must_use]
+    pub fn is_joining(&self, copy: CopyId) -> bool {
+        matches!(self.state(copy), CopyState::Asked | CopyState::Promised | CopyState::Adopting)
+    }
+
     /// The log grew: its end is `end_lsn` now. Live copies are sent what was appended.
     pub fn append(&mut self, end_lsn: Lsn) {
         if let Some(chosen) = &mut self.chosen {
@@ -390,9 +405,15 @@ impl Quorum {
         match input {
             Input::Reached(copy) => {
                 self.stand(copy, CopyState::Asked);
-                out.push(Output::Ask(copy, self.ballot));
+                out.push(match self.hangs_on(copy) {
+                    true => Output::LostDonor(copy),
+                    false => Output::Ask(copy, self.ballot),
+                });
             }
-            Input::Lost(copy) => self.stand(copy, CopyState::Absent),
+            Input::Lost(copy) => {
+                self.stand(copy, CopyState::Absent);
+                out.extend(self.hangs_on(copy).then_some(Output::LostDonor(copy)));
+            }
             Input::Promised(copy, ballot, vote) => {
                 let ours = ballot == self.ballot || planted::is(Bug::CountsLatePromises);
                 if ours && self.members[copy.index()].state == CopyState::Asked {
@@ -430,6 +451,10 @@ impl Quorum {
                 if current && self.members[copy.index()].state == CopyState::Adopting {
                     self.stand(copy, CopyState::Filling);
                     self.members[copy.index()].flushed_lsn = end_lsn;
+                    if self.hangs_on(copy) && self.chosen.as_ref().is_some_and(|c| end_lsn < c.own_lsn) {
+                        out.push(Output::LostDonor(copy));
+                        return out;
+                    }
                     out.push(Output::Fill(copy, end_lsn));
                     self.count(&mut out);
                 }
@@ -441,9 +466,18 @@ impl Quorum {
                     self.count(&mut out);
                 }
             }
-            Input::Failed(copy, why) => self.stand(copy, CopyState::Failed(why)),
+            Input::Failed(copy, why) => {
+                self.stand(copy, CopyState::Failed(why));
+                out.extend(self.hangs_on(copy).then_some(Output::LostDonor(copy)));
+            }
         }
         out
+    }
+
+    /// Whether the copy is the one whose log was chosen, and that log is not durable yet.
+    fn hangs_on(&self, copy: CopyId) -> bool {
+        let donor = self.chosen.as_ref().map(|chosen| chosen.donor);
+        donor == Some(copy) && self.durable_lsn.is_none() && !planted::is(Bug::ForgetsDonor)
     }
 
     fn stand(&mut self, copy: CopyId, state: CopyState) {
@@ -468,10 +502,9 @@ impl Quorum {
             true => (vote.generation, Ballot::default(), vote.end.lsn),
             false => vote.rank(),
         };
-        let Some((donor, vote)) = votes().max_by_key(|(copy, vote)| (rank(vote), std::cmp::Reverse(*copy)))
-        else {
-            return;
-        };
+        // Of two that end alike, one may hold nothing and not know on which timeline.
+        let best = |(copy, vote): &(CopyId, &Vote)| (rank(vote), vote.end.timeline, Reverse(*copy));
+        let Some((donor, vote)) = votes().max_by_key(best) else { return };
         let (end, generation) = (vote.end, vote.generation);
         // What a copy has lost to damage was durable as far as it proves, and beyond that it may have been:
         // no write quorum had it once a read quorum never did. Until one or the other is settled, more copies
@@ -488,8 +521,9 @@ impl Quorum {
         let mut ballots = vote.ballots.clone();
         ballots.begin(self.ballot, end.lsn);
         let (begin, generation) = (vote.begin, generation.max(1));
-        self.chosen = Some(Chosen { generation, ballots, begin, own_lsn: end.lsn, end_lsn: end.lsn });
         out.push(Output::Chosen(donor, end));
+        let (own_lsn, end_lsn) = (end.lsn, end.lsn);
+        self.chosen = Some(Chosen { donor, generation, ballots, begin, own_lsn, end_lsn });
         for copy in CopyId::all().filter(|copy| *self.state(*copy) == CopyState::Promised).collect::<Vec<_>>()
         {
             self.adopt(copy, out);
@@ -520,7 +554,8 @@ impl Quorum {
         let mut ballots = Ballots::default();
         ballots.begin(self.ballot, begin.lsn);
         let generation = chosen.generation + u64::from(!planted::is(Bug::ResetKeepsNumber));
-        *chosen = Chosen { generation, ballots, begin, own_lsn: begin.lsn, end_lsn: begin.lsn };
+        let (donor, own_lsn, end_lsn) = (chosen.donor, begin.lsn, begin.lsn);
+        *chosen = Chosen { donor, generation, ballots, begin, own_lsn, end_lsn };
         self.durable_lsn = None;
         let mut out = Vec::new();
         for copy in CopyId::all() {
@@ -568,7 +603,7 @@ fn remembers(vote: &Vote) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::Epoch;
+    use proto::{Epoch, Timeline};
 
     fn ballot(opening: u64) -> Ballot {
         Ballot { epoch: Epoch(1), opening, writer: 1 }
@@ -641,5 +676,24 @@ mod tests {
         }
         let holders = |lsn| (0..4).filter(|copy| quorum.holds(CopyId(*copy), Lsn(lsn))).collect::<Vec<_>>();
         assert_eq!((holders(200), holders(300), holders(500)), (vec![0], vec![0, 1, 2, 3], vec![]));
+    }
+
+    #[test]
+    fn of_logs_that_end_alike_one_that_knows_its_timeline_is_chosen() {
+        let mut quorum = Quorum::new(ballot(5));
+        let mut ballots = Ballots::default();
+        ballots.begin(ballot(4), Lsn(100));
+        let mut chosen = Vec::new();
+        for copy in 0..4 {
+            // The first one began anew where redo was dropped up to, and was given nothing yet.
+            let timeline = Timeline(u32::from(copy > 0));
+            let end = Durable { lsn: Lsn(500), timeline, epoch: Epoch(1) };
+            let begin = Durable { lsn: Lsn(if copy > 0 { 100 } else { 500 }), ..Durable::default() };
+            let vote = Vote { generation: 1, ballots: ballots.clone(), begin, end, ..Vote::default() };
+            quorum.handle(Input::Reached(CopyId(copy)));
+            chosen.extend(quorum.handle(Input::Promised(CopyId(copy), ballot(5), vote)));
+        }
+        let end = Durable { lsn: Lsn(500), timeline: Timeline(1), epoch: Epoch(1) };
+        assert_eq!(chosen[0], Output::Chosen(CopyId(1), end));
     }
 }

@@ -214,13 +214,22 @@ async fn mend(
     link: &Arc<dyn Link>,
     damage: &Damage,
 ) -> Result<(), VolumeError> {
-    let (writer, history) = head.look(|log| (log.quorum().writer(), log.newest_history()));
-    let segments = link.contents().await?.segments;
-    if segments.last().is_none_or(|newest| newest.begin_lsn <= damage.begin_lsn) {
+    let segments = loop {
+        let segments = link.contents().await?.segments;
+        if segments.last().is_some_and(|newest| newest.begin_lsn > damage.begin_lsn) {
+            break segments;
+        }
         // It is being written: the copy gives it up, and is filled from where it begins.
-        head.change(|log| log.distrust(copy));
-        return Ok(());
-    }
+        if head.change(|log| log.distrust(copy)) {
+            return Ok(());
+        }
+        if !head.look(|log| log.quorum().is_joining(copy)) {
+            return Err(VolumeError::NoCopy { lsn: damage.begin_lsn });
+        }
+        // The volume was opened anew meanwhile.
+        tokio::time::sleep(AGAIN).await;
+    };
+    let (writer, history) = head.look(|log| (log.quorum().writer(), log.newest_history()));
     let mut last = VolumeError::NoCopy { lsn: damage.begin_lsn };
     let adopted = |peer: &CopyId| *peer != copy && head.look(|log| log.quorum().is_adopted(*peer));
     let peers: Vec<Arc<dyn Link>> =

@@ -95,6 +95,7 @@ fn shown(output: &Output) -> String {
         Output::Fill(copy, lsn) => format!("fill {copy} from {}", lsn.0),
         Output::Durable(lsn) => format!("durable {}", lsn.0),
         Output::Outbid(higher) => format!("outbid by {}", higher.opening),
+        Output::LostDonor(copy) => format!("lost the donor {copy}"),
         Output::Deposed(higher) => format!("deposed by {}", higher.opening),
     }
 }

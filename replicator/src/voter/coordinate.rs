@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use coordination::leadership::{Change, Done, Next};
-use coordination::promotion::{Fence, Grant, Outcome, after};
+use coordination::promotion::{Fence, Fitness, Grant, Outcome, after};
 use coordination::{Leadership, Promotion, Step};
 use proto::messages::{self as m, control_request, control_response};
 use proto::{Lsn, RegionName, Timeline};
@@ -239,13 +239,16 @@ impl Coordinator {
             tokio::time::sleep(AGAIN).await;
             voter.grants(&mut fence).await.map_err(|e| Trouble::Other(e.to_string()))?;
         }
-        if fence.has(&promotion.to) && !fence.can_lead(&promotion.to) {
-            tracing::warn!("{} has redo that was cut off: another region leads", promotion.to);
-            let others = fence.grants().map(|(name, grant)| (name.clone(), grant.clone())).collect();
-            return Ok(Outcome::TargetGone { others });
-        }
+        let (ahead, whole) = match fence.fitness(&promotion.to) {
+            Fitness::Fit { ahead, whole } => (ahead, whole),
+            Fitness::Unheard => return Err(self.unheard(&promotion.to).await),
+            Fitness::Unfit => {
+                tracing::warn!("{} has no redo that it could lead with: another region leads", promotion.to);
+                let others = fence.grants().map(|(name, grant)| (name.clone(), grant.clone())).collect();
+                return Ok(Outcome::TargetGone { others });
+            }
+        };
         let elsewhere = voter.commits_elsewhere && others().all(|other| fence.hears(&other.name));
-        let ahead = fence.ahead_of(&promotion.to);
         let gathers = ahead.is_some();
         let request = m::GetReadyRequest {
             epoch: promotion.epoch.0,
@@ -261,12 +264,28 @@ impl Coordinator {
                     "apply everything"
                 });
                 let end_lsn = Lsn(end_lsn);
-                let timeline = fence.parent(&promotion.to);
-                Ok(Outcome::Ready { end_lsn, timeline, loss: fence.loss(end_lsn, elsewhere) })
+                if end_lsn > whole.end_lsn {
+                    // It was on its way to the disk, or another coordinator has had it gather: on which
+                    // timeline that ends, and who has more now, it is asked again.
+                    let (to, known) = (&promotion.to, whole.end_lsn);
+                    return Err(Trouble::Other(format!("{to} has redo up to {end_lsn}, and said {known}")));
+                }
+                Ok(Outcome::Ready { end_lsn, timeline: whole.timeline, loss: fence.loss(end_lsn, elsewhere) })
             }
             Ok(_) => Err(Trouble::Other(format!("{} gave another answer", promotion.to))),
             Err(e) => Err(Trouble::Target(promotion.to.clone(), e)),
         }
+    }
+
+    /// Why the region that shall lead has not said what redo it has: it is not reached, or it has promised
+    /// somebody else and is asked again.
+    async fn unheard(&self, to: &RegionName) -> Trouble {
+        let survey = control_request::Body::Survey(m::SurveyRequest {});
+        let why = match self.voter.ask(to, survey, ROUND).await {
+            Ok(_) => AskError::Refused("it has not accepted yet that the old primary is shut out".into()),
+            Err(e) => e,
+        };
+        Trouble::Target(to.clone(), why)
     }
 
     /// Takes what comes for a moment, or until `all` are heard; says whether one of them granted nothing.

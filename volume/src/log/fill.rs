@@ -90,18 +90,24 @@ impl Log {
         filling.then(|| self.quorum.flushed_lsn(copy) >= end_lsn)
     }
 
-    /// Has a copy say again what it holds, and be filled from there.
+    /// Has a copy say again what it holds, and be filled from there. Where an opening hangs on just that
+    /// copy, a log is chosen again.
     pub fn again(&mut self, copy: CopyId) {
         if self.quorum.is_adopted(copy) {
             self.handle(Input::Reached(copy));
         }
     }
 
-    /// Has a copy give up its newest segment, which rotted, and be filled from where that begins.
-    pub fn distrust(&mut self, copy: CopyId) {
-        let writer = self.quorum.writer();
-        self.effects.push(Effect::Order(copy, Order::DistrustNewest(writer)));
-        self.again(copy);
+    /// Has a copy give up its newest segment, which rotted, and be filled from where that begins. False where
+    /// it is asked or told just now what it holds: what it says of that would count, and be true no more.
+    pub fn distrust(&mut self, copy: CopyId) -> bool {
+        let adopted = self.quorum.is_adopted(copy);
+        if adopted {
+            let writer = self.quorum.writer();
+            self.effects.push(Effect::Order(copy, Order::DistrustNewest(writer)));
+            self.again(copy);
+        }
+        adopted
     }
 }
 
@@ -117,4 +123,96 @@ pub fn sealed_from(segments: &[SegmentInfo], from_lsn: Lsn) -> Vec<SegmentInfo> 
         follows
     };
     sealed[first..].iter().take_while(follows).take(SEGMENTS_AT_ONCE).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Epoch;
+
+    use super::*;
+    use crate::Durable;
+    use crate::ballot::{Ballot, Ballots};
+    use crate::copy::{Contents, Event};
+    use crate::log::LogOptions;
+    use crate::quorum::{Held, Keep, Vote};
+    use crate::retention::Policy;
+
+    /// The ballot under which all redo here was written.
+    const BEFORE: Ballot = Ballot { epoch: Epoch(1), opening: 1, writer: 7 };
+
+    /// Of a copy that dropped its redo up to 40.
+    fn vote(end_lsn: u64) -> Vote {
+        let mut ballots = Ballots::default();
+        ballots.begin(BEFORE, Lsn(0));
+        let begin = Durable { lsn: Lsn(40), ..Durable::default() };
+        let end = Durable { lsn: Lsn(end_lsn), timeline: Timeline(1), epoch: Epoch(1) };
+        Vote { generation: 1, ballots, begin, end, proven_lsn: Lsn::ZERO, held: Held::default() }
+    }
+
+    /// An opening to which four copies have promised; the first alone has the log's end.
+    fn promised() -> (Log, Ballot) {
+        let mut log = Log::new(LogOptions {
+            epoch: Epoch(1),
+            writer: 1,
+            segment_bytes: 1 << 20,
+            policy: Policy { retain_us: 1, max_size_bytes: 1 << 30 },
+            tail_bytes: 1 << 20,
+        });
+        (0..4).for_each(|copy| log.reached(CopyId(copy), BEFORE));
+        let ballot = log.quorum().ballot();
+        for copy in 0..4 {
+            log.hear(CopyId(copy), Event::Promised(ballot, vote(if copy == 0 { 100 } else { 90 })));
+        }
+        let segment = SegmentInfo { begin_lsn: Lsn(40), end_lsn: Lsn(100), ..SegmentInfo::default() };
+        let found = Contents { segments: vec![segment], histories: Vec::new() };
+        log.inspected(CopyId(0), ballot, Ok(found));
+        log.effects();
+        (log, ballot)
+    }
+
+    fn orders(log: &mut Log) -> Vec<(CopyId, Order)> {
+        let order = |effect| match effect {
+            Effect::Order(copy, order) => Some((copy, order)),
+            _ => None,
+        };
+        log.effects().filter_map(order).collect()
+    }
+
+    #[test]
+    fn a_log_is_chosen_again_where_the_only_copy_of_its_end_gives_that_up() {
+        let (mut log, ballot) = promised();
+        for copy in 0..4 {
+            let end_lsn = Lsn(if copy == 0 { 100 } else { 90 });
+            log.hear(CopyId(copy), Event::Adopted(ballot, 1, end_lsn));
+        }
+        log.effects();
+        assert!(log.distrust(CopyId(0)));
+        let orders = orders(&mut log);
+        let (copy, first) = &orders[0];
+        assert!(*copy == CopyId(0) && matches!(first, Order::DistrustNewest(_)), "{orders:?}");
+        let asked = |order: &Order| matches!(order, Order::Promise(higher) if *higher > ballot);
+        let asked: Vec<u8> = orders[1..].iter().filter(|(_, o)| asked(o)).map(|(copy, _)| copy.0).collect();
+        assert_eq!(asked, [0, 1, 2, 3], "all are asked anew: {orders:?}");
+    }
+
+    #[test]
+    fn a_copy_that_is_told_what_to_hold_gives_nothing_up_meanwhile() {
+        let (mut log, ballot) = promised();
+        assert!(!log.distrust(CopyId(1)), "what it says next would be what it had before");
+        assert_eq!(orders(&mut log).len(), 0);
+        log.hear(CopyId(1), Event::Adopted(ballot, 1, Lsn(90)));
+        assert!(log.distrust(CopyId(1)));
+    }
+
+    #[test]
+    fn a_copy_that_begins_where_redo_was_dropped_up_to_knows_the_timeline() {
+        let (mut log, ballot) = promised();
+        log.reached(CopyId(4), Ballot::default());
+        log.effects();
+        log.hear(CopyId(4), Event::Promised(ballot, Vote::default()));
+        let orders = orders(&mut log);
+        let [(CopyId(4), Order::Adopt(adoption))] = &orders[..] else { panic!("{orders:?}") };
+        let Keep::Nothing { begin, .. } = adoption.keep else { panic!("{adoption:?}") };
+        assert_eq!((begin.lsn, begin.timeline), (Lsn(40), Timeline(1)));
+    }
 }

@@ -298,6 +298,13 @@ impl Node {
     pub(super) async fn reply(self: Arc<Self>, from: RegionName, body: Ask) -> Answer {
         let not_here = || Refusal::new(Kind::NotAllowed, "a witness has no data");
         let owner = self.owner.as_ref().ok_or_else(not_here);
+        if let (Ask::GetReady(request), Some(world)) = (&body, self.world.upgrade()) {
+            let gathers = match request.gather_from.as_str() {
+                "" => "gathers nothing".into(),
+                other => format!("gathers up to {} from {other}", request.gather_to_lsn),
+            };
+            world.tell(|| format!("{} is to get ready for {from}: it {gathers}", self.index));
+        }
         let answered = match (body, owner) {
             (Ask::Prepare(number), _) => self.voter.answer_prepare(number),
             (body, _) if of_a_voter(&body) => self.voter.answer(&from, body),

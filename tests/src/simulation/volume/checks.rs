@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::Lsn;
+use proto::{Lsn, Timeline};
 use volume::ballot::Ballot;
 use volume::copy::keeper::Store;
 use volume::quorum::{CopyId, CopyState, WRITE_QUORUM};
@@ -83,6 +83,9 @@ impl World {
             && !fenced
         {
             return Err(format!("daemon {index} opened with {end}, and {last} was durable"));
+        }
+        if durable.timeline == Timeline(0) && durable.lsn > Lsn::ZERO {
+            return Err(format!("daemon {index} is at {end}, and does not know on which timeline"));
         }
         let history = head.log.history(durable.timeline);
         if durable.timeline.0 > 1 && history.is_none_or(|history| history.begin_lsn() > durable.lsn) {

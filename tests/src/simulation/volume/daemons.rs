@@ -456,7 +456,7 @@ impl World {
         }
         match self.copies[copy].disk().rotten() {
             Some((_, true)) => {
-                log.distrust(id(copy));
+                let _ = log.distrust(id(copy));
                 self.note(|| format!("daemon {index} distrusts the newest segment of copy {copy}"));
             }
             Some((info, false)) => {
