@@ -117,7 +117,8 @@ fn zone_orders() -> Vec<Vec<u8>> {
         Order::History(writer, history),
         Order::DropBefore(writer, Lsn(32)),
         Order::DistrustNewest(writer),
-        Order::Check,
+        Order::Check(Some(writer)),
+        Order::Check(None),
     ];
     orders.into_iter().map(|order| zone::order(order).encode_to_vec()).collect()
 }

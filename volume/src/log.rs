@@ -605,8 +605,9 @@ impl Log {
     pub fn tick(&mut self, now_us: i64) {
         self.retain(now_us);
         self.mind_outbid();
+        let writer = self.quorum.writer();
         for copy in CopyId::all().filter(|copy| self.members[copy.index()].reached) {
-            self.effects.push(Effect::Order(copy, Order::Check));
+            self.effects.push(Effect::Order(copy, Order::Check(Some(writer))));
         }
     }
 

@@ -120,7 +120,8 @@ pub fn order(order: Order) -> m::CopyOrder {
         | Order::History(writer, _)
         | Order::DropBefore(writer, _)
         | Order::DistrustNewest(writer) => Some(self::writer(*writer)),
-        Order::Promise(_) | Order::Adopt(_) | Order::Check => None,
+        Order::Check(writer) => writer.map(self::writer),
+        Order::Promise(_) | Order::Adopt(_) => None,
     };
     let body = match order {
         Order::Promise(b) => copy_order::Body::Promise(ballot(b)),
@@ -147,7 +148,7 @@ pub fn order(order: Order) -> m::CopyOrder {
         Order::History(_, file) => copy_order::Body::History(history(file)),
         Order::DropBefore(_, lsn) => copy_order::Body::DropBefore(lsn.0),
         Order::DistrustNewest(_) => copy_order::Body::DistrustNewest(nothing),
-        Order::Check => copy_order::Body::Check(nothing),
+        Order::Check(_) => copy_order::Body::Check(nothing),
     };
     m::CopyOrder { by, body: Some(body) }
 }
@@ -180,7 +181,7 @@ pub fn to_order(message: m::CopyOrder) -> Result<Order, Malformed> {
         copy_order::Body::History(file) => Order::History(to_writer(by)?, to_history(&file)?),
         copy_order::Body::DropBefore(lsn) => Order::DropBefore(to_writer(by)?, Lsn(lsn)),
         copy_order::Body::DistrustNewest(_) => Order::DistrustNewest(to_writer(by)?),
-        copy_order::Body::Check(_) => Order::Check,
+        copy_order::Body::Check(_) => Order::Check(by.map(|by| to_writer(Some(by))).transpose()?),
     })
 }
 

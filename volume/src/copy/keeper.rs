@@ -333,7 +333,11 @@ impl<S: Store> Keeper<S> {
             Order::History(_, history) => self.store.put_history(&history)?,
             Order::DropBefore(_, lsn) => self.store.drop_before(lsn),
             Order::DistrustNewest(_) => self.store.distrust_newest()?,
-            Order::Check => self.store.check()?,
+            Order::Check(by) => {
+                self.store.check()?;
+                let promised = self.store.meta().promised;
+                return Ok(by.filter(|by| by.ballot < promised).map(|_| Event::Refused(promised)));
+            }
         }
         Ok(None)
     }

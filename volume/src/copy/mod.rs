@@ -102,8 +102,9 @@ pub enum Order {
     DropBefore(Writer, Lsn),
     /// The newest segment was found damaged: cut the log where it begins.
     DistrustNewest(Writer),
-    /// See whether the files are still there.
-    Check,
+    /// See whether the files are still there, and whether this writer may still write: one that has nothing
+    /// to write hears so of another that took over. None where an earlier version asks.
+    Check(Option<Writer>),
 }
 
 /// What a copy says.
@@ -342,7 +343,7 @@ impl LocalLink {
 
 impl Link for LocalLink {
     fn order(&self, order: Order) {
-        let hurried = !matches!(&order, Order::Append { hurried: false, .. } | Order::Check);
+        let hurried = !matches!(&order, Order::Append { hurried: false, .. } | Order::Check(_));
         self.copy.queue.push(self.task(Work::Order(order)), hurried);
     }
 

@@ -14,7 +14,7 @@ impl World {
         if !self.leads(way) {
             return;
         }
-        let hurried = !matches!(order, Order::Append { hurried: false, .. } | Order::Check);
+        let hurried = !matches!(order, Order::Append { hurried: false, .. } | Order::Check(_));
         let (spoken, Way { head, copy, link }) = (self.spoken.clone(), way);
         let listener = Arc::new(move |said: Said| {
             spoken.with(|state| {
