@@ -127,15 +127,12 @@ pub fn decide(
     candidates.sort_by(|(one, a), (other, b)| other.cmp(one).then(a.cmp(b)));
     let Some(rank) = candidates.iter().position(|(_, name)| *name == me) else { return Err(Waits::NoData) };
     let patience_us = rules.after_us + RANK_US * rank as u64;
-    if let Some((_, better)) = candidates.first()
-        && !voters.decide(silent(patience_us))
-    {
-        return Err(Waits::Better((*better).clone()));
+    if !voters.decide(silent(patience_us)) {
+        return Err(Waits::Better(candidates[0].1.clone()));
     }
     // A failover gathers what survivors have: what is lost is what none of them has.
     let had_lsn = heard.values().map(|grant| grant.primary_lsn).max().unwrap_or(Lsn::ZERO);
-    let has_lsn = candidates.first().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
-    let bytes = had_lsn.0.saturating_sub(has_lsn.0);
+    let bytes = had_lsn.0.saturating_sub(candidates[0].0.0);
     if bytes > rules.loss_max_bytes {
         return Err(Waits::Loss { bytes });
     }

@@ -455,6 +455,15 @@ pub fn postgresql(name: &str) -> PathBuf {
     installation().program(name)
 }
 
+/// A process, and those that it has begun: a postmaster's are all of its PostgreSQL.
+#[must_use]
+pub fn with_children(process: Pid) -> Vec<Pid> {
+    let listed = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+    let listed = listed.unwrap_or_default();
+    let children = listed.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()));
+    std::iter::once(process).chain(children).collect()
+}
+
 /// Polls until `condition` holds; the test fails when it does not in time.
 pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let begin = now();

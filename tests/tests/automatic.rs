@@ -5,15 +5,8 @@
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, free_port, now, stays, until};
-
-/// The children of a process.
-fn children(of: Pid) -> Vec<Pid> {
-    let listed = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
-    listed.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
-}
+use replicator_tests::{Cluster, free_port, now, stays, until, with_children};
 
 fn primary(cluster: &Cluster) -> String {
     cluster.status()["primary"].as_str().unwrap_or_default().to_owned()
@@ -60,8 +53,8 @@ async fn a_region_that_is_gone_is_replaced_twice_and_then_an_operator_is_asked()
     cluster.until_level().await;
 
     // Frozen, daemon and PostgreSQL: nothing of it says that it is gone. Then it goes on.
-    let (daemon, postmaster) = (cluster.daemon(&second), cluster.postmaster(&second));
-    let frozen: Vec<Pid> = [daemon, postmaster].into_iter().chain(children(postmaster)).collect();
+    let mut frozen = with_children(cluster.postmaster(&second));
+    frozen.insert(0, cluster.daemon(&second));
     for pid in &frozen {
         let _ = kill(*pid, Signal::SIGSTOP);
     }

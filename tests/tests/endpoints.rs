@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, free_port, now, pause, text, until};
+use replicator_tests::{Cluster, free_port, now, pause, text, until, with_children};
 use runtime::task::Task;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -193,10 +193,9 @@ async fn sessions_of_a_frozen_primary_are_cut_off_once_it_is_shut_out() {
     let mut own = PgConnection::connect(&endpoint(&cluster, "us-east", "writer")).await.unwrap();
     own.execute("INSERT INTO t VALUES (1)").await.unwrap();
     cluster.until_level_enough("eu-west").await;
-    let frozen = cluster.postmaster("us-east");
     // Only PostgreSQL stands still: nothing of it ends a session.
-    for pid in children(frozen.as_raw()).into_iter().chain([frozen.as_raw()]) {
-        kill(nix::unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    for process in with_children(cluster.postmaster("us-east")) {
+        kill(process, Signal::SIGSTOP).unwrap();
     }
     let output = cluster.run(&["promote", "--region", "eu-west", "--mode", "failover"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -211,20 +210,10 @@ async fn sessions_of_a_frozen_primary_are_cut_off_once_it_is_shut_out() {
     cluster.until_level().await;
 }
 
-/// The processes that this one has begun.
-fn children(of: i32) -> Vec<i32> {
-    let path = format!("/proc/{of}/task/{of}/children");
-    std::fs::read_to_string(path).unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_held_only_so_long_and_only_so_many() {
     let cluster = with_endpoints(1);
-    cluster.configure("[endpoints]\nhold = \"1s\"\nsessions = 3\n");
-    // The table comes before the keys of the file otherwise.
-    let file = std::fs::read_to_string(cluster.file()).unwrap();
-    let (table, rest) = file.split_at("[endpoints]\nhold = \"1s\"\nsessions = 3\n".len());
-    std::fs::write(cluster.file(), format!("{rest}\n{table}")).unwrap();
+    cluster.configure("endpoints.hold = \"1s\"\nendpoints.sessions = 3\n");
     cluster.start();
     let url = endpoint(&cluster, "eu-west", "writer");
     let mut sessions = Vec::new();

@@ -16,7 +16,7 @@ use postgres::protocol::client::ReplicationClient;
 use proto::Timeline;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use replicator_tests::{free_port, installation, now, pause, seed};
+use replicator_tests::{free_port, installation, now, pause, seed, with_children};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,11 +62,7 @@ impl Alone {
 
     /// The processes of the instance, the postmaster first.
     fn processes(&self) -> Vec<Pid> {
-        let Some(postmaster) = self.instance.process() else { return Vec::new() };
-        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
-        let children = std::fs::read_to_string(children).unwrap_or_default();
-        let children = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()));
-        std::iter::once(postmaster).chain(children).collect()
+        self.instance.process().map(with_children).unwrap_or_default()
     }
 
     async fn kill(&self) {

@@ -160,8 +160,6 @@ pub struct Log {
     durable: Durable,
     phase: Phase,
     closed: Option<VolumeError>,
-    /// Whose log was chosen.
-    donor: Option<CopyId>,
     /// The end of the chosen log, until its copy was inspected. The adoptions wait for that.
     inspecting: Option<Durable>,
     waiting: BTreeMap<CopyId, Adoption>,
@@ -186,7 +184,6 @@ impl Log {
             durable: Durable::default(),
             phase: Phase::Opening,
             closed: None,
-            donor: None,
             inspecting: None,
             waiting: BTreeMap::new(),
             outbid_ticks: 0,
@@ -285,7 +282,7 @@ impl Log {
     /// A copy can be reached, and has promised this ballot.
     pub fn reached(&mut self, copy: CopyId, promised: Ballot) {
         self.members[copy.index()].reached = true;
-        if promised >= self.quorum.ballot() && self.donor.is_none() {
+        if promised >= self.quorum.ballot() && self.quorum.donor().is_none() {
             self.open_above(promised);
         } else {
             self.handle(Input::Reached(copy));
@@ -321,7 +318,7 @@ impl Log {
 
     /// What the copy holds whose log the opening of `ballot` chose.
     pub fn inspected(&mut self, copy: CopyId, ballot: Ballot, found: Result<Contents, VolumeError>) {
-        if self.donor != Some(copy) || ballot != self.quorum.ballot() {
+        if self.quorum.donor() != Some(copy) || ballot != self.quorum.ballot() {
             return;
         }
         let Some(end) = self.inspecting else { return };
@@ -354,7 +351,7 @@ impl Log {
         if let Some(why) = &self.closed {
             return Err(why.clone());
         }
-        if self.phase != Phase::Opening || self.donor.is_some() {
+        if self.phase != Phase::Opening || self.quorum.donor().is_some() {
             return Err(VolumeError::NothingToRecover);
         }
         let members = self.quorum.members();
@@ -409,7 +406,7 @@ impl Log {
                     self.effects.push(Effect::Order(copy, Order::Promise(ballot)));
                 }
                 Output::Chosen(donor, end) => {
-                    (self.donor, self.inspecting) = (Some(donor), Some(end));
+                    self.inspecting = Some(end);
                     self.effects.push(Effect::Inspect(donor, self.quorum.ballot()));
                 }
                 Output::Adopt(copy, adoption) if self.inspecting.is_some() => {
@@ -454,7 +451,7 @@ impl Log {
             self.phase = Phase::Opening;
         }
         self.quorum = Quorum::new(ballot.next(self.options.epoch, self.options.writer));
-        (self.donor, self.inspecting) = (None, None);
+        self.inspecting = None;
         self.waiting.clear();
         if self.word {
             let outputs = self.quorum.recover();

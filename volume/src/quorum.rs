@@ -365,6 +365,12 @@ impl Quorum {
         matches!(self.state(copy), CopyState::Filling | CopyState::Live)
     }
 
+    /// The copy whose log was chosen; none while none is.
+    #[must_use]
+    pub fn donor(&self) -> Option<CopyId> {
+        self.chosen.as_ref().map(|chosen| chosen.donor)
+    }
+
     /// Whether the copy is about to hold the chosen log: it is asked, has promised, or is told what to adopt.
     #[must_use]
     pub fn is_joining(&self, copy: CopyId) -> bool {
@@ -476,8 +482,7 @@ impl Quorum {
 
     /// Whether the copy is the one whose log was chosen, and that log is not durable yet.
     fn hangs_on(&self, copy: CopyId) -> bool {
-        let donor = self.chosen.as_ref().map(|chosen| chosen.donor);
-        donor == Some(copy) && self.durable_lsn.is_none() && !planted::is(Bug::ForgetsDonor)
+        self.donor() == Some(copy) && self.durable_lsn.is_none() && !planted::is(Bug::ForgetsDonor)
     }
 
     fn stand(&mut self, copy: CopyId, state: CopyState) {

@@ -21,7 +21,7 @@ pub mod way;
 use std::fmt;
 
 /// What a client wants of PostgreSQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The writer.
     Writer,

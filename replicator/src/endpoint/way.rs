@@ -7,8 +7,6 @@ use coordination::Mode;
 use coordination::region::{Part, View};
 use proto::{Epoch, RegionName};
 
-use super::Kind;
-
 /// What a region's daemon knows at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Knows {
@@ -47,6 +45,8 @@ pub enum Unfit {
     Silent,
     /// Its lease is over.
     Lease,
+    /// The promotion that makes it the writer is not over.
+    Promotion,
     /// It gives the leadership up, or another has it.
     GivenUp,
     /// It has lost redo that others have, or does not know yet whether it has.
@@ -61,6 +61,7 @@ impl fmt::Display for Unfit {
             Unfit::Starts => "its PostgreSQL lets no client in yet",
             Unfit::Silent => "its PostgreSQL does not answer",
             Unfit::Lease => "a majority of the voters does not answer it",
+            Unfit::Promotion => "its promotion is not over",
             Unfit::GivenUp => "it gives the leadership up",
             Unfit::Doubt => "it does not know yet whether its redo is all that it wrote",
             Unfit::NoData => "it has no data yet",
@@ -203,17 +204,6 @@ pub enum Wanted {
     Writer(Epoch),
     /// A PostgreSQL that is at most this far behind.
     Reader(Duration),
-}
-
-impl Wanted {
-    /// Of which endpoint it is.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Wanted::Writer(_) => Kind::Writer,
-            Wanted::Reader(_) => Kind::Reader,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -27,8 +27,7 @@ impl Region {
                 continue;
             }
             let rules = Rules { after_us: micros(failover.after), loss_max_bytes: failover.max_loss_bytes };
-            let own = self.owner.grant(&self.voter.accepted());
-            match self.voter.wants_failover(own, rules, wall_us()).await {
+            match self.voter.wants_failover(rules, wall_us()).await {
                 Ok(()) => {
                     again = if self.fail_over(rules.after_us).await { AGAIN[0] } else { again };
                     tokio::time::sleep(again).await;

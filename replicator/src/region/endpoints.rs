@@ -9,6 +9,7 @@ use runtime::task::Tasks;
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Region};
+use crate::config::RegionConfig;
 use crate::endpoint::Kind;
 use crate::endpoint::door::Doors;
 use crate::endpoint::tunnel::Tunnels;
@@ -29,7 +30,7 @@ impl Doors {
             own: Own::Closed(Unfit::Starts),
         };
         let others = parts.config.regions.iter().filter(|region| region.name != parts.own.name);
-        let places = others.map(crate::config::RegionConfig::place);
+        let places = others.map(RegionConfig::place);
         let regions = parts.config.regions.iter().map(|region| region.name.clone()).collect();
         let tunnels = Tunnels::new(parts.endpoint.clone(), parts.cluster_id, places);
         Doors::new(knows, parts.own.postgres, regions, tunnels, parts.config.endpoints)
@@ -82,7 +83,8 @@ fn writes(leader: &LeaderFacts, silent: bool) -> Own {
     match leader.held() {
         Some(Held::Lease) => Own::WritesNot(Unfit::Lease),
         _ if silent => Own::Closed(Unfit::Silent),
-        Some(Held::Promotion | Held::GivenUp) => Own::WritesNot(Unfit::GivenUp),
+        Some(Held::Promotion) => Own::WritesNot(Unfit::Promotion),
+        Some(Held::GivenUp) => Own::WritesNot(Unfit::GivenUp),
         Some(Held::Contradicted { .. } | Held::Unasked) => Own::WritesNot(Unfit::Doubt),
         // Its commits wait, as they were asked to; what it has can be read.
         Some(Held::TooFewRegions { .. } | Held::Rpo) | None => Own::Writes,

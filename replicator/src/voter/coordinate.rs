@@ -48,6 +48,25 @@ const AGAIN: Duration = Duration::from_millis(200);
 const STRAGGLERS: Duration = Duration::from_millis(600);
 
 impl Voter {
+    /// What the voters that can be reached have, this one included.
+    pub(super) async fn survey(self: &Arc<Self>) -> BTreeMap<RegionName, Grant> {
+        let mut asking = JoinSet::new();
+        for place in &self.voters {
+            let (voter, name) = (self.clone(), place.name.clone());
+            asking.spawn(async move {
+                let body = control_request::Body::Survey(m::SurveyRequest {});
+                (voter.ask(&name, body, ROUND).await, name)
+            });
+        }
+        let mut found = BTreeMap::new();
+        while let Some(Ok((answer, name))) = asking.join_next().await {
+            if let Ok(control_response::Body::Granted(granted)) = answer {
+                found.insert(name, wire::to_grant(&granted));
+            }
+        }
+        found
+    }
+
     /// Coordinates promotion `id` in the background, unless this voter does already.
     pub fn coordinate(self: &Arc<Self>, id: u64) {
         let mut coordinating = self.coordinating.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +155,7 @@ impl Coordinator {
                         continue;
                     }
                     (unreached, unable) = (None, None);
-                    Outcome::TargetGone { others: self.survey().await }
+                    Outcome::TargetGone { others: self.voter.survey().await }
                 }
             };
             let Some(next) = after(&record, runtime::clock::wall_us(), outcome) else {
@@ -332,25 +351,6 @@ impl Coordinator {
             }
             Err(e) => Err(Trouble::Target(promotion.to.clone(), e)),
         }
-    }
-
-    /// What the voters that can be reached have.
-    async fn survey(&self) -> BTreeMap<RegionName, Grant> {
-        let mut asking = JoinSet::new();
-        for place in &self.voter.voters {
-            let (voter, name) = (self.voter.clone(), place.name.clone());
-            asking.spawn(async move {
-                let body = control_request::Body::Survey(m::SurveyRequest {});
-                (voter.ask(&name, body, ROUND).await, name)
-            });
-        }
-        let mut found = BTreeMap::new();
-        while let Some(Ok((answer, name))) = asking.join_next().await {
-            if let Ok(control_response::Body::Granted(granted)) = answer {
-                found.insert(name, wire::to_grant(&granted));
-            }
-        }
-        found
     }
 }
 

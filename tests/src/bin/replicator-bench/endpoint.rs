@@ -1,7 +1,5 @@
 //! What a session costs that goes through an endpoint, beside one that goes to PostgreSQL directly.
 
-use std::time::Duration;
-
 use replicator_tests::bench::{pgbench_init, pgbench_with};
 use replicator_tests::{Cluster, free_port, until};
 use sqlx::{Connection, PgConnection};
@@ -58,7 +56,6 @@ pub async fn run(rounds: u64, seconds: u64) {
         let mut session = PgConnection::connect(&direct).await.unwrap();
         let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
         let count: i64 = sqlx::query_scalar(count).fetch_one(&mut session).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
         count < 20
     })
     .await;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use coordination::automatic::Rules;
 use coordination::leadership::{Change, Loss, Next, Order};
-use coordination::promotion::Grant;
 use coordination::region::Part;
 use coordination::register::Accepted;
 use coordination::{Leadership, Lineage, Mode};
@@ -131,16 +130,14 @@ impl Node {
         let rules = Rules { after_us: GONE_US, loss_max_bytes: u64::MAX };
         loop {
             tokio::time::sleep(Duration::from_millis(250)).await;
-            let (Some(owner), Some(world)) = (&self.owner, self.world.upgrade()) else { return };
+            let Some(world) = self.world.upgrade() else { return };
             // Nothing else happens while an operator gives his word.
             if world.word.load(Ordering::Relaxed) {
                 continue;
             }
-            let own = owner.grant(&self.voter.accepted());
-            let own = Grant { silent_us: own.silent_us.saturating_mul(self.drift) / 100, ..own };
             // None of the history is of the last hour: a run would end after two.
             let now_us = i64::MAX;
-            if self.voter.wants_failover(own, rules, now_us).await.is_ok() {
+            if self.voter.wants_failover(rules, now_us).await.is_ok() {
                 super::order(&world, self.index, Mode::Failover);
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
