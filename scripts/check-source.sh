@@ -52,6 +52,15 @@ for type in $(awk -F'|' '/^\|/ { print $4 }' docs/GLOSSARY.md | grep -o '`[A-Za-
     fi
 done
 
+# Tests turn on no feature of a crate that a build has without it: everything that stands on the crate would be built twice.
+features() { cargo tree --workspace --locked --prefix none -f '{p} [{f}]' "$@" 2>/dev/null | sed -E 's/ \(\*\)//; s# \(/[^)]*\)##' | grep . | sort -u; }
+twice=$(comm -13 <(features -e no-dev) <(features) | grep -Ff <(features -e no-dev | sed -E 's/\[.*/[/') || true)
+if [ -n "$twice" ]; then
+    echo "check-source: tests turn on features of these; ask for them in tests/Cargo.toml's dependencies too, or it is all built twice:" >&2
+    echo "$twice" >&2
+    status=1
+fi
+
 if command -v python3 >/dev/null; then
     scripts/check-rooms.py || status=1
 else

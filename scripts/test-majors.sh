@@ -9,10 +9,10 @@ if ! command -v cargo-nextest >/dev/null; then
 fi
 
 # What streams, switches over, fails over and is rewound, is seeded, crashes, and what majors differ in.
-short='binary(majors) | test(/^rows_written_on_the_primary_are_read_on_both_secondaries$/) | test(/^what_users_set_is_honoured/)
-    | test(/^an_old_primary_far_beyond_the_fork_is_rewound$/) | test(/^a_writer_that_dies_alone_is_started_again_and_read_on$/)
-    | test(/^a_promotion_that_is_killed_at_any_moment/) | test(/^a_rehearsal_under_load_passes/)'
-all='not binary(simulation) & not binary(wan)'
+short='test(/^majors::/) | test(/::rows_written_on_the_primary_are_read_on_both_secondaries$/) | test(/::what_users_set_is_honoured/)
+    | test(/::an_old_primary_far_beyond_the_fork_is_rewound$/) | test(/::a_writer_that_dies_alone_is_started_again_and_read_on$/)
+    | test(/::a_promotion_that_is_killed_at_any_moment/) | test(/::a_rehearsal_under_load_passes/)'
+all='not test(/^wan::/)'
 if [ -n "${ALL:-}" ]; then which=$all; else which=$short; fi
 
 status=0
@@ -20,6 +20,6 @@ for major in ${MAJORS:-16 17 18}; do
     # What cannot be had was said loudly.
     bin=$(scripts/majors.sh "$major") || continue
     printf '\n-- with PostgreSQL %s\n' "$("$bin/postgres" --version | cut -d' ' -f3)"
-    REPLICATOR_TEST_POSTGRES="$bin" cargo nextest run --release --workspace --locked -E "package(replicator-tests) & ($which)" || status=$?
+    REPLICATOR_TEST_POSTGRES="$bin" cargo nextest run --release --workspace --locked -E "binary(clusters) & ($which)" || status=$?
 done
 exit "$status"

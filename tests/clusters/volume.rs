@@ -1,8 +1,6 @@
 //! A region's volume under load: zones and copies are killed, damaged and deleted, and commits go on as
 //! promised.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! Daemons and PostgreSQL are killed at random moments under load: streaming goes on by itself, and every
 //! commit that was acknowledged is in every region.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};

@@ -1,7 +1,5 @@
 //! What lies on a host, and who gets at it: another account, and a superuser of the database.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;

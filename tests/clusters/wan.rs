@@ -1,8 +1,6 @@
 //! The emulated wide-area network keeps what it promises: delay, loss, rate and order are measured against
 //! its settings.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;

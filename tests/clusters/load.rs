@@ -1,7 +1,5 @@
 //! What PostgreSQL is busy with stands at the top of `replicator load`, under its right name, within seconds.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;

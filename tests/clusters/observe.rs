@@ -1,7 +1,5 @@
 //! What monitoring is told, by real regions: over HTTP, and to an OTLP server in this process.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,8 +1,6 @@
 //! Redo streams between regions: rows cross, status tells the truth, an absent region catches up, timelines
 //! are followed.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;

@@ -1,7 +1,5 @@
 //! Failovers without an operator: the primary's region is gone, and another one leads by itself.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};

@@ -1,7 +1,5 @@
 //! Rehearsals: they pass, find what is wrong, disturb nothing, and leave nothing.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -2,8 +2,6 @@
 //! some, and `REPLICATOR_TEST_POSTGRES` says which one the tests run with. A test that needs another than
 //! there is says so, and ends.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::process::Command;
 
 use postgres::backup::base_backup::BackupEvent;

@@ -1,8 +1,6 @@
 //! What happened is told by every daemon's journal, and how it is by the exit status of `status` and by the
 //! page.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 

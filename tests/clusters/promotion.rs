@@ -1,7 +1,5 @@
 //! Promotions under load: nothing acknowledged is lost, and every region follows.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;

@@ -1,7 +1,5 @@
 //! One real PostgreSQL alone, promoted and killed.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -1,7 +1,5 @@
 //! The file read again while regions work: what is taken, what is not, and that nothing else is touched.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;

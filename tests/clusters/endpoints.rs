@@ -1,7 +1,5 @@
 //! Endpoints of real regions: one address for the writer, wherever it is, and one for readers.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,8 +1,6 @@
 //! What goes wrong in the field: paused and held replay, settings that differ, archives that hang, processes
 //! that are frozen.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::{Cluster, text, until};

@@ -1,7 +1,5 @@
 //! Voters are added and removed while clients write, and a failover counts those who vote by then.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, Ordered, free_port, text, until};
 
