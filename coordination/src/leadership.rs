@@ -537,11 +537,16 @@ impl Leadership {
             }
             (Next::RollBack { at_us, why }, Step::HandOver | Step::Fence) => {
                 steps(promotion);
+                let (attempt, coordinator) = (promotion.attempt, promotion.coordinator.clone());
                 self.end(*at_us, 0, Some(why.clone()));
-                // One that was given up for this leads after all, and will acknowledge.
-                let leads = |past: &&mut Past| past.began() && past.promotion.epoch == self.epoch;
-                if let Some(past) = self.history.iter_mut().find(leads) {
-                    past.rolled_back = None;
+                // Its own epoch was given up for this before anything was acknowledged in it, and maybe before its
+                // timeline was begun: it goes on with that.
+                let given_up = |past: &Past| {
+                    past.began() && past.rolled_back.is_some() && past.promotion.epoch == self.epoch
+                };
+                if let Some(at) = self.history.iter().position(given_up) {
+                    let past = self.history.remove(at);
+                    self.promotion = Some(Promotion { attempt, coordinator, ..past.promotion });
                 }
             }
             (Next::Replace { to, .. }, Step::Fence) => {
@@ -603,16 +608,13 @@ mod tests {
         Leadership::first(Epoch(1), name("a"))
     }
 
+    fn begun_order(to: &str) -> Order {
+        let (id, mode, lost) = (7, Mode::Failover, BTreeSet::new());
+        Order { id, mode, to: name(to), by: name(to), forced: false, lost, at_us: 0 }
+    }
+
     fn order(mode: Mode, to: &str) -> Change {
-        Change::Begin(Order {
-            id: 7,
-            mode,
-            to: name(to),
-            by: name(to),
-            forced: false,
-            lost: BTreeSet::new(),
-            at_us: 0,
-        })
+        Change::Begin(Order { mode, ..begun_order(to) })
     }
 
     fn advance(attempt: u32, next: Next) -> Change {
@@ -624,6 +626,36 @@ mod tests {
     }
 
     const FINISH: Next = Next::Finish { at_us: 1, write_gap_us: 2 };
+
+    #[test]
+    fn a_failover_that_nobody_can_end_gives_an_epoch_that_had_only_begun_back() {
+        let (b, c) = (name("b"), name("c"));
+        let promoting =
+            first().apply(&order(Mode::Failover, "b")).unwrap().apply(&advance(0, promote())).unwrap();
+        let replaced = Next::Replace { to: c.clone(), at_us: 1 };
+        let fencing = promoting.apply(&advance(0, replaced)).unwrap();
+        assert_eq!((fencing.standing(&b), fencing.standing(&c)), (Standing::Fenced, Standing::Follows));
+        let taken = fencing.apply(&Change::TakeCharge { id: 7, attempt: 0, by: c.clone() }).unwrap();
+        let back = advance(1, Next::RollBack { at_us: 2, why: "nobody".into() });
+        let goes_on = taken.apply(&back).unwrap();
+        // It may not have begun its timeline: it is promoted as if for the first time, and then acknowledges.
+        assert_eq!((goes_on.standing(&b), goes_on.epoch), (Standing::TakesOver, Epoch(2)));
+        let promotion = goes_on.promotion.as_ref().unwrap();
+        assert_eq!((promotion.step, promotion.fork_lsn, promotion.epoch), (Step::Promote, Lsn(9), Epoch(2)));
+        assert_eq!((promotion.attempt, &promotion.coordinator), (1, &c), "whoever coordinates goes on");
+        let over = goes_on.apply(&advance(1, FINISH)).unwrap();
+        assert_eq!(over.standing(&b), Standing::Leads);
+        assert_eq!(over.history.iter().filter(|past| past.began()).count(), 1);
+        // One that was over, and leads, simply goes on leading.
+        let other = over.apply(&Change::Begin(Order { id: 8, ..begun_order("c") })).unwrap();
+        let change = Change::Advance {
+            id: 8,
+            attempt: 0,
+            next: Next::RollBack { at_us: 3, why: "x".into() },
+            done: vec![],
+        };
+        assert_eq!(other.apply(&change).unwrap().standing(&b), Standing::Leads);
+    }
 
     #[test]
     fn a_switchover_keeps_the_old_epoch_until_everything_is_over_there() {

@@ -162,7 +162,7 @@ mod tests {
         assert_eq!((on(&fourth, 4, 99), on(&fourth, 2, 80)), (Some(Lsn(99)), Some(Lsn(80))));
         assert_eq!((on(&fourth, 2, 81), on(&fourth, 1, 50)), (None, Some(Lsn(50))));
         assert_eq!((on(&fourth, 1, 51), on(&fourth, 3, 75)), (None, None), "cut off");
-        // The failover that 3 was given up for is rolled back: epoch 3 acknowledges after all.
+        // The failover that 3 was given up for is rolled back: epoch 3 goes on, and acknowledges after all.
         let order = Order {
             id: 4,
             mode: Mode::Failover,
@@ -174,6 +174,8 @@ mod tests {
         };
         let back = Next::RollBack { at_us: 1, why: "nobody".into() };
         let third_on = advance(&third.apply(&Change::Begin(order)).unwrap(), 4, back);
+        assert_eq!((on(&third_on, 3, 75), on(&third_on, 2, 75)), (Some(Lsn(70)), Some(Lsn(75))));
+        let third_on = advance(&third_on, 2, FINISH);
         assert_eq!((on(&third_on, 3, 75), on(&third_on, 2, 75)), (Some(Lsn(75)), None));
     }
 

@@ -157,7 +157,8 @@ pub enum Database {
 pub struct Facts {
     /// The part that it plays.
     pub part: Part,
-    /// Kept on disk: its writer may have taken writes since it last had what the primary had.
+    /// Kept on disk: its writer may have taken writes since it last had what the primary had. One that was to
+    /// be promoted, and is the standby still that it was, has taken none.
     pub led: bool,
     /// Kept on disk: it led an epoch that is over, and is to be brought back to the line first.
     pub rejoining: bool,

@@ -1,9 +1,10 @@
 //! When a commit may return: one pure function of where its redo is durable.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use proto::Lsn;
+use proto::{Lsn, RegionName};
 
 /// Where redo must be durable before a commit returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,6 +80,21 @@ impl Lease {
         };
         sets.iter().filter_map(left_us).min()
     }
+}
+
+/// For each of `sets` of voters, what [`Lease::holds`] is told of those in it other than `own`: of each, when the
+/// newest request left that it `supported`. One that is no voter, as it was counted as lost, needs a majority
+/// without its own word.
+pub fn others(
+    sets: &[BTreeSet<RegionName>],
+    own: &RegionName,
+    supported: impl Fn(&RegionName) -> Option<u64>,
+) -> Vec<Vec<Option<u64>>> {
+    let others = |set: &BTreeSet<RegionName>| {
+        let without_own = (!set.contains(own)).then_some(None);
+        set.iter().filter(|name| *name != own).map(&supported).chain(without_own).collect()
+    };
+    sets.iter().map(others).collect()
 }
 
 /// How far a secondary region is.

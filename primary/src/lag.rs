@@ -9,7 +9,8 @@
 //! |---|---|
 //! | has all redo that there is, and speaks | 0 |
 //! | lacks some, and speaks | the age of the oldest redo that it is not known to have |
-//! | is silent | what it was, and the time since; at least the age of the oldest redo that it is not known to have |
+//! | is silent, and lacked some before that could be told | the age of the oldest redo that it is not known to have |
+//! | is silent, and had all there was | the time since it last spoke, whether redo has come or not |
 
 use std::collections::VecDeque;
 
@@ -192,14 +193,16 @@ impl RegionLag {
 
     fn lag_us(&self, now_us: i64, clock: &RedoClock, coverage: Coverage) -> Option<i64> {
         let silent_us = self.silent_us(now_us)?;
-        let grown_us = coverage.lag_us.map(|lag_us| lag_us.saturating_add(silent_us));
-        let beyond_us = self.age_beyond_us(now_us, clock, coverage.lsn);
-        match beyond_us {
-            _ if silent_us > REPORT_FRESH_US => grown_us.max(beyond_us),
-            None if coverage.lsn >= self.end_lsn => Some(0),
+        match self.age_beyond_us(now_us, clock, coverage.lsn) {
             // Redo of before this primary began to lead.
-            None => grown_us,
-            beyond_us => beyond_us,
+            None if coverage.lsn < self.end_lsn => {
+                coverage.lag_us.map(|lag_us| lag_us.saturating_add(silent_us))
+            }
+            None if silent_us <= REPORT_FRESH_US => Some(0),
+            None => Some(silent_us),
+            Some(beyond_us) if silent_us <= beyond_us.saturating_add(REPORT_FRESH_US) => Some(beyond_us),
+            // The silence was told before this redo came, which makes the region no fresher.
+            Some(_) => Some(silent_us),
         }
     }
 
@@ -242,7 +245,7 @@ mod tests {
         }
         assert_eq!(region.visibility_lag_us(10_050 * MS, &clock), Some(0));
         region.heartbeat_sent(101, 10_100 * MS, Lsn(1000));
-        assert_eq!(region.visibility_lag_us(20_004 * MS, &clock), Some(10_004 * MS));
+        assert_eq!(region.visibility_lag_us(20_004 * MS, &clock), Some(10_000 * MS), "since it spoke");
         assert_eq!(region.rpo_lag_us(20_004 * MS, &clock), Some(0), "nothing would be lost");
     }
 
@@ -267,6 +270,26 @@ mod tests {
         region.heartbeat_sent(2, 5_000 * MS, Lsn(5999));
         region.reported(5_010 * MS, &clock, Lsn(5999), Lsn(5999), 2);
         assert_eq!(region.visibility_lag_us(5_010 * MS, &clock), Some(0));
+    }
+
+    #[test]
+    fn a_region_that_falls_silent_under_load_lags_by_its_oldest_redo_and_never_jumps() {
+        // Redo each 40 ms; the region answered what there was at 2 ms, 39 ms before the next.
+        let mut clock = RedoClock::default();
+        clock.note(0, Lsn(1000));
+        let mut region = RegionLag::default();
+        region.heartbeat_sent(1, MS, Lsn(1000));
+        region.reported(2 * MS, &clock, Lsn(1000), Lsn(1000), 1);
+        let mut last_us = 0;
+        for ms in 3..2_000 {
+            if ms % 40 == 0 {
+                clock.note(ms * MS, Lsn(1000 + ms.unsigned_abs()));
+            }
+            let lag_us = region.visibility_lag_us(ms * MS, &clock).unwrap();
+            assert_eq!(lag_us, (ms - 40).max(0) * MS, "{ms} ms");
+            assert!(lag_us >= last_us);
+            last_us = lag_us;
+        }
     }
 
     #[test]

@@ -209,13 +209,7 @@ impl Views {
     /// For each set of voters, what is known of the others in it.
     pub(crate) fn supported_us(&self) -> Vec<Vec<Option<u64>>> {
         let inner = self.lock();
-        let supported = |name: &RegionName| inner.supported_us.get(name).copied();
-        let others = |set: &BTreeSet<RegionName>| {
-            // One that is no voter, as it was counted as lost, needs a majority without its own word.
-            let without_own = (!set.contains(&self.own)).then_some(None);
-            set.iter().filter(|name| **name != self.own).map(supported).chain(without_own).collect()
-        };
-        self.voters.borrow().iter().map(others).collect()
+        gate::others(&self.voters.borrow(), &self.own, |name| inner.supported_us.get(name).copied())
     }
 
     /// Notes what commits may return, and says so when they begin to be held, and when they are let through

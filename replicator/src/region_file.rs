@@ -99,6 +99,26 @@ impl RegionFile {
         }
         Ok(())
     }
+
+    /// Changes it, if the primary of `epoch` leads at that moment, as far as this region has accepted; whether it
+    /// does. No vote comes between the two.
+    ///
+    /// # Errors
+    /// As [`RegionFile::change`].
+    pub fn change_while_led(
+        &self,
+        epoch: Epoch,
+        change: impl FnOnce(&mut RegionState),
+    ) -> Result<bool, StateError> {
+        let mut led = false;
+        self.change(|state| {
+            led = state.is_led(epoch);
+            if led {
+                change(state);
+            }
+        })?;
+        Ok(led)
+    }
 }
 
 /// Why a region's record cannot be used.
@@ -206,6 +226,12 @@ impl RegionState {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.acceptor.record().epoch
+    }
+
+    /// Whether the primary of `epoch` leads, as far as this region has accepted.
+    #[must_use]
+    pub fn is_led(&self, epoch: Epoch) -> bool {
+        self.acceptor.record().supports(self.primary(), epoch)
     }
 
     /// The primary of that epoch.

@@ -26,7 +26,7 @@ const AUTHORITY_DAYS: i64 = 3650;
 pub const CERTIFICATE_DAYS: i64 = 825;
 
 /// The other side of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// Another region's daemon.
     Region(RegionName),

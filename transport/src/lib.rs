@@ -3,15 +3,18 @@
 //!
 //! Who a peer is comes from its certificate and from nothing it says. See docs/PROTOCOL.md.
 
+mod admission;
 pub mod congestion;
+pub mod connection;
 pub mod egress;
 pub mod endpoint;
 pub mod identity;
 pub mod stream;
 
 pub use congestion::Congestion;
+pub use connection::{Connection, SESSIONS_MAX, Traffic, WireCounters};
 pub use egress::EgressCap;
-pub use endpoint::{Connection, Endpoint, SESSIONS_MAX, Traffic, WireCounters};
+pub use endpoint::Endpoint;
 pub use identity::{Authority, Identity, IdentityError, Peer};
 pub use stream::{Receiver, Sender, Stream};
 

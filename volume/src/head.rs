@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use proto::{Lsn, Redo};
 use tokio::sync::{Notify, watch};
@@ -175,6 +176,17 @@ impl Head {
     /// Notes that a copy is being opened again, or is not any more; whether it was.
     pub(crate) fn set_reopening(&self, copy: CopyId, reopening: bool) -> bool {
         std::mem::replace(&mut self.lock().ways[copy.index()].reopening, reopening)
+    }
+
+    /// Counts the copies as failed that are still being opened after `waited`. Each joins when its disk answers.
+    pub(crate) fn go_on_without_hung(&self, waited: Duration) {
+        for copy in self.options.copies.clone() {
+            if self.lock().ways[copy.index()].reopening {
+                let hung = VolumeError::Hung { copy, seconds: waited.as_secs() };
+                tracing::error!("copy {copy} is gone without: {hung}");
+                self.change(|log| log.hear(copy, Event::Failed(hung.to_string())));
+            }
+        }
     }
 
     /// The way to a copy, while there is one.

@@ -37,10 +37,11 @@ use std::time::Duration;
 use proto::batch::BatchError;
 use proto::timeline::TimelineError;
 use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
-use tokio::sync::watch;
+use runtime::task::{Task, Tasks};
+use tokio::sync::{mpsc, watch};
 
 use ballot::Ballot;
-use copy::{Event, Link, Listener};
+use copy::{Link, Listener};
 use head::Head;
 use log::{Log, Phase};
 use quorum::{CopyId, CopyState};
@@ -134,6 +135,14 @@ pub enum VolumeError {
         path: String,
         /// What the system says.
         what: String,
+    },
+    /// A disk does not answer.
+    #[error("the disk of copy {copy} has not answered for {seconds} s")]
+    Hung {
+        /// The copy.
+        copy: CopyId,
+        /// For how long, seconds.
+        seconds: u64,
     },
     /// Another opening of this volume has taken over.
     #[error(
@@ -286,6 +295,9 @@ pub struct Bounds {
     pub timeline: Timeline,
 }
 
+/// How long the copies of this process may take to open before the volume goes on without those that have not.
+const OPENED: Duration = Duration::from_secs(10);
+
 /// A handle on a region's volume; clones share it.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -298,7 +310,9 @@ pub struct Volume {
 struct OpenGuard {
     head: Weak<Head>,
     /// It ends with this, and with it all that it began.
-    _supervisor: runtime::task::Task<()>,
+    _supervisor: Task<()>,
+    /// Copies whose disks had not answered when the volume was started.
+    _openings: Tasks,
 }
 
 impl Drop for OpenGuard {
@@ -371,25 +385,20 @@ impl Volume {
     pub async fn start_held(options: VolumeOptions, name: &str) -> Result<(Volume, Claim), VolumeError> {
         let head = Head::new(options);
         let hold = Claim::new(&head, name, Lsn::ZERO);
-        let opening = head.clone();
-        let opened = runtime::task::blocking("opening the copies", move || -> Result<(), VolumeError> {
-            for copy in opening.options.copies.clone() {
-                match opening.open_local(copy) {
-                    Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => {
-                        return Err(e);
-                    }
-                    Err(e) => {
-                        tracing::error!("copy {copy} is gone without: {e}");
-                        opening.change(|log| log.hear(copy, Event::Failed(e.to_string())));
-                    }
-                    Ok(()) => {}
-                }
-            }
-            Ok(())
-        });
-        opened.await.map_err(|_| VolumeError::Closed)??;
-        let _supervisor = runtime::task::Task::spawn("volume", supervisor::supervise(head.clone()));
-        let _open = Arc::new(OpenGuard { head: Arc::downgrade(&head), _supervisor });
+        let openings = Tasks::new();
+        let (refuse, mut refused) = mpsc::channel(head.options.copies.len().max(1));
+        for copy in head.options.copies.clone() {
+            openings.spawn(supervisor::open_first(head.clone(), copy, refuse.clone()));
+        }
+        drop(refuse);
+        // It ends once all were opened, or could not be.
+        match tokio::time::timeout(OPENED, refused.recv()).await {
+            Ok(Some(e)) => return Err(e),
+            Ok(None) => {}
+            Err(_) => head.go_on_without_hung(OPENED),
+        }
+        let _supervisor = Task::spawn("volume", supervisor::supervise(head.clone()));
+        let _open = Arc::new(OpenGuard { head: Arc::downgrade(&head), _supervisor, _openings: openings });
         Ok((Volume { head, _open }, hold))
     }
 

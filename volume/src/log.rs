@@ -644,8 +644,6 @@ impl Log {
             self.effects.push(Effect::Order(copy, Order::DropBefore(writer, horizon_lsn)));
         }
     }
-
-    // Repair.
 }
 
 impl SegmentInfo {

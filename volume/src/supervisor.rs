@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::task::{Task, Tasks};
+use tokio::sync::mpsc;
 
 use crate::VolumeError;
 use crate::copy::Event;
@@ -18,6 +19,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How long after a copy failed it is opened again.
 const REOPEN_AFTER: Duration = Duration::from_secs(2);
+
+/// How long a copy may take to say what it holds before the log of another one is chosen.
+const INSPECT: Duration = Duration::from_secs(10);
 
 /// Does what the head asks for, for as long as the volume lives.
 pub(crate) async fn supervise(head: Arc<Head>) {
@@ -58,7 +62,9 @@ pub(crate) async fn supervise(head: Arc<Head>) {
             let asked = head.clone();
             let inspecting = async move {
                 let found = match asked.link(copy) {
-                    Some(link) => link.contents().await,
+                    Some(link) => tokio::time::timeout(INSPECT, link.contents())
+                        .await
+                        .unwrap_or_else(|_| Err(VolumeError::Hung { copy, seconds: INSPECT.as_secs() })),
                     None => Err(VolumeError::Closed),
                 };
                 asked.change(|log| log.inspected(copy, ballot, found));
@@ -93,6 +99,26 @@ pub(crate) async fn supervise(head: Arc<Head>) {
         }
         // Kept until the next one begins.
         let _ = &inspection;
+    }
+}
+
+/// Opens a copy of this process for the first time, on a disk that may not answer: it joins when it does. Passes
+/// on to `refuse` what must not be opened at all.
+pub(crate) async fn open_first(head: Arc<Head>, copy: CopyId, refuse: mpsc::Sender<VolumeError>) {
+    head.set_reopening(copy, true);
+    let opening = head.clone();
+    let opened = runtime::task::blocking("opening a copy", move || opening.open_local(copy)).await;
+    head.set_reopening(copy, false);
+    match opened {
+        Ok(Err(e)) => {
+            let foreign = matches!(e, VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. });
+            // Whoever starts the volume has gone on without this copy when it does not listen any more.
+            if !foreign || refuse.try_send(e.clone()).is_err() {
+                tracing::error!("copy {copy} is gone without: {e}");
+                head.change(|log| log.hear(copy, Event::Failed(e.to_string())));
+            }
+        }
+        Ok(Ok(())) | Err(_) => {}
     }
 }
 

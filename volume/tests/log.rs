@@ -354,6 +354,49 @@ async fn a_volume_whose_copies_have_not_joined_is_not_open() {
     assert!(!volume.is_open(), "nobody knows which redo is here");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_disk_does_not_answer_is_gone_without_and_joins_when_it_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, mut written, mut writer) = filled(directory.path(), 3, 20_000).await;
+    drop(volume);
+    // A read of this waits until somebody opens it for writing.
+    let copy = CopyId::all().next().unwrap();
+    let meta = directory_of(directory.path(), copy).join("copy.meta");
+    let aside = meta.with_extension("aside");
+    std::fs::rename(&meta, &aside).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&meta).status().unwrap().success());
+
+    let volume = Volume::open(options(directory.path())).await.unwrap();
+    let is_hung = || {
+        volume.status().copies.iter().any(|status| {
+            status.id == copy
+                && matches!(&status.state, CopyState::Failed(why) if why.contains("has not answered"))
+        })
+    };
+    assert!(is_hung(), "{:?}", volume.status().copies);
+    written.push(writer.batch(20_000));
+    volume.append(written[3].clone()).await.unwrap();
+    until_durable(&volume, writer.end_lsn).await;
+    assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written);
+
+    // The disk answers: what was asked of it first, and then all is as it was.
+    let answering = meta.clone();
+    let answered = std::fs::rename(&aside, meta.with_extension("new")).and_then(|()| {
+        std::fs::OpenOptions::new().write(true).open(&answering).and_then(|mut fifo| {
+            std::io::Write::write_all(&mut fifo, &std::fs::read(meta.with_extension("new"))?)
+        })
+    });
+    answered.unwrap();
+    std::fs::rename(meta.with_extension("new"), &meta).unwrap();
+    let joined = || volume.status().copies.iter().all(|status| status.state == CopyState::Live);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !joined() {
+        assert!(std::time::Instant::now() < deadline, "{:?}", volume.status().copies);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(volume);
+}
+
 #[tokio::test]
 async fn a_second_opening_fences_the_first() {
     let directory = tempfile::tempdir().unwrap();

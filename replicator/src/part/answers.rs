@@ -7,7 +7,7 @@ use coordination::Leadership;
 use coordination::leadership::Change;
 use coordination::promotion::Grant;
 use coordination::region::{self, Database, Heard, Part};
-use proto::messages::{self as m, HandOverRequest, HandedOver, Refusal, refusal::Kind};
+use proto::messages::{self as m, HandOverRequest, HandedOver, Refusal, control_response, refusal::Kind};
 use proto::{Epoch, Lsn, RegionName};
 use runtime::clock::micros;
 use tokio::sync::oneshot;
@@ -30,6 +30,21 @@ fn busy(reason: impl Into<String>) -> Refusal {
 }
 
 impl<C: Cluster> Owner<C> {
+    /// Answers the first round of a change of the record, once the votes are given that are under way.
+    ///
+    /// A vote on what stops this region's writer takes as long as that does. Whoever asked for a promise
+    /// meanwhile would outbid it, and voters that find out one after another what is agreed would outbid each
+    /// other for ever, where the majority needs this one.
+    ///
+    /// # Errors
+    /// When no correct voter proposes under that number, or the promise cannot be kept on disk.
+    pub async fn promise(&self, number: m::Number) -> Result<control_response::Body, Refusal> {
+        let last = self.voter.last_pending();
+        let voted = self.until(|owner| !owner.voter.is_pending(last));
+        let _ = tokio::time::timeout(SETTLE + STOPPED, voted).await;
+        self.voter.answer_prepare(number)
+    }
+
     /// Answers the second round of a change of the record. What the record forbids has stopped when it is
     /// accepted.
     ///
@@ -48,7 +63,7 @@ impl<C: Cluster> Owner<C> {
                 let _ = tokio::time::timeout(SETTLE, self.cluster.settle()).await;
             }
             if obey.stop_writer {
-                self.cluster.hold();
+                self.hold();
                 let _ = tokio::time::timeout(STOPPED, self.until(Owner::writer_has_stopped)).await;
             }
         }

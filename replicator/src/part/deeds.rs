@@ -85,7 +85,7 @@ impl<C: Cluster> Owner<C> {
             Deed::LeadOn { epoch } => {
                 tracing::warn!("the switchover is over without a successor: this region leads on");
                 within(STOP, "stop what is left of the writer", self.cluster.stop_leading()).await?;
-                self.lead(*epoch).await
+                self.unless_over(deed, self.lead(*epoch)).await
             }
             Deed::StepDown => self.step_down().await,
             Deed::Follow { rejoin } => self.follow(*rejoin).await,
@@ -123,7 +123,7 @@ impl<C: Cluster> Owner<C> {
             return true;
         }
         let epoch = match deed {
-            Deed::Lead { epoch } | Deed::TakeOver { epoch, .. } => *epoch,
+            Deed::Lead { epoch } | Deed::LeadOn { epoch } | Deed::TakeOver { epoch, .. } => *epoch,
             _ => return true,
         };
         let view = self.voter.view();
@@ -165,7 +165,7 @@ impl<C: Cluster> Owner<C> {
 
     /// A primary whose epoch is over, or about to be, stops at once, and waits to be brought back.
     async fn step_down(&self) -> Result<(), Trouble> {
-        self.cluster.hold();
+        self.hold();
         within(STOP, "stop the writer at once", self.cluster.stop_leading()).await?;
         self.follow(true).await
     }

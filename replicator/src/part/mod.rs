@@ -88,6 +88,8 @@ pub struct Owner<C> {
     state: Mutex<State>,
     orders: mpsc::Sender<Order>,
     queue: tokio::sync::Mutex<mpsc::Receiver<Order>>,
+    /// Held while commits are allowed or held, with what that is decided by.
+    holding: Mutex<()>,
     /// Told whenever the part has changed.
     changed: Notify,
 }
@@ -113,6 +115,7 @@ impl<C: Cluster> Owner<C> {
             state: Mutex::new(state),
             orders,
             queue: tokio::sync::Mutex::new(queue),
+            holding: Mutex::new(()),
             changed: Notify::new(),
         })
     }
@@ -140,7 +143,7 @@ impl<C: Cluster> Owner<C> {
         let (state, observed) = (self.file.get(), self.cluster.observe());
         Facts {
             part: self.part(),
-            led: state.role == Role::Primary,
+            led: state.role == Role::Primary && self.may_have_written(),
             rejoining: state.rejoining,
             has_data: state.system_id.is_some(),
             forgot: state.forgot,
@@ -154,6 +157,12 @@ impl<C: Cluster> Owner<C> {
         }
     }
 
+    /// Whether the region's writer may have taken writes, where its file says that it leads. That is said before
+    /// a standby is promoted: a daemon that is started looks whether it was.
+    fn may_have_written(&self) -> bool {
+        self.part() != Part::Starting || self.cluster.was_promoted()
+    }
+
     /// Does what the record calls for, and what coordinators order, for ever.
     pub async fn run(self: Arc<Self>) {
         let mut queue = self.queue.lock().await;
@@ -164,8 +173,8 @@ impl<C: Cluster> Owner<C> {
             let deed = self.next().await;
             match deed {
                 Deed::Rest | Deed::Acknowledge(_) | Deed::Refuse(_) => {
-                    if let Deed::Acknowledge(allowed) = deed {
-                        self.cluster.acknowledge(allowed);
+                    if let Deed::Acknowledge(_) = deed {
+                        self.acknowledge();
                     }
                     self.note(if let Deed::Refuse(why) = &deed { why.to_string() } else { String::new() });
                     self.look_into_refusal().await;
@@ -193,6 +202,22 @@ impl<C: Cluster> Owner<C> {
                 }
             }
         }
+    }
+
+    /// Lets commits return, or not, by what is known at this moment. A vote that forbids them is pending before
+    /// it holds them ([`Owner::hold`]): either it is seen here, or the hold comes after this.
+    fn acknowledge(&self) {
+        let _holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
+        let deed = region::next(&self.me, &self.voter.view(), &self.facts(Database::Unknown));
+        if let Deed::Acknowledge(allowed) = deed {
+            self.cluster.acknowledge(allowed);
+        }
+    }
+
+    /// Holds commits, from its return on until the record is known to allow them again.
+    fn hold(&self) {
+        let _holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cluster.hold();
     }
 
     /// What the region does next, by what is known at this moment.

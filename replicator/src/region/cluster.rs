@@ -161,6 +161,10 @@ impl Cluster for RegionalCluster {
         blocking("look at the data directory", look).await.map_err(Trouble::new)?.map_err(Trouble::new)
     }
 
+    fn was_promoted(&self) -> bool {
+        !self.parts.instance.is_standby()
+    }
+
     async fn create(&self) -> Result<SystemId, Trouble> {
         let Parts { layout, own, instance, .. } = &*self.parts;
         tracing::info!("making the writer's data directory");

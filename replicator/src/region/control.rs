@@ -81,7 +81,7 @@ impl Region {
                 self.owner.ask_get_ready(request).await.map(|lsn| Answer::ReadyLsn(lsn.0))
             }
             Ask::Lead(request) => self.owner.ask_lead(request).await.map(|()| Answer::Done(true)),
-            Ask::Prepare(number) => self.voter.answer_prepare(number),
+            Ask::Prepare(number) => self.owner.promise(number).await,
             Ask::Revote(_) => self.voter.answer_revote().await,
             // Answered where the asker is known.
             Ask::Support(_) | Ask::Recall(_) | Ask::Learn(_) => {

@@ -26,6 +26,7 @@ use transport::Stream;
 use super::follower::{FollowError, Follower};
 use super::lost;
 use crate::events::Kind;
+use crate::region_file::RegionState;
 use crate::secrets;
 
 /// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
@@ -201,8 +202,9 @@ impl Follower {
         let segment_size = self.instance.control_data().map_or(SegmentSize::USUAL, |c| c.segment_size);
         lost::keep(&self.layout, &self.volume, history, epoch.0, segment_size).await?;
         // Recorded first, so that a stream that comes now is answered so, and then what still comes from an
-        // older one is ended.
-        self.record.change(|state| state.system_id = None)?;
+        // older one is ended. Whoever shuts that primary out from here on is told that this region has no data;
+        // who has done so before counts on them.
+        self.while_led(epoch, |state| state.system_id = None)?;
         self.inbound.interrupt().await;
         Ok(self.unfollow().await?)
     }
@@ -211,15 +213,16 @@ impl Follower {
     async fn take_data(&self, epoch: Epoch, system_id: SystemId, password: &str) -> Result<(), FollowError> {
         secrets::keep(&self.layout, password, self.instance.options().listen).map_err(FollowError::Secret)?;
         // Shut out meanwhile, that primary may not send the redo any more that makes the data consistent.
-        self.still_led(epoch)?;
-        self.record.change(|state| state.was_given(system_id))?;
+        self.while_led(epoch, |state| state.was_given(system_id))?;
         self.follow(system_id).await
     }
 
-    /// Whether the primary of `epoch` leads as far as this region has accepted.
     fn still_led(&self, epoch: Epoch) -> Result<(), FollowError> {
-        let state = self.record.get();
-        let led = state.acceptor.record().supports(state.primary(), epoch);
+        if self.record.get().is_led(epoch) { Ok(()) } else { Err(FollowError::Overtaken(epoch)) }
+    }
+
+    fn while_led(&self, epoch: Epoch, change: impl FnOnce(&mut RegionState)) -> Result<(), FollowError> {
+        let led = self.record.change_while_led(epoch, change)?;
         if led { Ok(()) } else { Err(FollowError::Overtaken(epoch)) }
     }
 }

@@ -364,6 +364,18 @@ impl Voter {
         Pending { voter: self, id }
     }
 
+    /// The number of the last proposal that was voted on here; see [`Voter::is_pending`].
+    #[must_use]
+    pub fn last_pending(&self) -> u64 {
+        lock(&self.pending).0
+    }
+
+    /// Whether a proposal up to that of the number `last` is still being voted on here.
+    #[must_use]
+    pub fn is_pending(&self, last: u64) -> bool {
+        lock(&self.pending).1.iter().any(|(id, _)| *id <= last)
+    }
+
     /// Whether `region` is the primary of `epoch`, as far as this voter knows. The answer keeps the lease of
     /// that primary.
     ///

@@ -24,6 +24,8 @@ pub(super) struct Disk {
     pub(super) redo: Mutex<Redo>,
     /// A writer goes on running that the daemon before left behind.
     pub(super) writer_left: AtomicBool,
+    /// The data directory is a writer's, and no standby's.
+    pub(super) promoted: AtomicBool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -86,6 +88,7 @@ impl Disk {
             kept: Arc::new(RegionFile::in_memory(state)),
             redo: Mutex::default(),
             writer_left: AtomicBool::new(false),
+            promoted: AtomicBool::new(false),
         }
     }
 
@@ -94,6 +97,7 @@ impl Disk {
         let _ = self.kept.change(|state| *state = fresh(places, index, id, voters));
         *lock(&self.redo) = Redo::default();
         self.writer_left.store(false, Ordering::Relaxed);
+        self.promoted.store(false, Ordering::Relaxed);
     }
 
     /// Whether its voter remembers what it has promised.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use coordination::planted::{self, Bug};
 use coordination::region::Database;
 use coordination::{Leadership, Redo as Reach, Standing, Step};
-use primary::gate::Lease;
+use primary::gate::{self, CommitLevel, CommitPolicy, Doubt, Lease, Secondary};
+use primary::release::{Facts, Leadership as Confirmed, release};
 use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use replicator::part::{Cluster, Observed, Trouble, lease};
 use replicator::voter::Voter;
@@ -48,7 +49,7 @@ pub(super) struct State {
 pub(super) struct Leading {
     pub(super) epoch: Epoch,
     pub(super) running: bool,
-    pub(super) acknowledges: bool,
+    pub(super) leadership: Confirmed,
     pub(super) acknowledged: usize,
     /// When the newest question left that each voter has answered, microseconds on this daemon's clock.
     pub(super) answered: Vec<Option<u64>>,
@@ -107,25 +108,28 @@ impl Model {
     pub(super) fn release(&self, world: &Arc<World>) {
         let (log, state) = (&lock(&self.disk.redo).log, &mut *lock(&self.state));
         let Some(leading) = state.leading.as_mut().filter(|leading| leading.running) else { return };
-        if !leading.acknowledges {
-            return;
-        }
         let answered = |name: &RegionName| {
             let at = world.places.iter().position(|place| place.name == *name);
             at.and_then(|at| leading.answered[at])
         };
-        let sets = self.voter.counted().borrow().clone();
-        let others = sets.iter().map(|set| {
-            let without_own = (!set.contains(&self.me)).then_some(None);
-            set.iter().filter(|name| **name != self.me).map(answered).chain(without_own).collect()
-        });
-        let others: Vec<Vec<Option<u64>>> = others.collect();
-        let lease = Lease { length: Duration::from_micros(LEASE_US) };
-        if !lease.holds(self.clock_us(), &others) && !planted::is(Bug::NoLease) {
-            return;
-        }
-        let remote = leading.durable.iter().copied().max().unwrap_or(0);
-        let upto = if world.remote { remote.min(log.len()) } else { log.len() };
+        let supported_us = gate::others(&self.voter.counted().borrow(), &self.me, answered);
+        let length_us = if planted::is(Bug::NoLease) { u64::MAX / 2 } else { LEASE_US };
+        let secondary = |len: usize| Secondary { durable_lsn: Some(Lsn(len as u64)), rpo_lag_us: Some(0) };
+        let others = (0..world.regions).filter(|index| *index != self.index);
+        let secondaries: Vec<Secondary> = others.map(|index| secondary(leading.durable[index])).collect();
+        let level = if world.remote { CommitLevel::Regions(1) } else { CommitLevel::Region };
+        let facts = Facts {
+            leadership: leading.leadership,
+            doubt: Doubt::default(),
+            lease: Lease { length: Duration::from_micros(length_us) },
+            now_us: self.clock_us(),
+            supported_us: &supported_us,
+            policy: CommitPolicy { level, rpo: None },
+            durable_lsn: Lsn(log.len() as u64),
+            secondaries: &secondaries,
+        };
+        let released = release(&facts, Lsn(leading.acknowledged as u64));
+        let upto = usize::try_from(released.lsn.0).unwrap_or(usize::MAX);
         if leading.acknowledged < upto && !world.has_begun(leading.epoch) {
             let (epoch, me) = (leading.epoch, self.index);
             world.checks.fail(format!("{me} acknowledges in epoch {epoch}, whose promotion is not over"));
@@ -174,6 +178,10 @@ impl Cluster for Model {
         })
     }
 
+    fn was_promoted(&self) -> bool {
+        self.disk.promoted.load(Ordering::Relaxed)
+    }
+
     async fn create(&self) -> Result<SystemId, Trouble> {
         self.takes(300_000).await;
         let world = self.world()?;
@@ -183,21 +191,22 @@ impl Cluster for Model {
         world.checks.creates(self.index);
         let mut redo = lock(&self.disk.redo);
         redo.timeline = 1;
+        self.disk.promoted.store(true, Ordering::Relaxed);
         world.tell(|| format!("{} makes the database", self.index));
         Ok(SystemId(1 + world.dice(|dice| dice.below(u64::MAX))))
     }
 
     fn hold(&self) {
         if let Some(leading) = &mut lock(&self.state).leading {
-            leading.acknowledges = false;
+            leading.leadership = Confirmed::Held;
         }
     }
 
     fn acknowledge(&self, allowed: bool) {
         let begins = match &mut lock(&self.state).leading {
             Some(leading) => {
-                let begins = allowed && !leading.acknowledges;
-                leading.acknowledges = allowed;
+                let begins = allowed && leading.leadership != Confirmed::Confirmed;
+                leading.leadership = leading.leadership.acknowledging(allowed);
                 begins.then_some(leading.epoch)
             }
             None => None,
@@ -222,6 +231,9 @@ impl Cluster for Model {
     async fn follow(&self) -> Result<(), Trouble> {
         self.takes(50_000).await;
         lock(&self.state).leading = None;
+        if self.disk.has_data() {
+            self.disk.promoted.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -243,6 +255,7 @@ impl Cluster for Model {
             let (timeline, len) = (redo.timeline, redo.log.len());
             redo.forks.push((timeline, len));
             redo.timeline = u32::try_from(epoch.0).unwrap_or(u32::MAX);
+            self.disk.promoted.store(true, Ordering::Relaxed);
         }
         self.takes(50_000).await;
         Ok(())
@@ -284,7 +297,7 @@ impl Cluster for Model {
         let leading = Leading {
             epoch,
             running: true,
-            acknowledges: false,
+            leadership: Confirmed::default(),
             acknowledged: self.disk.len(),
             answered: vec![None; count],
             durable: vec![0; count],

@@ -13,6 +13,7 @@ use coordination::region::Part;
 use coordination::register::Accepted;
 use coordination::{Leadership, Lineage, Mode};
 use primary::shipper::machine::{Log, Plan, Position, Redo as Has, plan};
+use primary::release::Leadership as Confirmed;
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use proto::{Batch, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
 use replicator::part::{Cluster, Owner};
@@ -48,6 +49,8 @@ pub(super) struct Node {
     me: RegionName,
     /// How fast its clock runs, percent.
     drift: u64,
+    /// Held while its data are being replaced.
+    seeding: tokio::sync::Mutex<()>,
     tasks: Arc<Tasks>,
 }
 
@@ -91,7 +94,8 @@ impl Node {
             };
             Owner::new(me.clone(), voter.clone(), disk.kept.clone(), model)
         });
-        let node = Arc::new(Node { index, life, disk, voter, owner, world: weak, me, drift, tasks });
+        let seeding = tokio::sync::Mutex::new(());
+        let node = Arc::new(Node { index, life, disk, voter, owner, world: weak, me, drift, seeding, tasks });
         let seat: Arc<dyn Seat> = node.clone();
         node.voter.sit(Arc::downgrade(&seat));
         let (watching, observing) = (node.voter.clone(), node.clone());
@@ -175,7 +179,7 @@ impl Node {
     }
 
     pub(super) fn acknowledges(&self) -> bool {
-        let acknowledges = |leading: &Leading| leading.running && leading.acknowledges;
+        let acknowledges = |leading: &Leading| leading.running && leading.leadership == Confirmed::Confirmed;
         self.model().is_some_and(|model| lock(&model.state).leading.as_ref().is_some_and(acknowledges))
     }
 
@@ -303,7 +307,8 @@ impl Node {
             world.tell(|| format!("{} is to get ready for {from}: it {gathers}", self.index));
         }
         let answered = match (body, owner) {
-            (Ask::Prepare(number), _) => self.voter.answer_prepare(number),
+            (Ask::Prepare(number), Ok(owner)) => owner.promise(number).await,
+            (Ask::Prepare(number), Err(_)) => self.voter.answer_prepare(number),
             (body, _) if of_a_voter(&body) => self.voter.answer(&from, body),
             (Ask::Accept(accept), Ok(owner)) => owner.vote(accept).await.map(Answer::Voted),
             (Ask::Accept(accept), Err(_)) => self.voter.witness_vote(accept).map(Answer::Voted),
@@ -417,7 +422,7 @@ impl Node {
                 tokio::time::sleep(Duration::from_micros(took_us)).await;
                 let redo = lock(&self.disk.redo).clone();
                 let system_id = self.disk.kept.get().system_id;
-                let seeded = ship(world, self, to, async |node| node.seed(id, redo, system_id)).await;
+                let seeded = ship(world, self, to, async |node| node.seed(id, redo, system_id).await).await;
                 world.tell(|| format!("{} seeds {to}: {seeded:?}", self.index));
                 None
             }
@@ -503,22 +508,36 @@ impl Node {
         Some(mine.log.len())
     }
 
-    /// Takes everything anew; what is here beyond what it has in common with that is kept aside first.
-    fn seed(&self, id: (usize, Epoch, u64), theirs: Redo, theirs_id: Option<SystemId>) -> bool {
+    /// Takes everything anew, as a follower does: what is here beyond what it has in common with that is kept
+    /// aside, the data are given up, and the new ones taken. It may be shut out or killed between any two.
+    async fn seed(&self, id: (usize, Epoch, u64), theirs: Redo, theirs_id: Option<SystemId>) -> bool {
         let (Some(world), Some(owner)) = (self.world.upgrade(), self.owner.as_ref()) else { return false };
+        let Ok(_turn) = self.seeding.try_lock() else { return false };
+        let kept = &self.disk.kept;
         let supported = owner.still_admits(&world.places[id.0].name, id.1);
-        if !supported || owner.part() != Part::Following {
+        let Some(system_id) = theirs_id.filter(|_| supported && owner.part() == Part::Following) else {
+            return false;
+        };
+        lock(&owner.cluster().state).stream = None;
+        let surplus: Vec<Row> = {
+            let mine = lock(&self.disk.redo);
+            let common = mine.log.iter().zip(&theirs.log).take_while(|(a, b)| a == b).count();
+            mine.log[common..].to_vec()
+        };
+        owner.cluster().takes(300_000).await;
+        lock(&self.disk.redo).aside.extend(surplus);
+        if !kept.change_while_led(id.1, |state| state.system_id = None).unwrap_or(false) {
             return false;
         }
-        let state = &mut *lock(&owner.cluster().state);
-        let mine = &mut *lock(&self.disk.redo);
-        let common = mine.log.iter().zip(&theirs.log).take_while(|(a, b)| a == b).count();
-        let surplus: Vec<Row> = mine.log[common..].to_vec();
-        mine.aside.extend(surplus);
-        (mine.log, mine.forks, mine.timeline) = (theirs.log, theirs.forks, theirs.timeline);
-        state.stream = None;
-        let Some(system_id) = theirs_id else { return false };
-        self.disk.kept.change(|kept| kept.was_given(system_id)).is_ok()
+        lock(&owner.cluster().state).stream = None;
+        owner.cluster().takes(100_000).await;
+        {
+            let mine = &mut *lock(&self.disk.redo);
+            (mine.log, mine.forks, mine.timeline) = (theirs.log, theirs.forks, theirs.timeline);
+        }
+        self.disk.promoted.store(false, Ordering::Relaxed);
+        owner.cluster().takes(100_000).await;
+        kept.change_while_led(id.1, |state| state.was_given(system_id)).unwrap_or(false)
     }
 }
 
