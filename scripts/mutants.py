@@ -32,8 +32,9 @@ LINES = [
     ("coordination", "coordination/src/region.rs", "fn follows(", "        Part::Leading { .. } | Part::Stopping { .. } => Deed::StepDown,", "a replaced primary stops"),
     ("coordination", "coordination/src/region.rs", "fn leads(", "        Part::Following if standing == Standing::Leads && view.is_handing_over() => Deed::Rest,", "a writer stopped for a switchover stays so"),
     ("coordination", "coordination/src/region.rs", "fn begin(", "        (Database::Standby, _) if !facts.has_data || facts.rejoining => Deed::Refuse(Hindrance::NoData),", "data that are being replaced lead nothing"),
-    ("coordination", "replicator/src/part/deeds.rs", "async fn step_down(", "        self.cluster.hold();", "a replaced primary acknowledges nothing while it stops"),
+    ("coordination", "replicator/src/part/deeds.rs", "async fn step_down(", "        self.hold();", "a replaced primary acknowledges nothing while it stops"),
     ("coordination", "replicator/src/part/answers.rs", "pub async fn vote(", "                self.cluster.shut_out();", "the old primary is not answered after a vote"),
+    ("coordination", "primary/src/release.rs", "pub fn release(", "        Leadership::Confirmed if !facts.lease.holds(facts.now_us, facts.supported_us) => Some(Held::Lease),", "nothing is acknowledged without a lease"),
     ("coordination", "replicator/src/voter/mod.rs", "pub fn support(", "                *answered = now();", "what was answered a primary counts for its lease"),
 ]
 
