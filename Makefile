@@ -58,6 +58,7 @@ bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock Po
 	target/release/replicator-bench drill
 	target/release/replicator-bench rejoin
 	target/release/replicator-bench load
+	target/release/replicator-bench telemetry
 	target/release/replicator-bench endpoint
 
 bench-links: build ## redo and bulk over an emulated long, lossy link, with each congestion controller (needs root)

@@ -539,8 +539,8 @@ impl Leadership {
                 steps(promotion);
                 let (attempt, coordinator) = (promotion.attempt, promotion.coordinator.clone());
                 self.end(*at_us, 0, Some(why.clone()));
-                // Its own epoch was given up for this before anything was acknowledged in it, and maybe before its
-                // timeline was begun: it goes on with that.
+                // Its own epoch was given up for this before anything was acknowledged in it, and maybe
+                // before its timeline was begun: it goes on with that.
                 let given_up = |past: &Past| {
                     past.began() && past.rolled_back.is_some() && past.promotion.epoch == self.epoch
                 };

@@ -1,7 +1,7 @@
-//! Bugs put in on purpose, to show that the simulation finds them. Only the simulation plants one, for the thread
-//! that runs a seed. A build of the product alone (`cargo build -p replicator`) is without the feature
-//! `planted-bugs`, and there [`is`] is a constant; a build of the workspace asks a variable of the thread, which
-//! nothing in the product sets.
+//! Bugs put in on purpose, to show that the simulation finds them. Only the simulation plants one, for the
+//! thread that runs a seed. A build of the product alone (`cargo build -p replicator`) is without the feature
+//! `planted-bugs`, and there [`is`] is a constant; a build of the workspace asks a variable of the thread,
+//! which nothing in the product sets.
 
 /// A line of a decision that is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

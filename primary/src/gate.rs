@@ -82,9 +82,9 @@ impl Lease {
     }
 }
 
-/// For each of `sets` of voters, what [`Lease::holds`] is told of those in it other than `own`: of each, when the
-/// newest request left that it `supported`. One that is no voter, as it was counted as lost, needs a majority
-/// without its own word.
+/// For each of `sets` of voters, what [`Lease::holds`] is told of those in it other than `own`: of each, when
+/// the newest request left that it `supported`. One that is no voter, as it was counted as lost, needs a
+/// majority without its own word.
 pub fn others(
     sets: &[BTreeSet<RegionName>],
     own: &RegionName,

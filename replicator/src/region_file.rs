@@ -100,8 +100,8 @@ impl RegionFile {
         Ok(())
     }
 
-    /// Changes it, if the primary of `epoch` leads at that moment, as far as this region has accepted; whether it
-    /// does. No vote comes between the two.
+    /// Changes it, if the primary of `epoch` leads at that moment, as far as this region has accepted;
+    /// whether it does. No vote comes between the two.
     ///
     /// # Errors
     /// As [`RegionFile::change`].

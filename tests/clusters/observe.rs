@@ -1,66 +1,18 @@
 //! What monitoring is told, by real regions: over HTTP, and to an OTLP server in this process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use opentelemetry_proto::tonic::collector::metrics::v1 as metrics;
-use opentelemetry_proto::tonic::collector::trace::v1 as traces;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use replicator_tests::collector::Collector;
 use replicator_tests::lags::{self, Beats, Relay, Seen};
 use replicator_tests::{Cluster, free_port, now, until};
-use runtime::task::Task;
 use telemetry::METRICS;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tonic::{Request, Response, Status};
-
-/// What the collector was sent.
-#[derive(Debug, Clone, Default)]
-struct Collector {
-    names: Arc<Mutex<BTreeSet<String>>>,
-    spans: Arc<Mutex<Vec<Span>>>,
-}
-
-#[tonic::async_trait]
-impl metrics::metrics_service_server::MetricsService for Collector {
-    async fn export(
-        &self,
-        request: Request<metrics::ExportMetricsServiceRequest>,
-    ) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
-        let scopes = request.into_inner().resource_metrics.into_iter().flat_map(|of| of.scope_metrics);
-        let names = scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name);
-        self.names.lock().unwrap().extend(names);
-        Ok(Response::new(metrics::ExportMetricsServiceResponse::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl traces::trace_service_server::TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<traces::ExportTraceServiceRequest>,
-    ) -> Result<Response<traces::ExportTraceServiceResponse>, Status> {
-        let scopes = request.into_inner().resource_spans.into_iter().flat_map(|of| of.scope_spans);
-        self.spans.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
-        Ok(Response::new(traces::ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    /// Takes what is sent to `port`, until the task is dropped.
-    fn serve(&self, port: u16) -> Task<()> {
-        let server = tonic::transport::Server::builder()
-            .add_service(metrics::metrics_service_server::MetricsServiceServer::new(self.clone()))
-            .add_service(traces::trace_service_server::TraceServiceServer::new(self.clone()));
-        Task::spawn("an OTLP server", async move {
-            server.serve(([127, 0, 0, 1], port).into()).await.unwrap();
-        })
-    }
-}
 
 /// An attribute of a span; empty where it has none.
 fn said(span: &Span, key: &str) -> String {
@@ -75,21 +27,19 @@ fn said(span: &Span, key: &str) -> String {
 const IN_PRIMARY: [&str; 7] = ["batch", "read", "cut", "compress", "append", "quorum", "release"];
 const IN_SECONDARY: [&str; 5] = ["receive", "append", "quorum", "feed", "apply"];
 
-impl Collector {
-    /// The spans of each sampled batch, by trace.
-    fn batches(&self) -> BTreeMap<Vec<u8>, Vec<Span>> {
-        let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
-        for span in self.spans.lock().unwrap().iter().filter(|span| !said(span, "end_lsn").is_empty()) {
-            traces.entry(span.trace_id.clone()).or_default().push(span.clone());
-        }
-        traces
+/// The spans of each sampled batch, by trace.
+fn batches(collector: &Collector) -> BTreeMap<Vec<u8>, Vec<Span>> {
+    let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
+    for span in collector.spans.lock().unwrap().iter().filter(|span| !said(span, "end_lsn").is_empty()) {
+        traces.entry(span.trace_id.clone()).or_default().push(span.clone());
     }
+    traces
+}
 
-    /// A trace that has all of a primary and of so many secondaries.
-    fn whole_batch(&self, secondaries: usize) -> Option<Vec<Span>> {
-        let spans = IN_PRIMARY.len() + secondaries * (1 + IN_SECONDARY.len());
-        self.batches().into_values().find(|trace| trace.len() == spans)
-    }
+/// A trace that has all of a primary and of so many secondaries.
+fn whole_batch(collector: &Collector, secondaries: usize) -> Option<Vec<Span>> {
+    let spans = IN_PRIMARY.len() + secondaries * (1 + IN_SECONDARY.len());
+    batches(collector).into_values().find(|trace| trace.len() == spans)
 }
 
 /// The regions of a cluster and the ports at which their daemons answer by HTTP.
@@ -304,10 +254,10 @@ async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_
         for _ in 0..20 {
             sqlx::raw_sql("INSERT INTO t VALUES (1)").execute(&mut *session).await.unwrap();
         }
-        collector.whole_batch(2).is_some()
+        whole_batch(&collector, 2).is_some()
     })
     .await;
-    let trace = collector.whole_batch(2).unwrap();
+    let trace = whole_batch(&collector, 2).unwrap();
     let of = |region: &str, name: &str| {
         let found: Vec<&Span> =
             trace.iter().filter(|span| said(span, "region") == region && span.name == name).collect();
@@ -347,7 +297,7 @@ async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_
         }
     }
     // Hundreds of batches were cut, and at most one a second was sampled.
-    let (sampled, seconds) = (collector.batches().len(), began.elapsed().as_secs());
+    let (sampled, seconds) = (batches(&collector).len(), began.elapsed().as_secs());
     assert!(sampled as u64 <= seconds + 1, "{sampled} in {seconds} s");
     let cut = told.metric("us-east", "replicator_batches_total{region=\"us-east\"}").await.unwrap();
     assert!(cut > 100.0, "{cut}");

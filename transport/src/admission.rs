@@ -1,10 +1,10 @@
 //! Who may begin a handshake, and who may stay.
 //!
-//! A handshake costs work and memory before anything is known of whoever begins it, and the address that it comes
-//! from can be anybody's. So strangers have places of their own, apart from those of peers whose certificates were
-//! verified, and once many handshakes are under way, whoever begins one has to show first that it receives what is
-//! sent to its address: it is answered with a token (QUIC's Retry), and nothing of it is kept until the token comes
-//! back. Who sends from addresses that are not its own never gets further.
+//! A handshake costs work and memory before anything is known of whoever begins it, and the address that it
+//! comes from can be anybody's. So strangers have places of their own, apart from those of peers whose
+//! certificates were verified, and once many handshakes are under way, whoever begins one has to show first
+//! that it receives what is sent to its address: it is answered with a token (QUIC's Retry), and nothing of
+//! it is kept until the token comes back. Who sends from addresses that are not its own never gets further.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -60,7 +60,8 @@ struct Places {
 }
 
 impl Places {
-    /// Somebody at `address`, who has `shown` it or not, would begin a handshake; it counts from now on if it may.
+    /// Somebody at `address`, who has `shown` it or not, would begin a handshake; it counts from now on if it
+    /// may.
     fn begin(&mut self, address: IpAddr, shown: bool) -> Word {
         let under_way: usize = self.handshakes.values().sum();
         if !shown && under_way >= HANDSHAKES_UNSHOWN_MAX {

@@ -178,7 +178,8 @@ impl Head {
         std::mem::replace(&mut self.lock().ways[copy.index()].reopening, reopening)
     }
 
-    /// Counts the copies as failed that are still being opened after `waited`. Each joins when its disk answers.
+    /// Counts the copies as failed that are still being opened after `waited`. Each joins when its disk
+    /// answers.
     pub(crate) fn go_on_without_hung(&self, waited: Duration) {
         for copy in self.options.copies.clone() {
             if self.lock().ways[copy.index()].reopening {

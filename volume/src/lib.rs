@@ -295,7 +295,8 @@ pub struct Bounds {
     pub timeline: Timeline,
 }
 
-/// How long the copies of this process may take to open before the volume goes on without those that have not.
+/// How long the copies of this process may take to open before the volume goes on without those that have
+/// not.
 const OPENED: Duration = Duration::from_secs(10);
 
 /// A handle on a region's volume; clones share it.

@@ -102,23 +102,19 @@ pub(crate) async fn supervise(head: Arc<Head>) {
     }
 }
 
-/// Opens a copy of this process for the first time, on a disk that may not answer: it joins when it does. Passes
-/// on to `refuse` what must not be opened at all.
+/// Opens a copy of this process for the first time, on a disk that may not answer: it joins when it does.
+/// Passes on to `refuse` what must not be opened at all.
 pub(crate) async fn open_first(head: Arc<Head>, copy: CopyId, refuse: mpsc::Sender<VolumeError>) {
     head.set_reopening(copy, true);
     let opening = head.clone();
     let opened = runtime::task::blocking("opening a copy", move || opening.open_local(copy)).await;
     head.set_reopening(copy, false);
-    match opened {
-        Ok(Err(e)) => {
-            let foreign = matches!(e, VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. });
-            // Whoever starts the volume has gone on without this copy when it does not listen any more.
-            if !foreign || refuse.try_send(e.clone()).is_err() {
-                tracing::error!("copy {copy} is gone without: {e}");
-                head.change(|log| log.hear(copy, Event::Failed(e.to_string())));
-            }
-        }
-        Ok(Ok(())) | Err(_) => {}
+    let Ok(Err(e)) = opened else { return };
+    let foreign = matches!(e, VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. });
+    // Whoever starts the volume has gone on without this copy when it does not listen any more.
+    if !foreign || refuse.try_send(e.clone()).is_err() {
+        tracing::error!("copy {copy} is gone without: {e}");
+        head.change(|log| log.hear(copy, Event::Failed(e.to_string())));
     }
 }
 

@@ -54,7 +54,8 @@ pub trait Cluster: Debug + Send + Sync + 'static {
     /// What the data directory is, asked for the timeline that an epoch begins.
     fn database(&self, timeline: Timeline) -> impl Work<Database>;
 
-    /// Whether the data directory was ever a writer's since it last followed: what is a standby still was not.
+    /// Whether the data directory was ever a writer's since it last followed: what is a standby still was
+    /// not.
     fn was_promoted(&self) -> bool;
 
     /// Makes the cluster's database in this region's empty place; returns its system identifier.

@@ -95,24 +95,26 @@ impl<C: Cluster> Owner<C> {
 
     /// Does `work`, or gives it up where it waits once the record does not call for `deed` any more.
     async fn unless_over(&self, deed: &Deed, work: impl Work<()>) -> Result<(), Trouble> {
-        let over = async {
-            loop {
-                let changed = self.voter.changed();
-                tokio::pin!(changed);
-                changed.as_mut().enable();
-                if !self.still(deed) {
-                    return;
-                }
-                changed.await;
-            }
-        };
         tokio::select! {
             biased;
             done = work => done,
-            () = over => {
+            () = self.over(deed) => {
                 tracing::warn!("given up, as the record has changed: {deed:?}");
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until the record does not call for `deed` any more.
+    pub(super) async fn over(&self, deed: &Deed) {
+        loop {
+            let changed = self.voter.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.still(deed) {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -123,14 +125,15 @@ impl<C: Cluster> Owner<C> {
             return true;
         }
         let epoch = match deed {
-            Deed::Lead { epoch } | Deed::LeadOn { epoch } | Deed::TakeOver { epoch, .. } => *epoch,
+            Deed::Lead { epoch } | Deed::LeadOn { epoch } | Deed::TakeOver { epoch, .. } => Some(*epoch),
+            Deed::Acknowledge(_) => None,
             _ => return true,
         };
         let view = self.voter.view();
         // A record that was accepted and is not known to be agreed yet forbids what it forbids, and ends
         // nothing else.
         let forbidden = view.standing(&self.me).is_some_and(Standing::forbids);
-        !forbidden && view.epoch() == epoch
+        !forbidden && epoch.is_none_or(|epoch| view.epoch() == epoch)
     }
 
     /// Makes the cluster's database. It is the primary's, and unnamed, until the record names it.

@@ -157,8 +157,8 @@ impl<C: Cluster> Owner<C> {
         }
     }
 
-    /// Whether the region's writer may have taken writes, where its file says that it leads. That is said before
-    /// a standby is promoted: a daemon that is started looks whether it was.
+    /// Whether the region's writer may have taken writes, where its file says that it leads. That is said
+    /// before a standby is promoted: a daemon that is started looks whether it was.
     fn may_have_written(&self) -> bool {
         self.part() != Part::Starting || self.cluster.was_promoted()
     }
@@ -177,8 +177,16 @@ impl<C: Cluster> Owner<C> {
                         self.acknowledge();
                     }
                     self.note(if let Deed::Refuse(why) = &deed { why.to_string() } else { String::new() });
-                    self.look_into_refusal().await;
-                    self.name_database().await;
+                    // Both ask the other voters. A primary that is replaced meanwhile does not wait for them.
+                    let asking = async {
+                        self.look_into_refusal().await;
+                        self.name_database().await;
+                    };
+                    tokio::select! {
+                        biased;
+                        () = asking => {}
+                        () = self.over(&deed) => continue,
+                    }
                     tokio::select! {
                         biased;
                         order = queue.recv() => if let Some(order) = order { self.obey(order).await },
@@ -204,8 +212,8 @@ impl<C: Cluster> Owner<C> {
         }
     }
 
-    /// Lets commits return, or not, by what is known at this moment. A vote that forbids them is pending before
-    /// it holds them ([`Owner::hold`]): either it is seen here, or the hold comes after this.
+    /// Lets commits return, or not, by what is known at this moment. A vote that forbids them is pending
+    /// before it holds them ([`Owner::hold`]): either it is seen here, or the hold comes after this.
     fn acknowledge(&self) {
         let _holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
         let deed = region::next(&self.me, &self.voter.view(), &self.facts(Database::Unknown));

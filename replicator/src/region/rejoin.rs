@@ -202,8 +202,8 @@ impl Follower {
         let segment_size = self.instance.control_data().map_or(SegmentSize::USUAL, |c| c.segment_size);
         lost::keep(&self.layout, &self.volume, history, epoch.0, segment_size).await?;
         // Recorded first, so that a stream that comes now is answered so, and then what still comes from an
-        // older one is ended. Whoever shuts that primary out from here on is told that this region has no data;
-        // who has done so before counts on them.
+        // older one is ended. Whoever shuts that primary out from here on is told that this region has no
+        // data; who has done so before counts on them.
         self.while_led(epoch, |state| state.system_id = None)?;
         self.inbound.interrupt().await;
         Ok(self.unfollow().await?)

@@ -15,6 +15,7 @@ mod lag;
 mod links;
 mod load;
 mod rejoin;
+mod telemetry;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
 use replicator_tests::{Cluster, now, pause};
@@ -29,6 +30,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]` or
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or
+/// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -59,6 +61,7 @@ async fn measure() {
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
         "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
+        "telemetry" => telemetry::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "lag" => lag::run(first.unwrap_or(10)).await,
         "links" => {
             let work = move || links::run(first.unwrap_or(25), second);
@@ -66,7 +69,7 @@ async fn measure() {
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, load, lag, links"
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, load, telemetry, lag, links"
             )
         }
     }
