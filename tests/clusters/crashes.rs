@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use replicator_tests::ledger::Ledger;
@@ -167,6 +168,24 @@ async fn a_lock_left_by_a_killed_postgresql_whose_number_another_process_has_now
     let mut primary = cluster.connect("us-east").await;
     primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
     cluster.assert_identical().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_whose_log_is_on_a_full_disk_does_its_work() {
+    let cluster = Cluster::up(1);
+    cluster.kill("eu-west", true).await;
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = cluster.command(&["run", "--region", "eu-west"]);
+    let mut daemon = command.stdout(full()).stderr(full()).spawn().unwrap();
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").await.unwrap();
+    cluster.until_streams("eu-west").await;
+    cluster.until_level().await;
+    // It ended with the first line that it could not write.
+    assert!(daemon.try_wait().unwrap().is_none());
+    kill(Pid::from_raw(i32::try_from(daemon.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let ended = runtime::task::blocking("wait", move || daemon.wait().unwrap()).await.unwrap();
+    assert!(ended.success(), "{ended}");
 }
 
 #[tokio::test]

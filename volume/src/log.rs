@@ -20,7 +20,7 @@ mod fill;
 
 pub use fill::{FillStep, sealed_from};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proto::{Epoch, Lsn, Redo, Timeline, TimelineHistory};
@@ -164,6 +164,8 @@ pub struct Log {
     inspecting: Option<Durable>,
     waiting: BTreeMap<CopyId, Adoption>,
     outbid_ticks: u32,
+    /// Copies whose log was chosen, and which did not say then what they hold.
+    uninspected: BTreeSet<CopyId>,
     /// On an operator's word, until the volume is open; see [`Quorum::recover`].
     word: bool,
     effects: Vec<Effect>,
@@ -187,6 +189,7 @@ impl Log {
             inspecting: None,
             waiting: BTreeMap::new(),
             outbid_ticks: 0,
+            uninspected: BTreeSet::new(),
             word: false,
             effects: Vec::new(),
             options,
@@ -366,6 +369,7 @@ impl Log {
 
     fn uninspected(&mut self, copy: CopyId, why: String) {
         self.effects.push(Effect::Tell(Told::Uninspected(copy, why.clone())));
+        self.uninspected.insert(copy);
         self.hear(copy, Event::Failed(why));
     }
 
@@ -451,6 +455,7 @@ impl Log {
             self.phase = Phase::Opening;
         }
         self.quorum = Quorum::new(ballot.next(self.options.epoch, self.options.writer));
+        self.quorum.avoid(self.uninspected.clone());
         self.inspecting = None;
         self.waiting.clear();
         if self.word {

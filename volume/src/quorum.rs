@@ -18,6 +18,7 @@
 //! again.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use proto::Lsn;
@@ -231,6 +232,8 @@ pub struct Quorum {
     outbid: Option<Ballot>,
     /// On the operator's word, that the copies which are missing are lost for good.
     word: bool,
+    /// Copies that did not say what they hold when their log was chosen: of logs that end alike another one's is.
+    avoided: BTreeSet<CopyId>,
 }
 
 #[derive(Debug, Clone)]
@@ -266,7 +269,12 @@ impl Quorum {
         let member = Member { state: CopyState::Absent, vote: None, flushed_lsn, begin_lsn, elsewhere: None };
         let members = vec![member; usize::from(COPIES)];
         let (chosen, durable_lsn, deposed, outbid, word) = (None, None, None, None, false);
-        Quorum { ballot, members, chosen, durable_lsn, deposed, outbid, word }
+        Quorum { ballot, members, chosen, durable_lsn, deposed, outbid, word, avoided: BTreeSet::new() }
+    }
+
+    /// Of logs that end alike the log of one that is not among `avoided` is chosen.
+    pub fn avoid(&mut self, avoided: BTreeSet<CopyId>) {
+        self.avoided = avoided;
     }
 
     /// The ballot of this opening.
@@ -508,7 +516,9 @@ impl Quorum {
             false => vote.rank(),
         };
         // Of two that end alike, one may hold nothing and not know on which timeline.
-        let best = |(copy, vote): &(CopyId, &Vote)| (rank(vote), vote.end.timeline, Reverse(*copy));
+        let best = |(copy, vote): &(CopyId, &Vote)| {
+            (rank(vote), vote.end.timeline, !self.avoided.contains(copy), Reverse(*copy))
+        };
         let Some((donor, vote)) = votes().max_by_key(best) else { return };
         let (end, generation) = (vote.end, vote.generation);
         // What a copy has lost to damage was durable as far as it proves, and beyond that it may have been:

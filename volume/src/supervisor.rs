@@ -120,7 +120,11 @@ pub(crate) async fn open_first(head: Arc<Head>, copy: CopyId, refuse: mpsc::Send
 
 /// Opens a copy of this process again; true when that failed.
 async fn reopen(head: &Arc<Head>, copy: CopyId) -> bool {
-    let failed = |head: &Head| head.look(|log| matches!(log.quorum().state(copy), CopyState::Failed(_)));
+    // One that failed under an earlier opening is not known to have failed under this one: but there is no way
+    // to it.
+    let failed = |head: &Head| {
+        head.link(copy).is_none() || head.look(|log| matches!(log.quorum().state(copy), CopyState::Failed(_)))
+    };
     let closed = head.look(|log| log.closed().is_some());
     if !head.options.copies.contains(&copy) || closed || !failed(head) {
         return false;

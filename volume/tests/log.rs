@@ -389,14 +389,37 @@ async fn a_copy_whose_disk_does_not_answer_is_gone_without_and_joins_when_it_doe
     answered.unwrap();
     std::fs::rename(meta.with_extension("new"), &meta).unwrap();
     let joined = || volume.status().copies.iter().all(|status| status.state == CopyState::Live);
-    let all_joined = async {
-        while !joined() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(30), all_joined).await;
-    assert!(waited.is_ok(), "{:?}", volume.status().copies);
+    until("the copy has joined", joined).await;
     drop(volume);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chosen_copy_that_does_not_say_what_it_holds_is_not_chosen_again_and_a_lost_one_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, written, _) = filled(directory.path(), 3, 20_000).await;
+    drop(volume);
+    let mut copies = CopyId::all();
+    let (hung, lost) = (copies.next().unwrap(), copies.nth(1).unwrap());
+    // All logs end alike: that of the first copy is chosen, and asking what it holds waits for this.
+    let fifo = directory_of(directory.path(), hung).join("log.2/00000002.history");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let place = directory_of(directory.path(), lost);
+    std::fs::rename(&place, place.with_extension("gone")).unwrap();
+    std::fs::write(&place, "no directory").unwrap();
+
+    let volume = Volume::open(options(directory.path())).await.unwrap();
+    assert_eq!(read_all(&volume, BEGIN).await.unwrap(), written);
+    // It failed before the log was chosen a second time.
+    std::fs::remove_file(&place).unwrap();
+    std::fs::rename(place.with_extension("gone"), &place).unwrap();
+    let state = |copy| volume.status().copies.into_iter().find(|status| status.id == copy).unwrap().state;
+    until("the lost copy is back", || state(lost) == CopyState::Live).await;
+
+    drop(volume);
+    // Whoever still waits for it ends.
+    let mut options = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options.write(true), 0o4000);
+    while options.open(&fifo).is_ok() {}
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use std::error::Error;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use proto::RegionName;
@@ -58,7 +59,10 @@ pub fn main() -> ExitCode {
     let log = DaemonLog::new(std::env::var(FORMAT_VARIABLE).ok().as_deref());
     log.report_panics();
     let lines = Lines::of(log.clone());
+    // That a line cannot be written is told to standard error, which is the log itself: on a full disk that would
+    // panic whoever had something to say.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    let subscriber = subscriber.log_internal_errors(false);
     subscriber.with_ansi(false).event_format(lines).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -66,7 +70,10 @@ pub fn main() -> ExitCode {
     };
     // Whoever cannot ask does not know: for monitoring that is the worst.
     let unknown = matches!(cli.command, Command::Status { .. }).then(|| Level::Down.exit_status());
-    match runtime.block_on(run(cli, log.clone())) {
+    let done = runtime.block_on(run(cli, log.clone()));
+    // What is left are calls that block: one on a disk that does not answer would keep the process for ever.
+    runtime.shutdown_timeout(LEFT);
+    match done {
         Ok(status) => status,
         Err(e) => match (fail(&log, &*e), unknown) {
             (_, Some(status)) => ExitCode::from(status),
@@ -74,6 +81,9 @@ pub fn main() -> ExitCode {
         },
     }
 }
+
+/// How long calls that block may take to end once everything else has.
+const LEFT: Duration = Duration::from_secs(2);
 
 fn fail(log: &DaemonLog, error: &dyn Error) -> ExitCode {
     match log.json() {

@@ -4,7 +4,8 @@ use proto::RegionName;
 use proto::messages::PromoteRequest;
 
 use super::AnyResult;
-use crate::operator::Operator;
+use crate::client::AskError;
+use crate::operator::{Operator, OperatorError};
 use crate::{region, render, units};
 
 /// Orders a promotion, tells each step as it is recorded, and shows how it went.
@@ -15,10 +16,14 @@ pub(super) async fn promote(
     json: bool,
 ) -> AnyResult {
     let tell = |what: &str| eprintln!("{what}");
-    let promotion = operator
-        .promote(region, request, &tell)
-        .await
-        .map_err(|e| format!("{region} was not promoted: {e}"))?;
+    let promotion = operator.promote(region, request, &tell).await.map_err(|e| match e {
+        // What was ordered goes on by itself, or was never heard.
+        OperatorError::Promotion(AskError::Transport(_) | AskError::Slow(_)) => format!(
+            "region {region}: {e}; whether it was promoted is not known here: see `replicator history`, and \
+                 `replicator status` for a promotion that goes on by itself"
+        ),
+        e => format!("{region} was not promoted: {e}"),
+    })?;
     match json {
         true => println!("{}", render::promotion_json(&promotion)),
         false => print!("{}", render::promotion(&promotion)),
@@ -43,8 +48,12 @@ pub(super) fn show_history(record: &coordination::Leadership, json: bool) -> Any
             Some(why) if past.began() => format!("from {}  given up: {why}", past.promotion.fork_lsn),
             Some(why) => format!("not done: {why}"),
             None => {
-                let lost = told.lost_to_lsn.saturating_sub(told.fork_lsn);
-                format!("from {}  lost {}", past.promotion.fork_lsn, units::show_bytes(lost))
+                let lost = units::show_bytes(told.lost_to_lsn.saturating_sub(told.fork_lsn));
+                let at_risk = match told.lost_us.div_ceil(1_000_000) {
+                    0 => String::new(),
+                    seconds => format!(", and what was acknowledged in the last {seconds} s is at risk"),
+                };
+                format!("from {}  lost {lost}{at_risk}", past.promotion.fork_lsn)
             }
         };
         println!("{at}  epoch {:<4} {:10}  {} to {}  {end}", told.epoch, told.mode, told.from, told.to);

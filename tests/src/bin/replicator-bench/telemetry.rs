@@ -1,0 +1,71 @@
+//! What it costs the writer that everything is told: metrics and traces to a collector, a page that is read, the
+//! database's load, logs as JSON.
+
+use std::time::Duration;
+
+use replicator_tests::bench::{pgbench_init, pgbench_with};
+use replicator_tests::collector::Collector;
+use replicator_tests::{Cluster, free_port, lags};
+use runtime::task::Task;
+
+/// How often Prometheus and a page ask.
+const SCRAPE: Duration = Duration::from_secs(5);
+
+/// Two clusters of three regions side by side, one of which tells everything; `rounds` times in turn, for
+/// `seconds` each, `pgbench` with eight clients.
+pub async fn run(rounds: u64, seconds: u64) {
+    println!(
+        "pgbench -s 20 -c 8, {rounds} rounds of {seconds} s in turn, two clusters of three regions on this machine.\n"
+    );
+    let silent = Cluster::new(2);
+    silent.configure("telemetry.load = false\n");
+    silent.start();
+    let (collector, otlp, http) = (Collector::default(), free_port(), free_port());
+    let _collecting = collector.serve(otlp);
+    let telling = Cluster::new(2);
+    telling.configure(&format!(
+        "telemetry.otlp = \"http://127.0.0.1:{otlp}\"\ntelemetry.load = true\nlogs.format = \"json\"\n"
+    ));
+    for region in &telling.regions {
+        let port = if *region == "us-east" { http } else { free_port() };
+        telling.configure_region(region, &format!("http = \"127.0.0.1:{port}\""));
+    }
+    telling.start();
+    let _scraping = Task::spawn("a scraper", async move {
+        loop {
+            let _ = lags::series(http, "replicator_epoch").await;
+            tokio::time::sleep(SCRAPE).await;
+        }
+    });
+    let urls = [&silent, &telling].map(|cluster| cluster.printed(&["url", "--region", "us-east"]));
+    urls.iter().for_each(|url| pgbench_init(url));
+    println!("{:28} {:>12} {:>12} {:>22}", "", "telemetry off", "on", "on / off, of each round");
+    for (what, arguments) in [("select-only", &["-S", "-M", "prepared"][..]), ("TPC-B", &[])] {
+        let mut tps = [Vec::new(), Vec::new()];
+        for round in 0..rounds {
+            let seconds = seconds.to_string();
+            let arguments = [arguments, &["-T", &seconds]].concat();
+            // Each is first as often as the other.
+            for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+                let (url, arguments) =
+                    (urls[which].clone(), arguments.iter().map(ToString::to_string).collect::<Vec<_>>());
+                let measured = runtime::task::blocking("pgbench", move || {
+                    pgbench_with(&url, 8, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+                });
+                tps[which].push(measured.await.expect("it runs to its end"));
+            }
+        }
+        let mut ratios: Vec<f64> = tps[1].iter().zip(&tps[0]).map(|(on, off)| on / off).collect();
+        ratios.sort_by(f64::total_cmp);
+        let [off, on] = tps.map(median);
+        let (least, middle, most) = (ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
+        println!("{what:28} {off:>9.0} tps {on:>8.0} tps   {middle:.3}x ({least:.3} to {most:.3})");
+    }
+    let (metrics, spans) = (collector.names.lock().unwrap().len(), collector.spans.lock().unwrap().len());
+    println!("\nthe collector was sent {metrics} metrics and {spans} spans meanwhile");
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
