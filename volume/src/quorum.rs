@@ -232,7 +232,8 @@ pub struct Quorum {
     outbid: Option<Ballot>,
     /// On the operator's word, that the copies which are missing are lost for good.
     word: bool,
-    /// Copies that did not say what they hold when their log was chosen: of logs that end alike another one's is.
+    /// Copies that did not say what they hold when their log was chosen: of logs that end alike another one's
+    /// is.
     avoided: BTreeSet<CopyId>,
 }
 

@@ -120,8 +120,8 @@ pub(crate) async fn open_first(head: Arc<Head>, copy: CopyId, refuse: mpsc::Send
 
 /// Opens a copy of this process again; true when that failed.
 async fn reopen(head: &Arc<Head>, copy: CopyId) -> bool {
-    // One that failed under an earlier opening is not known to have failed under this one: but there is no way
-    // to it.
+    // One that failed under an earlier opening is not known to have failed under this one: but there is no
+    // way to it.
     let failed = |head: &Head| {
         head.link(copy).is_none() || head.look(|log| matches!(log.quorum().state(copy), CopyState::Failed(_)))
     };

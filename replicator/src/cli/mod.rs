@@ -59,8 +59,8 @@ pub fn main() -> ExitCode {
     let log = DaemonLog::new(std::env::var(FORMAT_VARIABLE).ok().as_deref());
     log.report_panics();
     let lines = Lines::of(log.clone());
-    // That a line cannot be written is told to standard error, which is the log itself: on a full disk that would
-    // panic whoever had something to say.
+    // That a line cannot be written is told to standard error, which is the log itself: on a full disk that
+    // would panic whoever had something to say.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     let subscriber = subscriber.log_internal_errors(false);
     subscriber.with_ansi(false).event_format(lines).init();

@@ -1,5 +1,5 @@
-//! What it costs the writer that everything is told: metrics and traces to a collector, a page that is read, the
-//! database's load, logs as JSON.
+//! What it costs the writer that everything is told: metrics and traces to a collector, a page that is read,
+//! the database's load, logs as JSON.
 
 use std::time::Duration;
 
