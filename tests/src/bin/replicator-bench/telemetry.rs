@@ -1,4 +1,4 @@
-//! What it costs the writer that everything is told: metrics and traces to a collector, a page that is read,
+//! What it costs the writer that everything is told: metrics and traces to a collector, metrics to a scraper,
 //! the database's load, logs as JSON.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use replicator_tests::collector::Collector;
 use replicator_tests::{Cluster, free_port, lags};
 use runtime::task::Task;
 
-/// How often Prometheus and a page ask.
+/// How often the scraper asks.
 const SCRAPE: Duration = Duration::from_secs(5);
 
 /// Two clusters of three regions side by side, one of which tells everything; `rounds` times in turn, for
