@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use proto::{Lsn, RegionName};
+use proto::{Epoch, Lsn, RegionName};
 
 use crate::leadership::{Leadership, Mode};
 use crate::lineage::Lineage;
+use crate::planted::{self, Bug};
 use crate::promotion::Grant;
 use crate::voters::Electorate;
 
@@ -90,9 +91,9 @@ impl Waits {
     }
 }
 
-/// Whether the region `me` orders a failover to itself. `record` is what it has accepted, and `heard` what
-/// each voter said a moment ago who answered, `me` included; `file` says who votes where the record does not,
-/// and `now_us` is the time since 1970.
+/// Whether the region `me` orders a failover to itself, and in which epoch: the order is for no other.
+/// `record` is what it has accepted, and `heard` what each voter said a moment ago who answered, `me`
+/// included; `file` says who votes where the record does not, and `now_us` is the time since 1970.
 ///
 /// # Errors
 /// Why it does not.
@@ -103,7 +104,7 @@ pub fn decide(
     heard: &BTreeMap<RegionName, Grant>,
     rules: Rules,
     now_us: i64,
-) -> Result<(), Waits> {
+) -> Result<Epoch, Waits> {
     let voters = record.electorate(file);
     if record.promotion.is_some() || record.primary == *me || !voters.may_lead(me) {
         return Err(Waits::NotItsTurn);
@@ -133,15 +134,16 @@ pub fn decide(
     // A failover gathers what survivors have: what is lost is what none of them has.
     let had_lsn = heard.values().map(|grant| grant.primary_lsn).max().unwrap_or(Lsn::ZERO);
     let bytes = had_lsn.0.saturating_sub(candidates[0].0.0);
-    if bytes > rules.loss_max_bytes {
+    if bytes > rules.loss_max_bytes && !planted::is(Bug::LosesMore) {
         return Err(Waits::Loss { bytes });
     }
     let since_us = now_us.saturating_sub(i64::try_from(LATELY_US).unwrap_or(i64::MAX));
     let failovers = record.history.iter().filter(|past| past.promotion.mode == Mode::Failover);
-    if failovers.filter(|past| past.at_us >= since_us).count() >= LATELY_MAX {
+    let lately = failovers.filter(|past| past.at_us >= since_us).count();
+    if lately >= LATELY_MAX && !planted::is(Bug::FailsOverOften) {
         return Err(Waits::Often);
     }
-    Ok(())
+    Ok(record.epoch)
 }
 
 #[cfg(test)]
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
     use crate::leadership::{Loss, Past, Promotion, Step};
     use crate::voters::Voters;
-    use proto::{Epoch, Timeline};
+    use proto::Timeline;
 
     const RULES: Rules = Rules { after_us: 10_000_000, loss_max_bytes: 1000 };
 
@@ -188,6 +190,7 @@ mod tests {
             attempt: 0,
             forced: false,
             lost: [].into(),
+            loss_max_bytes: None,
             fork_lsn: Lsn(10),
             parent: 1,
             loss: Loss::default(),
@@ -197,7 +200,7 @@ mod tests {
 
     fn decided(me: &str, file: &Electorate, heard: &[(&str, Grant)]) -> Result<(), Waits> {
         let heard = heard.iter().map(|(who, grant)| (name(who), grant.clone())).collect();
-        decide(&name(me), &Leadership::first(Epoch(1), name("a")), file, &heard, RULES, 0)
+        decide(&name(me), &Leadership::first(Epoch(1), name("a")), file, &heard, RULES, 0).map(drop)
     }
 
     /// What it is, who decides, what it heard, and what it decides.
@@ -261,7 +264,7 @@ mod tests {
         let past =
             |mode, at_us| Past { promotion: promotion(mode), at_us, write_gap_us: 0, rolled_back: None };
         let now_us = 10 * i64::try_from(LATELY_US).unwrap();
-        let asked = |record: &Leadership| decide(&name("b"), record, &file, &heard, RULES, now_us);
+        let asked = |record: &Leadership| decide(&name("b"), record, &file, &heard, RULES, now_us).map(drop);
         record.history = vec![past(Mode::Failover, 0), past(Mode::Failover, now_us - 1)];
         assert_eq!(asked(&record), Ok(()), "one of them was long ago");
         record.history.push(past(Mode::Switchover, now_us));

@@ -288,15 +288,8 @@ mod tests {
     }
 
     fn begun(mode: Mode, forced: bool) -> Leadership {
-        let order = Order {
-            id: 1,
-            mode,
-            to: name("b"),
-            by: name("b"),
-            forced,
-            lost: if forced { names(&["a"]) } else { [].into() },
-            at_us: 0,
-        };
+        let lost = if forced { names(&["a"]) } else { [].into() };
+        let order = Order { forced, lost, ..Order::new(1, Epoch(1), mode, &name("b")) };
         first().apply(&Change::Begin(order)).unwrap()
     }
 
@@ -407,15 +400,8 @@ mod tests {
         assert_eq!(settled.apply_with(&gone, &file), Err(refusal));
         // The set does not change under a promotion.
         let order = |forced, lost: &[&str]| {
-            Change::Begin(Order {
-                id: 1,
-                mode: Mode::Failover,
-                to: name("b"),
-                by: name("b"),
-                forced,
-                lost: names(lost),
-                at_us: 0,
-            })
+            let order = Order::new(1, Epoch(1), Mode::Failover, &name("b"));
+            Change::Begin(Order { forced, lost: names(lost), ..order })
         };
         let promoting = settled.apply_with(&order(false, &[]), &file).unwrap();
         assert!(matches!(
@@ -432,15 +418,7 @@ mod tests {
         let word = settled.apply_with(&order(true, &["a", "c"]), &file).unwrap();
         assert_eq!(word.voters.as_ref().map(|voters| &voters.now), Some(&regions(&["b"])));
         assert_eq!((formed(&word), follows(&word, &settled)), (Ok(()), Ok(())));
-        let stranger = Change::Begin(Order {
-            id: 1,
-            mode: Mode::Switchover,
-            to: name("x"),
-            by: name("x"),
-            forced: false,
-            lost: names(&[]),
-            at_us: 0,
-        });
+        let stranger = Change::Begin(Order::new(1, Epoch(1), Mode::Switchover, &name("x")));
         assert_eq!(settled.apply_with(&stranger, &file), Err(Conflict::NoVoter(name("x"))));
     }
 

@@ -10,6 +10,7 @@ use std::fmt;
 use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{self, Bug};
 use crate::voters::{Ballot, Electorate, Hindrance};
 
 /// The promotions that the history keeps.
@@ -98,6 +99,9 @@ pub struct Promotion {
     /// The voters that this word counts as lost.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub lost: BTreeSet<RegionName>,
+    /// The most redo that may be lost, bytes: with more it is rolled back. None where an operator ordered it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_max_bytes: Option<u64>,
     /// Where the new timeline begins, once that is known. Its number is the epoch's.
     pub fork_lsn: Lsn,
     /// The number of the timeline that it leaves there.
@@ -222,11 +226,13 @@ pub enum Change {
     },
 }
 
-/// What an operator orders.
+/// What an operator orders, or a region by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// Drawn at random.
     pub id: u64,
+    /// The epoch in which it was given: it is meant for the primary of that one, and begins in no later one.
+    pub epoch: Epoch,
     /// How.
     pub mode: Mode,
     /// The region that shall lead.
@@ -237,8 +243,29 @@ pub struct Order {
     pub forced: bool,
     /// The voters that this word counts as lost: the old primary, and those whom the operator names.
     pub lost: BTreeSet<RegionName>,
+    /// See [`Promotion::loss_max_bytes`].
+    pub loss_max_bytes: Option<u64>,
     /// When, microseconds since 1970, by the clock of the voter that coordinates.
     pub at_us: i64,
+}
+
+impl Order {
+    /// One for the primary of `epoch`, coordinated by the region that shall lead, without anybody's word.
+    #[must_use]
+    pub fn new(id: u64, epoch: Epoch, mode: Mode, to: &RegionName) -> Order {
+        let (to, by) = (to.clone(), to.clone());
+        Order {
+            id,
+            epoch,
+            mode,
+            to,
+            by,
+            forced: false,
+            lost: BTreeSet::new(),
+            loss_max_bytes: None,
+            at_us: 0,
+        }
+    }
 }
 
 /// What follows a step.
@@ -308,6 +335,18 @@ pub enum Conflict {
         found: SystemId,
         /// The record's.
         expected: SystemId,
+    },
+    /// Another epoch has begun since the order was given.
+    #[error(
+        "the order was given in epoch {given}, and region {primary} leads epoch {now} by now: order it again if it is still wanted"
+    )]
+    OtherEpoch {
+        /// The order's.
+        given: Epoch,
+        /// The record's.
+        now: Epoch,
+        /// Who leads that.
+        primary: RegionName,
     },
     /// The operator's word is not about the primary.
     #[error(
@@ -463,7 +502,8 @@ impl Leadership {
     }
 
     fn begin(&mut self, order: &Order) -> Result<(), Conflict> {
-        if self.promotion.as_ref().is_some_and(|p| p.id == order.id) {
+        // Proposed again by one who has not heard that it was agreed.
+        if self.promotion.as_ref().is_some_and(|p| p.id == order.id) || self.ended(order.id).is_some() {
             return Ok(());
         }
         let last = match (&self.promotion, order.mode) {
@@ -477,6 +517,10 @@ impl Leadership {
         };
         if order.to == self.primary {
             return Err(Conflict::LeadsAlready(self.primary.clone()));
+        }
+        if order.epoch != self.epoch && !planted::is(Bug::BeginsLate) {
+            let (given, now) = (order.epoch, self.epoch);
+            return Err(Conflict::OtherEpoch { given, now, primary: self.primary.clone() });
         }
         if order.forced && !order.lost.contains(&self.primary) {
             let names: Vec<&str> = order.lost.iter().map(RegionName::as_str).collect();
@@ -503,6 +547,7 @@ impl Leadership {
             attempt: 0,
             forced: order.forced,
             lost: order.lost.clone(),
+            loss_max_bytes: order.loss_max_bytes,
             fork_lsn: Lsn::ZERO,
             parent: 0,
             loss: Loss::default(),
@@ -609,8 +654,7 @@ mod tests {
     }
 
     fn begun_order(to: &str) -> Order {
-        let (id, mode, lost) = (7, Mode::Failover, BTreeSet::new());
-        Order { id, mode, to: name(to), by: name(to), forced: false, lost, at_us: 0 }
+        Order::new(7, Epoch(1), Mode::Failover, &name(to))
     }
 
     fn order(mode: Mode, to: &str) -> Change {
@@ -647,7 +691,7 @@ mod tests {
         assert_eq!(over.standing(&b), Standing::Leads);
         assert_eq!(over.history.iter().filter(|past| past.began()).count(), 1);
         // One that was over, and leads, simply goes on leading.
-        let other = over.apply(&Change::Begin(Order { id: 8, ..begun_order("c") })).unwrap();
+        let other = over.apply(&Change::Begin(Order { id: 8, epoch: Epoch(2), ..begun_order("c") })).unwrap();
         let change = Change::Advance {
             id: 8,
             attempt: 0,
@@ -715,21 +759,24 @@ mod tests {
     #[test]
     fn one_promotion_at_a_time_unless_a_failover_is_ordered() {
         let handing = first().apply(&order(Mode::Switchover, "b")).unwrap();
-        let other = |mode| {
-            Change::Begin(Order {
-                id: 8,
-                mode,
-                to: name("c"),
-                by: name("c"),
-                forced: false,
-                lost: BTreeSet::new(),
-                at_us: 5,
-            })
-        };
+        let other = |mode| Change::Begin(Order::new(8, Epoch(1), mode, &name("c")));
         assert!(matches!(handing.apply(&other(Mode::Switchover)), Err(Conflict::InProgress { .. })));
         let failing = handing.apply(&other(Mode::Failover)).unwrap();
         assert_eq!(failing.promotion.as_ref().map(|p| p.epoch), Some(Epoch(3)), "an epoch is given once");
         assert!(failing.ended(7).is_some_and(|past| past.rolled_back.is_some() && !past.began()));
         assert!(matches!(first().apply(&order(Mode::Failover, "a")), Err(Conflict::LeadsAlready(_))));
+    }
+
+    #[test]
+    fn an_order_is_for_one_epoch_and_begins_once() {
+        let fencing = first().apply(&order(Mode::Failover, "b")).unwrap();
+        let over = fencing.apply(&advance(0, promote())).unwrap().apply(&advance(0, FINISH)).unwrap();
+        // It was decided on while `a` led, and comes when `b` leads.
+        let late = Change::Begin(Order::new(8, Epoch(1), Mode::Failover, &name("c")));
+        let refused = Conflict::OtherEpoch { given: Epoch(1), now: Epoch(2), primary: name("b") };
+        assert_eq!(over.apply(&late), Err(refused));
+        // It was rolled back, and is proposed again by one who heard neither.
+        let back = fencing.apply(&advance(0, Next::RollBack { at_us: 1, why: "x".into() })).unwrap();
+        assert_eq!(back.apply(&order(Mode::Failover, "b")).unwrap(), back);
     }
 }

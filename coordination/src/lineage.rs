@@ -127,15 +127,7 @@ mod tests {
     }
 
     fn begin(leadership: &Leadership, id: u64, to: &str, fork_lsn: u64, parent: u32) -> Leadership {
-        let order = Order {
-            id,
-            mode: Mode::Failover,
-            to: name(to),
-            by: name(to),
-            forced: false,
-            lost: [].into(),
-            at_us: 0,
-        };
+        let order = Order::new(id, leadership.epoch, Mode::Failover, &name(to));
         let begun = leadership.apply(&Change::Begin(order)).unwrap();
         let next = Next::Promote { fork_lsn: Lsn(fork_lsn), parent: Timeline(parent), loss: Loss::default() };
         begun.apply(&Change::Advance { id, attempt: 0, next, done: vec![] }).unwrap()
@@ -163,15 +155,7 @@ mod tests {
         assert_eq!((on(&fourth, 2, 81), on(&fourth, 1, 50)), (None, Some(Lsn(50))));
         assert_eq!((on(&fourth, 1, 51), on(&fourth, 3, 75)), (None, None), "cut off");
         // The failover that 3 was given up for is rolled back: epoch 3 goes on, and acknowledges after all.
-        let order = Order {
-            id: 4,
-            mode: Mode::Failover,
-            to: name("a"),
-            by: name("a"),
-            forced: false,
-            lost: [].into(),
-            at_us: 0,
-        };
+        let order = Order::new(4, third.epoch, Mode::Failover, &name("a"));
         let back = Next::RollBack { at_us: 1, why: "nobody".into() };
         let third_on = advance(&third.apply(&Change::Begin(order)).unwrap(), 4, back);
         assert_eq!((on(&third_on, 3, 75), on(&third_on, 2, 75)), (Some(Lsn(70)), Some(Lsn(75))));

@@ -47,11 +47,17 @@ pub enum Bug {
     CountsNewVotersOnly,
     /// A primary keeps its lease by the voters of its file.
     LeasesByFile,
+    /// An order begins in whatever epoch it comes.
+    BeginsLate,
+    /// A failover that nobody ordered loses whatever there is to lose.
+    LosesMore,
+    /// Failovers that nobody ordered are not counted.
+    FailsOverOften,
 }
 
 impl Bug {
     /// All of them but [`Bug::None`].
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 22] = [
         Bug::GrantsUnopened,
         Bug::ForgetsAnswers,
         Bug::WaitsForNoLease,
@@ -71,6 +77,9 @@ impl Bug {
         Bug::BelievesHints,
         Bug::CountsNewVotersOnly,
         Bug::LeasesByFile,
+        Bug::BeginsLate,
+        Bug::LosesMore,
+        Bug::FailsOverOften,
     ];
 }
 

@@ -252,7 +252,13 @@ pub fn after(record: &Leadership, at_us: i64, outcome: Outcome) -> Option<Next> 
             Some(Next::RollBack { at_us, why: format!("{} cannot be reached any more", promotion.to) })
         }
         (Step::Fence, Outcome::Ready { end_lsn, timeline, loss }) => {
-            Some(Next::Promote { fork_lsn: end_lsn, parent: timeline, loss })
+            let bytes = loss.to_lsn.0.saturating_sub(end_lsn.0);
+            let too_much =
+                promotion.loss_max_bytes.filter(|most| bytes > *most && !planted::is(Bug::LosesMore));
+            Some(match too_much {
+                Some(most) => Next::RollBack { at_us, why: beyond(bytes, most, &promotion.from) },
+                None => Next::Promote { fork_lsn: end_lsn, parent: timeline, loss },
+            })
         }
         (Step::Promote, Outcome::Leads { write_gap_us }) => Some(Next::Finish { at_us, write_gap_us }),
         (Step::Fence | Step::Promote, Outcome::TargetGone { others }) => {
@@ -263,6 +269,14 @@ pub fn after(record: &Leadership, at_us: i64, outcome: Outcome) -> Option<Next> 
         }
         _ => None,
     }
+}
+
+/// Why a failover that a region ordered by itself is rolled back.
+fn beyond(bytes: u64, most: u64, from: &RegionName) -> String {
+    format!(
+        "{bytes} bytes of redo would be lost that {from} is known to have had, and `max_loss` allows {most} without an operator's \
+         order: {from} is given the leadership back"
+    )
 }
 
 /// Who leads instead of a target that is gone: the one with the most redo; the old primary of a switchover
@@ -325,8 +339,7 @@ mod tests {
     }
 
     fn begun(mode: Mode) -> Leadership {
-        let order =
-            Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, lost: [].into(), at_us: 0 };
+        let order = Order::new(1, Epoch(1), mode, &name("b"));
         Leadership::first(Epoch(1), name("a")).apply(&Change::Begin(order)).unwrap()
     }
 
@@ -410,6 +423,23 @@ mod tests {
         assert_eq!(after(&failover, 0, nobody), None);
         let alive = Outcome::TargetGone { others: BTreeMap::from([(name("a"), Grant::default())]) };
         assert!(matches!(after(&failover, 0, alive), Some(Next::RollBack { .. })), "the old one leads on");
+    }
+
+    #[test]
+    fn a_failover_that_nobody_ordered_is_given_up_where_it_would_lose_too_much() {
+        let ready = |lost: u64| Outcome::Ready {
+            end_lsn: Lsn(100),
+            timeline: Timeline(1),
+            loss: Loss { to_lsn: Lsn(100 + lost), us: 0 },
+        };
+        let mut failover = begun(Mode::Failover);
+        assert!(
+            matches!(after(&failover, 0, ready(9)), Some(Next::Promote { .. })),
+            "an operator ordered it"
+        );
+        failover.promotion.as_mut().unwrap().loss_max_bytes = Some(8);
+        assert!(matches!(after(&failover, 0, ready(8)), Some(Next::Promote { .. })));
+        assert!(matches!(after(&failover, 0, ready(9)), Some(Next::RollBack { .. })));
     }
 
     #[test]

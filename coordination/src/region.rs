@@ -452,8 +452,7 @@ mod tests {
     }
 
     fn begun(mode: Mode) -> Leadership {
-        let order =
-            Order { id: 1, mode, to: name("b"), by: name("b"), forced: false, lost: [].into(), at_us: 0 };
+        let order = Order::new(1, Epoch(1), mode, &name("b"));
         first().apply(&Change::Begin(order)).unwrap()
     }
 
@@ -498,15 +497,7 @@ mod tests {
         let handed = |next_epoch| Part::HandedOver { epoch, to: name("c"), next_epoch };
         let no_data = Deed::Refuse(Hindrance::NoData);
         let handing = {
-            let order = Order {
-                id: 2,
-                mode: Mode::Switchover,
-                to: name("c"),
-                by: name("c"),
-                forced: false,
-                lost: [].into(),
-                at_us: 0,
-            };
+            let order = Order::new(2, Epoch(2), Mode::Switchover, &name("c"));
             over().apply(&Change::Begin(order)).unwrap()
         };
         let (takes_over, leads, follows) = (promoting(Mode::Failover), over(), first());

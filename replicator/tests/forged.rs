@@ -59,15 +59,7 @@ fn first() -> Leadership {
 }
 
 fn begun() -> Leadership {
-    let order = Order {
-        id: 1,
-        mode: Mode::Failover,
-        to: name("b"),
-        by: name("b"),
-        forced: false,
-        lost: [].into(),
-        at_us: 0,
-    };
+    let order = Order::new(1, Epoch(1), Mode::Failover, &name("b"));
     first().apply(&Change::Begin(order)).unwrap()
 }
 

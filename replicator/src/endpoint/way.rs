@@ -234,6 +234,7 @@ mod tests {
             attempt: 0,
             forced: false,
             lost: [].into(),
+            loss_max_bytes: None,
             fork_lsn: Lsn::ZERO,
             parent: 1,
             loss: Loss::default(),

@@ -333,15 +333,7 @@ mod tests {
         let mut notice = Notice::default();
         let mut now = seen();
         assert!(notice.look(0, &now).is_empty());
-        let order = Order {
-            id: 7,
-            mode: Mode::Switchover,
-            to: name("b"),
-            by: name("b"),
-            forced: false,
-            lost: [].into(),
-            at_us: 1,
-        };
+        let order = Order::new(7, now.record.epoch, Mode::Switchover, &name("b"));
         now.record = now.record.apply(&Change::Begin(order)).unwrap();
         let notes = notice.look(1, &now);
         assert_eq!(kinds(&notes), ["promotion-begun"]);

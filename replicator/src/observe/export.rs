@@ -122,6 +122,7 @@ mod tests {
             attempt: 1,
             forced: false,
             lost: [].into(),
+            loss_max_bytes: None,
             fork_lsn: Lsn(100),
             parent: 2,
             loss: Loss::default(),

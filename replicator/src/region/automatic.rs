@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordination::automatic::Rules;
+use proto::Epoch;
 use proto::messages::PromoteRequest;
 use runtime::clock::{micros, wall_us};
 
 use super::Region;
+use super::order::ByItself;
 use crate::events::Kind;
 
 /// How often it is looked.
@@ -28,8 +30,8 @@ impl Region {
             }
             let rules = Rules { after_us: micros(failover.after), loss_max_bytes: failover.max_loss_bytes };
             match self.voter.wants_failover(rules, wall_us()).await {
-                Ok(()) => {
-                    again = if self.fail_over(rules.after_us).await { AGAIN[0] } else { again };
+                Ok(epoch) => {
+                    again = if self.fail_over(epoch, rules).await { AGAIN[0] } else { again };
                     tokio::time::sleep(again).await;
                     again = (again * 2).min(AGAIN[1]);
                 }
@@ -50,17 +52,17 @@ impl Region {
         }
     }
 
-    /// Orders it, and waits for its end; says whether it succeeded.
-    async fn fail_over(&self, after_us: u64) -> bool {
+    /// Orders it in `epoch`, and waits for its end; says whether it succeeded.
+    async fn fail_over(&self, epoch: Epoch, rules: Rules) -> bool {
         let (me, primary) = (&self.own.name, self.voter.accepted().primary);
         let text = format!(
             "region {primary}: a majority of the voters has not heard it for {} s; region {me} orders a failover to itself",
-            after_us / 1_000_000
+            rules.after_us / 1_000_000
         );
         tracing::warn!("{text}");
         self.journal.note(Kind::FailoverOrdered, text);
         let request = PromoteRequest { failover: true, ..PromoteRequest::default() };
-        match self.order(request).await {
+        match self.order(request, Some(ByItself { epoch, loss_max_bytes: rules.loss_max_bytes })).await {
             Ok(_) => true,
             Err(refusal) => {
                 tracing::warn!("the failover to region {me}: {}; it is looked again", refusal.reason);

@@ -73,7 +73,7 @@ impl Region {
                 Ok(Answer::Volume(self.volume_view()))
             }
             Ask::Url(request) => self.url(&request.region).await,
-            Ask::Promote(request) => self.order(request).await.map(Answer::Promotion),
+            Ask::Promote(request) => self.order(request, None).await.map(Answer::Promotion),
             Ask::Accept(accept) => self.owner.vote(accept).await.map(Answer::Voted),
             Ask::Survey(_) => Ok(Answer::Granted(self.owner.survey())),
             Ask::HandOver(request) => self.owner.ask_hand_over(request).await.map(Answer::HandedOver),

@@ -1,14 +1,14 @@
-//! What an operator orders: a promotion, with this region as the one that shall lead.
+//! What an operator orders, or a region by itself: a promotion, with this region as the one that shall lead.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Order, Past};
 use coordination::{Leadership, Lineage, Mode, Promotion};
-use proto::RegionName;
 use proto::messages::finding::Outcome;
 use proto::messages::refusal;
 use proto::messages::{self as m, HandOverRequest, Refusal};
+use proto::{Epoch, RegionName};
 use runtime::clock::{micros, now, wall_us};
 use runtime::random;
 
@@ -29,14 +29,27 @@ const AGAIN: Duration = Duration::from_millis(300);
 /// How long an operator's command waits for the promotion that it began.
 const ORDERED: Duration = Duration::from_secs(80);
 
+/// What a failover that no operator ordered is bound to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByItself {
+    /// The epoch in which it was decided.
+    pub(super) epoch: Epoch,
+    /// The most redo that may be lost, bytes.
+    pub(super) loss_max_bytes: u64,
+}
+
 fn busy(reason: impl Into<String>) -> Refusal {
     Refusal::new(refusal::Kind::Busy, reason)
 }
 
 impl Region {
-    /// Does what an operator orders, with this region as the one that shall lead: begins a promotion, or goes
-    /// on with the same one, and waits for its end.
-    pub(super) async fn order(&self, request: m::PromoteRequest) -> Result<m::Promotion, Refusal> {
+    /// Does what an operator orders, or this region `by_itself`, with it as the one that shall lead: begins a
+    /// promotion, or goes on with the same one, and waits for its end.
+    pub(super) async fn order(
+        &self,
+        request: m::PromoteRequest,
+        by_itself: Option<ByItself>,
+    ) -> Result<m::Promotion, Refusal> {
         let me = &self.own.name;
         let mode = if request.failover { Mode::Failover } else { Mode::Switchover };
         let able = self.owner.able_follower();
@@ -81,16 +94,14 @@ impl Region {
                 if let Some(why) = refusal(&findings) {
                     return Err(busy(why));
                 }
+                let id = 1 + random::below(u64::MAX - 1);
                 let order = Order {
-                    id: 1 + random::below(u64::MAX - 1),
-                    mode,
-                    to: me.clone(),
-                    by: me.clone(),
                     forced: request.old_primary_is_down,
                     lost: self.lost(&request, &record)?,
+                    loss_max_bytes: by_itself.map(|by_itself| by_itself.loss_max_bytes),
                     at_us: wall_us(),
+                    ..Order::new(id, by_itself.map_or(record.epoch, |by_itself| by_itself.epoch), mode, me)
                 };
-                let id = order.id;
                 self.voter.change(&Change::Begin(order)).await.map_err(|e| match (&e, request.old_primary_is_down) {
                     (ChangeError::NoMajority { .. }, true) => busy(format!(
                         "{e}. If you know that more voters than the old primary do not run, and will not while this region is promoted, \

@@ -295,15 +295,7 @@ mod tests {
     fn everything_is_on_it_and_a_small_terminal_is_no_error() {
         let mut model = Model::new(Duration::from_secs(5));
         shown(&model, 80, 24);
-        let order = Order {
-            id: 1,
-            mode: Mode::Switchover,
-            to: "eu-west".parse().unwrap(),
-            by: "eu-west".parse().unwrap(),
-            forced: false,
-            lost: [].into(),
-            at_us: 0,
-        };
+        let order = Order::new(1, proto::Epoch(1), Mode::Switchover, &"eu-west".parse().unwrap());
         let record = Leadership::first(proto::Epoch(1), "us-east".parse().unwrap());
         let status = ClusterStatus {
             cluster: "demo".into(),

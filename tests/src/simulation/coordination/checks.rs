@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use coordination::leadership::{HISTORY_MAX, Past};
+use coordination::automatic::LATELY_MAX;
+use coordination::leadership::{HISTORY_MAX, Order, Past};
 use coordination::register::Accepted;
-use coordination::{Leadership, Mode, Number, Promotion};
+use coordination::{Leadership, Mode, Number, Promotion, Step};
 use proto::{Epoch, RegionName};
 use tokio::time::Instant;
 
@@ -141,11 +142,36 @@ impl Checks {
         }
     }
 
+    /// A promotion that was ordered has begun, with what was agreed then: it is about the epoch that it was
+    /// ordered in. Those that nobody ordered are few, where they are `limited`.
+    pub(super) fn begun(&self, order: &Order, limited: bool, record: &Leadership) {
+        let fresh = |p: &&Promotion| p.id == order.id && p.attempt == 0 && p.step != Step::Promote;
+        let Some(promotion) = record.promotion.as_ref().filter(fresh) else { return };
+        let replaced = record.history.iter().any(|past| past.promotion.id == order.id);
+        if record.epoch != order.epoch && !replaced {
+            self.fail(format!("what was ordered in epoch {} begins in epoch {}", order.epoch, record.epoch));
+        }
+        let failovers = record.history.iter().filter(|past| past.promotion.mode == Mode::Failover).count();
+        // One may have been rolled back between the look and the order.
+        if limited && !replaced && failovers > LATELY_MAX {
+            self.fail(format!("{} orders a failover by itself after {failovers}", promotion.to));
+        }
+    }
+
     /// What is lost when an epoch begins to acknowledge was at risk, as the promotion says that cut it off.
     pub(super) fn promoted(&self, record: &Leadership, log: &[Row]) {
         let mut what = None;
         {
             let inner = &mut *lock(&self.inner);
+            for Past { promotion, .. } in record.history.iter().filter(|past| past.began()) {
+                let Promotion { fork_lsn, loss, loss_max_bytes, to, epoch, .. } = promotion;
+                let bytes = loss.to_lsn.0.saturating_sub(fork_lsn.0);
+                if loss_max_bytes.is_some_and(|most| bytes > most) {
+                    what = Some(format!(
+                        "{to} leads epoch {epoch}, and {bytes} rows are lost that nobody allowed"
+                    ));
+                }
+            }
             let earlier = |found: &&mut Acknowledged| found.row.epoch < record.epoch && !found.lost;
             for found in inner.acknowledged.values_mut().filter(earlier) {
                 if log.get(found.at).is_some_and(|row| row.id == found.row.id) {

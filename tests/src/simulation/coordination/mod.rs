@@ -41,7 +41,7 @@ use super::Dice;
 use checks::Checks;
 use disk::Disk;
 use network::Links;
-use node::Node;
+use node::{ByItself, Node};
 
 /// How long faults go on.
 const FAULTS: Duration = Duration::from_micros(FAULTS_US);
@@ -118,6 +118,8 @@ struct World {
     lies: bool,
     /// Regions order failovers by themselves.
     automatic: bool,
+    /// … and these are limited, in number and in what they lose.
+    limited: bool,
     tells: bool,
     /// Faults and orders under way.
     tasks: Tasks,
@@ -319,6 +321,7 @@ async fn scenario(seed: u64, tells: bool) -> Result<Report, String> {
         remote,
         lies,
         automatic: seed % 4 == 1,
+        limited: seed % 8 == 5,
         tells,
         tasks: Tasks::new(),
     });
@@ -363,7 +366,7 @@ impl World {
             able.max_by_key(|(_, slot)| slot.disk.len()).map(|(index, _)| index).filter(|_| led)
         };
         if let Some(to) = able {
-            order(self, to, Mode::Failover);
+            order(self, to, Mode::Failover, None);
         }
     }
 }
@@ -426,14 +429,14 @@ async fn trouble(world: &Arc<World>) {
             _ => {
                 let to = usize::try_from(world.dice(|dice| dice.below(world.regions as u64))).unwrap_or(0);
                 let mode = if what < 6 { Mode::Switchover } else { Mode::Failover };
-                order(world, to, mode);
+                order(world, to, mode, None);
             }
         }
     }
 }
 
-/// An operator orders region `to` to lead; sometimes something dies just after the record has changed.
-fn order(world: &Arc<World>, to: usize, mode: Mode) {
+/// An operator, or region `to` by itself, orders that to lead. The order may take long to be proposed.
+fn order(world: &Arc<World>, to: usize, mode: Mode, by_itself: Option<ByItself>) {
     let Some(node) = world.node(to) else { return };
     let world = world.clone();
     world.clone().tasks.spawn(async move {
@@ -441,11 +444,17 @@ fn order(world: &Arc<World>, to: usize, mode: Mode) {
             return;
         }
         let id = 1 + world.dice(|dice| dice.below(u64::MAX - 1));
-        let me = world.places[to].name.clone();
-        let order =
-            Order { id, mode, to: me.clone(), by: me, forced: false, lost: BTreeSet::new(), at_us: 0 };
-        world.tell(|| format!("{mode} to {to} is ordered"));
-        if node.voter.change(&Change::Begin(order)).await.is_ok() {
+        let known = node.voter.accepted();
+        let epoch = by_itself.map_or(known.epoch, |by_itself| by_itself.epoch);
+        let loss_max_bytes = by_itself.and_then(|by_itself| by_itself.loss_max_bytes);
+        let order = Order { loss_max_bytes, ..Order::new(id, epoch, mode, &world.places[to].name) };
+        world.tell(|| format!("{mode} to {to} is ordered, for epoch {epoch}"));
+        if world.dice(|dice| dice.one_in(4)) {
+            let late_us = world.dice(|dice| dice.below(6_000_000));
+            tokio::time::sleep(Duration::from_micros(late_us)).await;
+        }
+        if let Ok(record) = node.voter.change(&Change::Begin(order.clone())).await {
+            world.checks.begun(&order, by_itself.is_some() && world.limited, &record);
             node.voter.coordinate(id);
         }
     });

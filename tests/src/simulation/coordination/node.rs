@@ -18,6 +18,7 @@ use proto::messages::{self as m, Refusal, control_request, control_response, ref
 use proto::{Batch, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
 use replicator::part::{Cluster, Owner};
 use replicator::voter::{Seat, Voter, VoterOptions, of_a_voter, wire};
+use runtime::clock::wall_us;
 use runtime::task::Tasks;
 use secondary::receiver::{Receiver, Verdict};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,18 @@ pub(super) struct Node {
 
 /// For how long nobody must have heard the primary, where regions order failovers by themselves.
 const GONE_US: u64 = 3_000_000;
+
+/// The most rows that such a failover may lose, where they are limited.
+const LOSS_MAX: u64 = 2;
+
+/// A failover that a region orders by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByItself {
+    /// Where it was decided.
+    pub(super) epoch: Epoch,
+    /// The most that it may lose.
+    pub(super) loss_max_bytes: Option<u64>,
+}
 
 impl Node {
     pub(super) fn start(
@@ -131,7 +144,8 @@ impl Node {
     /// Orders a failover to this region whenever the primary is gone, as `replicator/src/region/automatic.rs`
     /// does.
     async fn fail_over_when_gone(self: Arc<Self>) {
-        let rules = Rules { after_us: GONE_US, loss_max_bytes: u64::MAX };
+        let limited = self.world.upgrade().is_some_and(|world| world.limited);
+        let rules = Rules { after_us: GONE_US, loss_max_bytes: if limited { LOSS_MAX } else { u64::MAX } };
         loop {
             tokio::time::sleep(Duration::from_millis(250)).await;
             let Some(world) = self.world.upgrade() else { return };
@@ -139,10 +153,11 @@ impl Node {
             if world.word.load(Ordering::Relaxed) {
                 continue;
             }
-            // None of the history is of the last hour: a run would end after two.
-            let now_us = i64::MAX;
-            if self.voter.wants_failover(rules, now_us).await.is_ok() {
-                super::order(&world, self.index, Mode::Failover);
+            // Where failovers are not to be limited, none of the history is of the last hour.
+            let now_us = if limited { wall_us() } else { i64::MAX };
+            if let Ok(epoch) = self.voter.wants_failover(rules, now_us).await {
+                let loss_max_bytes = limited.then_some(LOSS_MAX);
+                super::order(&world, self.index, Mode::Failover, Some(ByItself { epoch, loss_max_bytes }));
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }
@@ -259,15 +274,7 @@ impl Node {
         let (to, id, follows) = world
             .dice(|dice| (dice.below(world.regions as u64), 1 + dice.below(u64::MAX - 1), dice.one_in(2)));
         let to = world.places[usize::try_from(to).unwrap_or(0)].name.clone();
-        let order = Order {
-            id,
-            mode: Mode::Failover,
-            to: to.clone(),
-            by: to.clone(),
-            forced: false,
-            lost: [].into(),
-            at_us: 0,
-        };
+        let order = Order::new(id, acceptor.record().epoch, Mode::Failover, &to);
         let next = Next::Promote { fork_lsn: Lsn::ZERO, parent: Timeline(1), loss: Loss::default() };
         let finish = Next::Finish { at_us: 0, write_gap_us: 0 };
         let advance = |next| Change::Advance { id, attempt: 0, next, done: Vec::new() };
@@ -376,7 +383,12 @@ impl Node {
                 continue;
             };
             let redo = lock(&self.disk.redo).clone();
-            let end = redo.log.len().min(at + BATCH);
+            // Where failovers are limited in what they lose, a region may know of more than it has.
+            let most = match world.limited && world.dice(|dice| !dice.one_in(6)) {
+                true => 1,
+                false => BATCH,
+            };
+            let end = redo.log.len().min(at + most);
             let id = (self.index, epoch, self.life << 32 | count);
             let taken = ship(&world, &self, to, async |node| node.take(&world, id, &redo, at, end)).await;
             stream = taken.flatten();

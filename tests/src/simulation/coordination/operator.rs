@@ -85,7 +85,7 @@ async fn part(world: &Arc<World>, leader: usize) {
     side.insert(if with_leader { leader } else { sleeper });
     let shape = lock(&world.links).part(&side);
     world.tell(|| format!("network: {shape}, with those whose vote was taken"));
-    super::order(world, sleeper, Mode::Failover);
+    super::order(world, sleeper, Mode::Failover, None);
     tokio::time::sleep(Duration::from_secs(6)).await;
     lock(&world.links).heal();
     world.tell(|| "network: healed".into());
@@ -151,15 +151,15 @@ async fn carry_out(world: &Arc<World>, to: usize, lost: &BTreeSet<usize>) {
     }
     let id = 1 + world.dice(|dice| dice.below(u64::MAX - 1));
     let me = world.places[to].name.clone();
-    let order =
-        Order { id, mode: Mode::Failover, to: me.clone(), by: me, forced: true, lost: names, at_us: 0 };
     let mut begun = false;
     for _ in 0..LOOKS {
         let Some(node) = world.node(to) else {
             tokio::time::sleep(LOOK).await;
             continue;
         };
-        if !begun && node.voter.change(&Change::Begin(order.clone())).await.is_ok() {
+        let order = Order::new(id, node.voter.accepted().epoch, Mode::Failover, &me);
+        let order = Order { forced: true, lost: names.clone(), ..order };
+        if !begun && node.voter.change(&Change::Begin(order)).await.is_ok() {
             (begun, _) = (true, node.voter.coordinate(id));
         }
         let record = node.voter.agreed().map(|agreed| agreed.record);
