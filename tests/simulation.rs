@@ -19,14 +19,14 @@ fn bugs_of_the_volume_put_in_on_purpose_are_found() {
     let mut unnoticed = Vec::new();
     for bug in Bug::ALL {
         let begin = runtime::clock::now();
-        let found = (0..VOLUME_PLANTED_SEEDS).find(|seed| volume::run(*seed, bug, false).is_err());
+        let found = (0..PLANTED_SEEDS).find(|seed| volume::run(*seed, bug, false).is_err());
         let took_ms = begin.elapsed().as_millis();
         match found {
             Some(seed) => println!("{bug:?}: found by seed {seed}, after {took_ms} ms"),
             None => unnoticed.push(bug),
         }
     }
-    assert!(unnoticed.is_empty(), "{unnoticed:?} went unnoticed in {VOLUME_PLANTED_SEEDS} seeds each");
+    assert!(unnoticed.is_empty(), "{unnoticed:?} went unnoticed in {PLANTED_SEEDS} seeds each");
 }
 
 fn seeds_of_the_coordination(seeds: Range<u64>) {
@@ -55,9 +55,6 @@ fn a_seed_decides_everything() {
 
 /// The most seeds that a planted bug may need.
 const PLANTED_SEEDS: u64 = 1000;
-
-/// The same of the volume: two of its bugs take one seed in some two thousand.
-const VOLUME_PLANTED_SEEDS: u64 = 3000;
 
 #[test]
 fn bugs_of_the_coordination_put_in_on_purpose_are_found() {

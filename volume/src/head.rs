@@ -75,6 +75,7 @@ impl Head {
             segment_bytes: options.segment_bytes,
             policy: policy_of(&tuning),
             tail_bytes: options.tail_bytes,
+            own: options.copies.iter().copied().collect(),
         });
         let ways = (0..COPIES).map(|_| Way::default()).collect();
         Arc::new(Head {
@@ -298,6 +299,9 @@ fn tell(told: Told) {
             tracing::info!(%lsn, "the volume is open: redo up to {lsn}, ballot {ballot}")
         }
         Told::Behind(copy) => tracing::warn!("copy {copy} cannot keep up; it is filled from its peers"),
+        Told::Hung(copy, seconds) => tracing::error!(
+            "copy {copy}: its disk has not answered for {seconds} s; it is gone without, and opened again when the disk is back"
+        ),
         Told::Uninspected(copy, why) => tracing::warn!("copy {copy}: {why}; choosing again"),
         Told::Outbidding(ballot) => tracing::info!(
             "opening the volume anew, above ballot {ballot} of a writer that did not take over"

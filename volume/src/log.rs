@@ -49,6 +49,10 @@ const SLOW_BATCHES: usize = 32;
 /// For how many ticks another writer may try to take over before its promises are outbid.
 const OUTBID_TICKS: u32 = 5;
 
+/// For how many ticks a live copy of this process may have written nothing, while another one has more, before
+/// its disk is taken to hang.
+const HUNG_TICKS: u32 = 10;
+
 /// What a log needs to know of its surroundings.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
@@ -62,6 +66,8 @@ pub struct LogOptions {
     pub policy: Policy,
     /// How much recent redo is kept in memory, bytes.
     pub tail_bytes: usize,
+    /// The copies of this process: it opens them again where their disks hang.
+    pub own: BTreeSet<CopyId>,
 }
 
 /// What is to be done, in the order in which it was decided.
@@ -89,6 +95,8 @@ pub enum Told {
     Open(Lsn, Ballot),
     /// This live copy is too far behind, and is filled from its peers.
     Behind(CopyId),
+    /// This live copy has written nothing for so many ticks, and others have.
+    Hung(CopyId, u32),
     /// The copy whose log was chosen does not tell what it holds.
     Uninspected(CopyId, String),
     /// The volume is opened anew, above the ballot of a writer that did not take over.
@@ -141,6 +149,8 @@ struct Member {
     reached: bool,
     /// Whether commits wait for it. Four are asked first; the others write what has come together since.
     hurried: bool,
+    /// How far it was at the last tick, and for how many it has been there while another one had more.
+    stands: (Lsn, u32),
     tally: Tally,
 }
 
@@ -602,11 +612,12 @@ impl Log {
     }
 
     /// Looks at what is to be looked at from time to time: what need not be kept at `now_us` (microseconds
-    /// since 1970), copies that promised to a writer who did not take over, and whether the copies' files are
-    /// still there.
+    /// since 1970), copies that promised to a writer who did not take over, disks that hang, and whether the
+    /// copies' files are still there.
     pub fn tick(&mut self, now_us: i64) {
         self.retain(now_us);
         self.mind_outbid();
+        self.mind_hung();
         let writer = self.quorum.writer();
         for copy in CopyId::all().filter(|copy| self.members[copy.index()].reached) {
             self.effects.push(Effect::Order(copy, Order::Check(Some(writer))));
@@ -620,6 +631,24 @@ impl Log {
             self.effects.push(Effect::Tell(Told::Outbidding(higher)));
             self.outbid_ticks = 0;
             self.open_above(higher);
+        }
+    }
+
+    /// A live copy whose disk does not answer has failed: it is opened again, which works once the disk is
+    /// back.
+    fn mind_hung(&mut self) {
+        let most_lsn = CopyId::all().map(|copy| self.quorum.flushed_lsn(copy)).max().unwrap_or_default();
+        for copy in self.options.own.clone() {
+            let flushed_lsn = self.quorum.flushed_lsn(copy);
+            let owes = *self.quorum.state(copy) == CopyState::Live && flushed_lsn < most_lsn;
+            let stands = &mut self.members[copy.index()].stands;
+            let ticks = if owes && stands.0 == flushed_lsn { stands.1 + 1 } else { 0 };
+            *stands = (flushed_lsn, ticks);
+            if ticks >= HUNG_TICKS {
+                stands.1 = 0;
+                self.effects.push(Effect::Tell(Told::Hung(copy, ticks)));
+                self.hear(copy, Event::Failed("its disk does not answer".into()));
+            }
         }
     }
 

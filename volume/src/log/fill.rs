@@ -127,13 +127,14 @@ pub fn sealed_from(segments: &[SegmentInfo], from_lsn: Lsn) -> Vec<SegmentInfo> 
 
 #[cfg(test)]
 mod tests {
-    use proto::Epoch;
+    use bytes::Bytes;
+    use proto::{Batch, Epoch, Redo};
 
     use super::*;
     use crate::Durable;
     use crate::ballot::{Ballot, Ballots};
     use crate::copy::{Contents, Event};
-    use crate::log::LogOptions;
+    use crate::log::{Appended, LogOptions};
     use crate::quorum::{Held, Keep, Vote};
     use crate::retention::Policy;
 
@@ -157,6 +158,7 @@ mod tests {
             segment_bytes: 1 << 20,
             policy: Policy { retain_us: 1, max_size_bytes: 1 << 30 },
             tail_bytes: 1 << 20,
+            own: CopyId::all().collect(),
         });
         (0..4).for_each(|copy| log.reached(CopyId(copy), BEFORE));
         let ballot = log.quorum().ballot();
@@ -193,6 +195,63 @@ mod tests {
         let asked = |order: &Order| matches!(order, Order::Promise(higher) if *higher > ballot);
         let asked: Vec<u8> = orders[1..].iter().filter(|(_, o)| asked(o)).map(|(copy, _)| copy.0).collect();
         assert_eq!(asked, [0, 1, 2, 3], "all are asked anew: {orders:?}");
+    }
+
+    /// An open log whose copies hold redo up to 110, as far as each was told to have written.
+    fn open(flushed: impl Fn(u8) -> u64) -> Log {
+        let (mut log, ballot) = promised();
+        for copy in 0..4 {
+            let end_lsn = Lsn(if copy == 0 { 100 } else { 90 });
+            log.hear(CopyId(copy), Event::Adopted(ballot, 1, end_lsn));
+            log.hear(CopyId(copy), Event::Flushed(Lsn(100)));
+        }
+        (0..4).for_each(|copy| assert_eq!(log.fill(CopyId(copy)), FillStep::Live));
+        let batch = Batch {
+            epoch: Epoch(1),
+            timeline: Timeline(1),
+            begin_lsn: Lsn(100),
+            end_lsn: Lsn(110),
+            context_lsn: Lsn(100),
+            newest_commit_us: 0,
+            redo_crc32c: 0,
+            payload: Bytes::new(),
+            ends_in_record: false,
+        };
+        let queued = log.append(Redo { batch, bytes: Bytes::from_static(b"0123456789") });
+        assert!(matches!(queued, Ok(Appended::Queued { .. })), "{queued:?}");
+        (0..4).for_each(|copy| log.hear(CopyId(copy), Event::Flushed(Lsn(flushed(copy)))));
+        log.effects();
+        log
+    }
+
+    fn failed(log: &mut Log) -> Vec<CopyId> {
+        let failed = |effect| match effect {
+            Effect::Reopen(copy) => Some(copy),
+            _ => None,
+        };
+        log.effects().filter_map(failed).collect()
+    }
+
+    #[test]
+    fn a_live_copy_that_writes_nothing_while_others_do_has_failed_after_ten_seconds() {
+        let mut log = open(|copy| if copy == 2 { 100 } else { 110 });
+        for _ in 0..10 {
+            log.tick(0);
+            assert_eq!(failed(&mut log), []);
+        }
+        log.tick(0);
+        assert_eq!(failed(&mut log), [CopyId(2)]);
+        assert!(matches!(log.quorum().state(CopyId(2)), CopyState::Failed(_)));
+        // One that goes on, however slowly, does not; nor all of them, when there is nothing to write.
+        let mut slow = open(|copy| if copy == 2 { 100 } else { 110 });
+        let mut idle = open(|_| 110);
+        for tick in 0..40 {
+            slow.hear(CopyId(2), Event::Flushed(Lsn(100 + tick / 8)));
+            for log in [&mut slow, &mut idle] {
+                log.tick(0);
+                assert_eq!(failed(log), [], "tick {tick}");
+            }
+        }
     }
 
     #[test]

@@ -30,7 +30,8 @@ impl World {
     /// The copy's thread wakes after a while.
     pub fn wake(&mut self, copy: usize, hurried: bool) {
         let slow = if self.agenda.now_us < self.copies[copy].slow_until_us { 300_000 } else { 3_000 };
-        let after = 50 + self.dice.below(slow) + if hurried { 0 } else { 20_000 };
+        let hung = self.copies[copy].hung_until_us.saturating_sub(self.agenda.now_us);
+        let after = hung + 50 + self.dice.below(slow) + if hurried { 0 } else { 20_000 };
         let life = self.copies[copy].life;
         self.agenda.after(after, Event::Work { copy, life });
     }

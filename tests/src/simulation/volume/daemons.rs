@@ -13,7 +13,7 @@ use volume::log::{Appended, Effect, FillStep, Phase, Told, sealed_from};
 use volume::quorum::{CopyId, CopyState, Writer};
 use volume::{Durable, VolumeError};
 
-use super::{CALM_APPENDS_US, Event, FAULTS_US, Fill, Putting, Way, World, forked, id, log_of, place};
+use super::{CALM_APPENDS_US, Event, Fill, Putting, Way, World, forked, id, log_of, place};
 
 impl World {
     pub fn is_alive(&self, head: usize, life: u64) -> bool {
@@ -192,6 +192,12 @@ impl World {
                 }
             }
             Effect::Inspect(copy, ballot) => {
+                if !self.calm && self.dice.one_in(12) {
+                    // While it is inspected, or while the copies adopt its log and are filled.
+                    let within = if self.dice.one_in(2) { 5_000 } else { 30_000 };
+                    let after = self.dice.below(within);
+                    self.agenda.after(after, Event::HitDonor(place(copy)));
+                }
                 let after = 100 + self.dice.below(3_000);
                 let (life, found) = (self.heads[index].life, None);
                 match self.way(index, copy) {
@@ -209,8 +215,12 @@ impl World {
                 self.agenda.after(100, Event::Fill { fill, until: None });
             }
             Effect::EndFill(copy) => self.heads[index].fills[place(copy)] = None,
-            // A zone opens its failed copies again by itself.
-            Effect::Reopen(_) => {}
+            // A zone opens its failed copies again by itself; to one that hangs another way is made.
+            Effect::Reopen(copy) => {
+                if !self.copies[place(copy)].has_failed() {
+                    self.break_link(index, place(copy));
+                }
+            }
             Effect::Tell(Told::Deposed(why)) => {
                 self.note(|| format!("daemon {index}: {why}"));
                 self.kill_head(index);
@@ -273,7 +283,7 @@ impl World {
                 false => return self.reset(index, begin),
             }
         }
-        if self.calm && self.agenda.now_us > FAULTS_US + CALM_APPENDS_US {
+        if self.calm && self.since_turned_us() > CALM_APPENDS_US {
             return Ok(());
         }
         let empty = self.heads[index].log.durable().lsn == Lsn::ZERO;

@@ -1,6 +1,7 @@
 //! The volume: log, quorum and copies, which are the daemon's own lines, over modelled disks and links. Power
 //! goes in the middle of a write, flushes fail, disks vanish and rot, zones are away for long, links break,
-//! messages come late and twice, the log begins anew, timelines fork, and two daemons write at once.
+//! messages come late and twice, the log begins anew, timelines fork, two daemons write at once, and the copy
+//! whose log was just chosen is hit.
 //!
 //! The redo of the simulation is a row of batches of one byte each; a batch has a number that no other has.
 //! Checked:
@@ -9,7 +10,8 @@
 //!   different redo durable, and the log before a reset never comes back once the reset is done;
 //! - a copy takes nothing from a ballot below the one it has promised;
 //! - a volume that is open knows the history of its redo's timeline;
-//! - and in the end, when faults stop, the volume is open and all six copies hold the same.
+//! - and whenever faults stop, between bouts of them and in the end, the volume comes to be open, and all
+//!   six copies to hold the same.
 
 mod checks;
 mod copies;
@@ -35,10 +37,13 @@ use self::checks::Ledger;
 use self::disk::Disk;
 use super::{Agenda, Dice};
 
-/// How long faults go on, microseconds of virtual time.
+/// How long faults go on, microseconds of virtual time, all bouts of them together.
 const FAULTS_US: u64 = 20_000_000;
 
-/// How long the volume may take to be whole after them.
+/// Into how many bouts the faults of a seed are divided at most, with calm after each.
+const BOUTS_MAX: u64 = 4;
+
+/// How long the volume may take to be whole after a bout of faults.
 const CALM_US: u64 = 60_000_000;
 
 /// For how long of that appends go on.
@@ -177,6 +182,8 @@ enum Event {
     StartCopy(usize),
     /// A zone has been away for a while.
     WorstHour(usize),
+    /// A log was chosen a moment ago, that of this copy.
+    HitDonor(usize),
     Fault,
 }
 
@@ -215,6 +222,8 @@ struct Copy {
     putting: Vec<Putting>,
     /// Until then it is slow.
     slow_until_us: u64,
+    /// Its disk does not answer before this.
+    hung_until_us: u64,
     /// The highest ballot that it said it has promised.
     said_promise: Ballot,
 }
@@ -228,6 +237,7 @@ impl Copy {
             queue: Vec::new(),
             putting: Vec::new(),
             slow_until_us: 0,
+            hung_until_us: 0,
             said_promise: Ballot::default(),
         }
     }
@@ -289,7 +299,14 @@ struct World {
     ledger: Ledger,
     /// Copies whose disk was lost or damaged and that are not whole again.
     hurt: BTreeSet<usize>,
+    /// Faults pause, or are over.
     calm: bool,
+    /// When the bout of faults began, or the calm.
+    turned_us: u64,
+    /// How many bouts of faults there are.
+    bouts: u64,
+    /// How many of them are over.
+    bouts_over: u64,
     report: Report,
     trace: VecDeque<String>,
     verbose: bool,
@@ -315,6 +332,7 @@ fn log_of(writer: u64) -> Log {
         segment_bytes: 600,
         policy: Policy { retain_us: 1_500_000, max_size_bytes: 2_000 },
         tail_bytes: 10_000,
+        own: CopyId::all().collect(),
     })
 }
 
@@ -332,6 +350,7 @@ impl World {
         };
         let mut dice = Dice::new(seed);
         let spoken = Spoken::default();
+        let bouts = 1 + dice.below(BOUTS_MAX);
         World {
             agenda: Agenda::new(),
             copies: (0..6).map(|_| Copy::new(dice.below(u64::MAX), &spoken)).collect(),
@@ -345,6 +364,9 @@ impl World {
             ledger: Ledger::default(),
             hurt: BTreeSet::new(),
             calm: false,
+            turned_us: 0,
+            bouts,
+            bouts_over: 0,
             report: Report::default(),
             trace: VecDeque::new(),
             verbose,
@@ -366,10 +388,10 @@ impl World {
         self.agenda.after(0, Event::StartHead(0));
         self.agenda.after(300_000, Event::Fault);
         while let Some(event) = self.agenda.next() {
-            if !self.calm && self.agenda.now_us > FAULTS_US {
+            if !self.calm && self.since_turned_us() > FAULTS_US / self.bouts {
                 self.calm_down();
             }
-            if self.agenda.now_us > FAULTS_US + CALM_US {
+            if self.calm && self.since_turned_us() > CALM_US {
                 return Err(format!(
                     "not whole {} s after the last fault: {}",
                     CALM_US / 1_000_000,
@@ -379,16 +401,34 @@ impl World {
             let looks = self.calm && matches!(event, Event::Tick { .. });
             self.happen(event)?;
             if looks && self.is_whole()? {
-                return Ok(self.report.clone());
+                if self.bouts_over == self.bouts {
+                    return Ok(self.report.clone());
+                }
+                self.go_on();
             }
         }
         Err("nothing is left to happen".into())
     }
 
+    /// For how long faults have gone on, or calm has lasted.
+    fn since_turned_us(&self) -> u64 {
+        self.agenda.now_us - self.turned_us
+    }
+
+    /// The next bout of faults begins.
+    fn go_on(&mut self) {
+        self.note(|| "the volume is whole, and faults go on".into());
+        (self.calm, self.turned_us) = (false, self.agenda.now_us);
+        // The calm has ended the other daemon. It is back soon, for two that write at once.
+        let after = self.dice.below(1_000_000);
+        self.agenda.after(after, Event::StartHead(1));
+    }
+
     /// No more faults: every copy runs, and one daemon.
     fn calm_down(&mut self) {
         self.note(|| "faults end".into());
-        self.calm = true;
+        (self.calm, self.turned_us) = (true, self.agenda.now_us);
+        self.bouts_over += 1;
         self.kill_head(1);
         for copy in 0..6 {
             if !self.copies[copy].alive {
@@ -421,6 +461,7 @@ impl World {
             Event::StartHead(head) => self.start_head(head),
             Event::StartCopy(copy) => self.start_copy(copy),
             Event::WorstHour(zone) => self.worst_hour(zone),
+            Event::HitDonor(copy) => self.hit_donor(copy),
             Event::Reach { head, life, copy } => return self.reach(head, life, copy),
             Event::Order { way, order } => self.order(way, order),
             Event::Work { copy, life } => return self.work(copy, life),
