@@ -137,13 +137,19 @@ pub fn decide(
     if bytes > rules.loss_max_bytes && !planted::is(Bug::LosesMore) {
         return Err(Waits::Loss { bytes });
     }
-    let since_us = now_us.saturating_sub(i64::try_from(LATELY_US).unwrap_or(i64::MAX));
-    let failovers = record.history.iter().filter(|past| past.promotion.mode == Mode::Failover);
-    let lately = failovers.filter(|past| past.at_us >= since_us).count();
-    if lately >= LATELY_MAX && !planted::is(Bug::FailsOverOften) {
+    if are_used_up(record, now_us) && !planted::is(Bug::FailsOverOften) {
         return Err(Waits::Often);
     }
     Ok(record.epoch)
+}
+
+/// Whether there were so many failovers lately that none is ordered without an operator. `now_us` is the time
+/// since 1970.
+#[must_use]
+pub fn are_used_up(record: &Leadership, now_us: i64) -> bool {
+    let since_us = now_us.saturating_sub(i64::try_from(LATELY_US).unwrap_or(i64::MAX));
+    let failovers = record.history.iter().filter(|past| past.promotion.mode == Mode::Failover);
+    failovers.filter(|past| past.at_us >= since_us).count() >= LATELY_MAX
 }
 
 #[cfg(test)]

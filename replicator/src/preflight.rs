@@ -50,6 +50,12 @@ pub struct Disk {
     pub free_bytes: u64,
 }
 
+impl Disk {
+    fn words(&self) -> String {
+        format!("{} left on the disk of {}", show_bytes(self.free_bytes), self.place)
+    }
+}
+
 /// What is known of a region's PostgreSQL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -193,11 +199,14 @@ impl Findings<'_> {
                 action,
             );
         }
-        for Disk { place, free_bytes } in &facts.disks {
-            let fact = format!("{} left on the disk of {place}", show_bytes(*free_bytes));
-            match *free_bytes {
-                free if free < ROOM_NEEDED_BYTES => self.add(Kind::Room, grave, fact, "make room first"),
-                free if free < ROOM_TOLD_BYTES => self.add(Kind::Room, Outcome::Told, fact, "make room soon"),
+        for disk in &facts.disks {
+            match disk.free_bytes {
+                free if free < ROOM_NEEDED_BYTES => {
+                    self.add(Kind::Room, grave, disk.words(), "make room first");
+                }
+                free if free < ROOM_TOLD_BYTES => {
+                    self.add(Kind::Room, Outcome::Told, disk.words(), "make room soon");
+                }
                 _ => {}
             }
         }
@@ -405,6 +414,15 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
         ));
     }
     notes
+}
+
+/// Which of the disks that a region's PostgreSQL writes to have so little room that a switchover is refused, in
+/// words.
+#[must_use]
+pub fn low_disks(disks: &[Disk]) -> Vec<String> {
+    let low = disks.iter().filter(|disk| disk.free_bytes < ROOM_NEEDED_BYTES);
+    low.map(|disk| format!("{}; make room: PostgreSQL ends when it cannot write redo", disk.words()))
+        .collect()
 }
 
 /// The settings of a standby that are lower than it needs, each in words.

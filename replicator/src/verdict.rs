@@ -113,6 +113,8 @@ pub fn judge(status: &ClusterStatus, max_lag: Duration) -> Verdict {
     }
     for row in &status.regions {
         judge_copies(row, &mut findings);
+        let warnings = row.warnings.iter().map(|words| (Level::Degraded, format!("{}: {words}", row.name)));
+        findings.extend(warnings);
         if row.role == "secondary" {
             judge_secondary(row, max_lag, &mut findings);
         }
@@ -238,6 +240,12 @@ mod tests {
             ("of a secondary", cluster(well(), lost(near(), "failed")), Level::Degraded, "s: copies"),
             ("being filled", cluster(lost(well(), "filling"), near()), Level::Degraded, "b1 filling"),
             ("held", cluster(held("commits are held: x"), near()), Level::Down, "p: commits are held: x"),
+            (
+                "a disk full",
+                cluster(RegionStatus { warnings: vec!["4 MiB left".into()], ..well() }, near()),
+                Level::Degraded,
+                "p: 4 MiB left",
+            ),
             (
                 "starting",
                 cluster(row("p", "primary", "starting", None), near()),

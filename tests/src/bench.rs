@@ -10,6 +10,13 @@ use postgres::instance::account::Account;
 
 use crate::{free_port, postgresql, text};
 
+/// The middle one of `values`, which are not none.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Makes pgbench's tables, scale 20.
 pub fn pgbench_init(url: &str) {
     let made = Command::new(postgresql("pgbench")).args(["-i", "-q", "-s", "20", url]).output().unwrap();

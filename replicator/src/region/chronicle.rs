@@ -50,6 +50,7 @@ const EVENTS_MAX: usize = 100;
 struct Heard {
     at: Instant,
     copies: Vec<CopyState>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -86,12 +87,13 @@ impl Chronicle {
         self.lock().holds
     }
 
-    /// Puts in what other regions said last of their copies.
-    pub(super) fn add_copies(&self, status: &mut ClusterStatus) {
+    /// Puts in what other regions said last of their copies, and what needs somebody.
+    pub(super) fn add_heard(&self, status: &mut ClusterStatus) {
         let inner = self.lock();
         for row in status.regions.iter_mut().filter(|row| row.copies.is_empty()) {
             if let Some(heard) = inner.heard.get(&row.name).filter(|heard| heard.at.elapsed() < FRESH) {
                 row.copies.clone_from(&heard.copies);
+                row.warnings.clone_from(&heard.warnings);
             }
         }
     }
@@ -120,7 +122,10 @@ impl Chronicle {
         let at_us = wall_us();
         let mut inner = self.lock();
         for row in views.iter().filter_map(|view| view.own.as_ref()) {
-            inner.heard.insert(row.name.clone(), Heard { at: now(), copies: row.copies.clone() });
+            inner.heard.insert(
+                row.name.clone(),
+                Heard { at: now(), copies: row.copies.clone(), warnings: row.warnings.clone() },
+            );
         }
         for row in &status.regions {
             inner.hours.entry(row.name.clone()).or_default().push(at_us, row);

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use coordination::automatic;
 use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
@@ -10,6 +11,7 @@ use proto::messages::{
     RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
 };
 use proto::{ClusterId, RegionName, RegionState};
+use runtime::clock::wall_us;
 use runtime::task::blocking;
 use tokio::task::JoinSet;
 use transport::{Endpoint, Stream, TransportError};
@@ -150,7 +152,21 @@ impl Region {
         if !trouble.is_empty() {
             own.detail = if own.detail.is_empty() { trouble } else { format!("{trouble}; {}", own.detail) };
         }
+        own.warnings = self.warnings();
         RegionView { epoch, own: Some(own), secondaries }
+    }
+
+    /// What needs somebody soon, though the region serves.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.health.low_disks();
+        let record = self.voter.accepted();
+        let leads = record.primary == self.own.name && self.in_force().failover.automatic;
+        if leads && automatic::are_used_up(&record, wall_us()) {
+            let words = "it is not replaced by itself when it is lost: there were two failovers within the hour; order one then: \
+                         replicator promote --mode failover";
+            warnings.push(words.into());
+        }
+        warnings
     }
 
     /// The part that the region plays now.
@@ -257,7 +273,7 @@ impl Region {
         notes.extend(self.voter.unlike_the_file());
         let recorded = self.voter.accepted().primary;
         let mut status = merge(&self.config.cluster, &self.config.regions, &recorded, &views, notes);
-        self.chronicle.add_copies(&mut status);
+        self.chronicle.add_heard(&mut status);
         status
     }
 }
@@ -309,8 +325,9 @@ pub(super) fn merge(
         let name = region.name.as_str();
         let by_primary = leading.into_iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
         let by_itself = views.iter().filter_map(|v| v.own.as_ref()).find(|row| row.name == name);
-        let copies = by_itself.map(|row| row.copies.clone()).unwrap_or_default();
-        let said = by_primary.or(by_itself).map(|row| RegionStatus { copies, ..row.clone() });
+        let (copies, warnings) =
+            by_itself.map(|row| (row.copies.clone(), row.warnings.clone())).unwrap_or_default();
+        let said = by_primary.or(by_itself).map(|row| RegionStatus { copies, warnings, ..row.clone() });
         said.unwrap_or_else(|| RegionStatus {
             name: name.into(),
             // A primary is known by itself; where none says that it leads, by the record of who does.
@@ -324,8 +341,10 @@ pub(super) fn merge(
         })
     });
     let rows: Vec<RegionStatus> = rows.collect();
-    let details = rows.iter().filter(|row| !row.detail.is_empty());
-    notes.extend(details.map(|row| format!("{}: {}", row.name, row.detail)));
+    for row in &rows {
+        let words = row.warnings.iter().chain([&row.detail]).filter(|words| !words.is_empty());
+        notes.extend(words.map(|words| format!("{}: {words}", row.name)));
+    }
     let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {
         cluster: cluster.into(),

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{is_starting, vitals};
+use super::look::{disks, is_starting, vitals};
 use crate::preflight;
 
 /// How often it is asked.
@@ -55,6 +55,8 @@ struct State {
     notes: Vec<String>,
     /// Processes that are stopped by a signal.
     stopped: Vec<String>,
+    /// Disks that have little room, in words.
+    low_disks: Vec<String>,
 }
 
 impl Health {
@@ -66,6 +68,11 @@ impl Health {
     /// What is wrong, in words; empty when nothing is.
     pub(super) fn words(&self) -> String {
         self.lock().words()
+    }
+
+    /// The disks that have little room, each in words.
+    pub(super) fn low_disks(&self) -> Vec<String> {
+        self.lock().low_disks.clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -218,15 +225,16 @@ impl Region {
 
     async fn look_closely(&self, follower: Option<&Follower>, answers: bool) {
         let (looking, standby) = (self.instance.clone(), follower.is_some());
-        let looked = blocking("look at PostgreSQL's processes", move || {
+        let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-            (looking.stopped_processes(), needs)
+            (looking.stopped_processes(), needs, disks(&looking))
         });
-        let (stopped, needs) = looked.await.unwrap_or_default();
+        let (stopped, needs, disks) = looked.await.unwrap_or_default();
         let seen = if answers { vitals(&self.instance).await.ok() } else { None };
         let waits = self.config.commit.waits();
         let notes = seen.map(|vitals| preflight::notes(&vitals, &needs, waits));
         let mut state = self.health.lock();
+        state.low_disks = preflight::low_disks(&disks);
         state.stopped = stopped.iter().map(|found| format!("{} ({})", found.title, found.pid)).collect();
         if let Some(notes) = notes {
             for note in notes.iter().filter(|note| !state.notes.contains(*note)) {

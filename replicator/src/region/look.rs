@@ -83,7 +83,7 @@ pub(super) async fn facts(
 }
 
 /// The disks that PostgreSQL writes to.
-fn disks(instance: &Instance) -> Vec<Disk> {
+pub(super) fn disks(instance: &Instance) -> Vec<Disk> {
     let data = &instance.options().data_dir;
     let disk = |place: &Path| {
         let room = rustix::fs::statvfs(place).ok()?;

@@ -2,7 +2,7 @@
 //! a region whose volume has six copies, all on one disk, in one run.
 
 use replicator_tests::Cluster;
-use replicator_tests::bench::{Stock, pgbench, pgbench_init, sending_seconds};
+use replicator_tests::bench::{Stock, median, pgbench, pgbench_init, sending_seconds};
 
 /// What is compared, in the order of the rounds.
 const VARIANTS: [&str; 5] = [
@@ -74,9 +74,4 @@ async fn measure(url: &str, seconds: u64, used: impl Fn() -> f64) -> Run {
     let (tps, p95_ms) = pgbench(url, seconds, async || {}).await;
     let transactions = tps * f64::from(u32::try_from(seconds).unwrap());
     [tps, p95_ms, (used() - before) * 1e6 / transactions]
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -1,6 +1,6 @@
 //! What a session costs that goes through an endpoint, beside one that goes to PostgreSQL directly.
 
-use replicator_tests::bench::{pgbench_init, pgbench_with};
+use replicator_tests::bench::{median, pgbench_init, pgbench_with};
 use replicator_tests::{Cluster, free_port, until};
 use sqlx::{Connection, PgConnection};
 
@@ -59,11 +59,6 @@ pub async fn run(rounds: u64, seconds: u64) {
         count < 20
     })
     .await;
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
 }
 
 fn resident_kib(cluster: &Cluster) -> i64 {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use replicator_tests::bench::{pgbench_init, pgbench_with};
+use replicator_tests::bench::{median, pgbench_init, pgbench_with};
 use replicator_tests::collector::Collector;
 use replicator_tests::{Cluster, free_port, lags};
 use runtime::task::Task;
@@ -63,9 +63,4 @@ pub async fn run(rounds: u64, seconds: u64) {
     }
     let (metrics, spans) = (collector.names.lock().unwrap().len(), collector.spans.lock().unwrap().len());
     println!("\nthe collector was sent {metrics} metrics and {spans} spans meanwhile");
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
 }
