@@ -416,8 +416,8 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
     notes
 }
 
-/// Which of the disks that a region's PostgreSQL writes to have so little room that a switchover is refused, in
-/// words.
+/// Which of the disks that a region's PostgreSQL writes to have so little room that a switchover is refused,
+/// in words.
 #[must_use]
 pub fn low_disks(disks: &[Disk]) -> Vec<String> {
     let low = disks.iter().filter(|disk| disk.free_bytes < ROOM_NEEDED_BYTES);

@@ -49,8 +49,8 @@ const SLOW_BATCHES: usize = 32;
 /// For how many ticks another writer may try to take over before its promises are outbid.
 const OUTBID_TICKS: u32 = 5;
 
-/// For how many ticks a live copy of this process may have written nothing, while another one has more, before
-/// its disk is taken to hang.
+/// For how many ticks a live copy of this process may have written nothing, while another one has more,
+/// before its disk is taken to hang.
 const HUNG_TICKS: u32 = 10;
 
 /// What a log needs to know of its surroundings.

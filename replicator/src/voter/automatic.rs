@@ -11,8 +11,8 @@ use runtime::clock::micros;
 use super::Voter;
 
 impl Voter {
-    /// Whether this voter's region orders a failover to itself, and in which epoch. The others are asked only once this one has
-    /// not heard the primary for so long. `now_us` is the time since 1970.
+    /// Whether this voter's region orders a failover to itself, and in which epoch. The others are asked only
+    /// once this one has not heard the primary for so long. `now_us` is the time since 1970.
     ///
     /// # Errors
     /// Why it does not.
