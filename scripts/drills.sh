@@ -17,7 +17,7 @@ without() {
 }
 command -v docker >/dev/null || without "docker is not installed."
 docker info >/dev/null 2>&1 || without "the docker daemon does not answer."
-command -v cargo-nextest >/dev/null || without "cargo-nextest is not installed; see make setup."
+command -v cargo-nextest >/dev/null || without "cargo-nextest is not installed (cargo install --locked cargo-nextest)."
 scripts/image.sh || without "the image could not be built; see above."
 
 export DRILL_RUN="drills-$$-$(date +%s)"

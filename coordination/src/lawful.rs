@@ -273,7 +273,7 @@ mod tests {
 
     use super::*;
     use crate::leadership::{Change, Conflict, Loss, Mode, Next, Order};
-    use crate::voters::{Ballot, Electorate, Hindrance};
+    use crate::voters::{Electorate, Hindrance, Membership};
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -381,7 +381,7 @@ mod tests {
         let by = name("a");
         let add = |text: &str| Change::Voters {
             by: by.clone(),
-            ballot: Ballot::Add { name: name(text), witness: false },
+            membership: Membership::Add { name: name(text), witness: false },
         };
         let changing = first().apply_with(&add("c"), &file).unwrap();
         let settled = changing.apply_with(&Change::Settle { by: by.clone() }, &file).unwrap();
@@ -395,7 +395,7 @@ mod tests {
         let other = first().apply_with(&add("d"), &file).unwrap();
         assert!(refused(&other, &changing));
         assert!(matches!(changing.apply_with(&add("d"), &file), Err(Conflict::Voters(Hindrance::Unsettled))));
-        let gone = Change::Voters { by: by.clone(), ballot: Ballot::Remove { name: by.clone() } };
+        let gone = Change::Voters { by: by.clone(), membership: Membership::Remove { name: by.clone() } };
         let refusal = Conflict::Voters(Hindrance::IsThePrimary(by.clone()));
         assert_eq!(settled.apply_with(&gone, &file), Err(refusal));
         // The set does not change under a promotion.

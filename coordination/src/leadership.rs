@@ -11,7 +11,7 @@ use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::planted::{self, Bug};
-use crate::voters::{Ballot, Electorate, Hindrance};
+use crate::voters::{Electorate, Hindrance, Membership};
 
 /// The promotions that the history keeps.
 pub const HISTORY_MAX: usize = 32;
@@ -195,7 +195,7 @@ pub enum Change {
         /// The primary.
         by: RegionName,
         /// What changes.
-        ballot: Ballot,
+        membership: Membership,
     },
     /// The primary ends a change of the voters: the second step.
     Settle {
@@ -464,7 +464,9 @@ impl Leadership {
                 }
                 _ => record.system_id = Some(*found),
             },
-            Change::Voters { by, ballot } => record.change_voters(by, |voters| voters.step(ballot))?,
+            Change::Voters { by, membership } => {
+                record.change_voters(by, |voters| voters.step(membership))?
+            }
             Change::Settle { by } => record.change_voters(by, |voters| Ok(voters.settle()))?,
             Change::Begin(order) => record.begin(order)?,
             Change::TakeCharge { id, attempt, by } => {

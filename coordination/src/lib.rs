@@ -25,4 +25,4 @@ pub mod voters;
 pub use leadership::{Change, Leadership, Mode, Promotion, Standing, Step};
 pub use lineage::{Lineage, Redo};
 pub use register::{Acceptor, Number};
-pub use voters::{Ballot, Electorate, Voters};
+pub use voters::{Electorate, Membership, Voters};

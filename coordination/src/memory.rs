@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
     use crate::leadership::Leadership;
-    use crate::voters::{Ballot, Voters};
+    use crate::voters::{Membership, Voters};
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -265,12 +265,12 @@ mod tests {
         assert!(asks(&asked(&["b", "c", "d"], &[("b", old(2)), ("c", old(2))], false)));
         assert!(asks(&asked(&["b", "c"], &[("b", old(2))], true)), "a word");
         // The record says that d votes, too, and the file does not yet.
-        let ballot = Ballot::Add { name: name("d"), witness: false };
+        let membership = Membership::Add { name: name("d"), witness: false };
         let four = file(&["b", "c"])
-            .step(&ballot)
+            .step(&membership)
             .unwrap()
             .settle()
-            .step(&Ballot::Add { name: name("e"), witness: false });
+            .step(&Membership::Add { name: name("e"), witness: false });
         let knows =
             |id| Said { voters: Some((Number { round: id, proposer: 9 }, four.clone().unwrap())), ..old(id) };
         assert!(

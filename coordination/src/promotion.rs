@@ -204,6 +204,50 @@ impl Fence {
     }
 }
 
+/// How long the region that shall lead may be unreachable before another one leads, or the old one again,
+/// microseconds.
+const TARGET_GONE_US: u64 = 5_000_000;
+
+/// How long it may answer that it cannot, microseconds. Applying what it has may take that long; a standby
+/// that is paused, or data that are being replaced, take for ever.
+const TARGET_UNABLE_US: u64 = 30_000_000;
+
+/// Why a step is to be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setback {
+    /// The region that shall lead was not reached, or did not answer in time.
+    Unreached,
+    /// It answered that it cannot.
+    Unable,
+    /// It is not that region's: too few voters answer, or another one does not.
+    Elsewhere,
+}
+
+/// How long a coordinator puts up with the region that shall lead, on a clock that never steps.
+#[derive(Debug, Clone, Default)]
+pub struct Patience {
+    /// Since when it is not reached.
+    unreached_us: Option<u64>,
+    /// Since when it does not do what it is asked, reached or not.
+    unable_us: Option<u64>,
+}
+
+impl Patience {
+    /// A step did not succeed, as is known at `now_us`. True when the region is given up; then it begins
+    /// anew, for the next one.
+    pub fn ends(&mut self, setback: Setback, now_us: u64) -> bool {
+        let since = |counts: bool, since: Option<u64>| counts.then(|| since.unwrap_or(now_us));
+        self.unreached_us = since(setback == Setback::Unreached, self.unreached_us);
+        self.unable_us = since(setback != Setback::Elsewhere, self.unable_us);
+        let lasts = |since: Option<u64>, most_us| since.is_some_and(|since| now_us - since >= most_us);
+        let ends = lasts(self.unreached_us, TARGET_GONE_US) || lasts(self.unable_us, TARGET_UNABLE_US);
+        if ends {
+            *self = Patience::default();
+        }
+        ends
+    }
+}
+
 /// What doing a step brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -423,6 +467,24 @@ mod tests {
         assert_eq!(after(&failover, 0, nobody), None);
         let alive = Outcome::TargetGone { others: BTreeMap::from([(name("a"), Grant::default())]) };
         assert!(matches!(after(&failover, 0, alive), Some(Next::RollBack { .. })), "the old one leads on");
+    }
+
+    #[test]
+    fn a_region_that_does_not_come_to_lead_is_given_up_after_a_while() {
+        use Setback::{Elsewhere, Unable, Unreached};
+        // What failed at each second from the first on, and when the region is given up.
+        let given_up = |setbacks: &[(Setback, u64)]| {
+            let mut patience = Patience::default();
+            let each = setbacks.iter().flat_map(|(setback, seconds)| (0..*seconds).map(move |_| *setback));
+            each.zip(0_u64..)
+                .find(|(setback, at_s)| patience.ends(*setback, at_s * 1_000_000))
+                .map(|(_, at)| at)
+        };
+        assert_eq!(given_up(&[(Unreached, 100)]), Some(5));
+        assert_eq!(given_up(&[(Unable, 100)]), Some(30));
+        assert_eq!(given_up(&[(Unreached, 5), (Unable, 2), (Unreached, 100)]), Some(12), "it answered once");
+        assert_eq!(given_up(&[(Unable, 28), (Unreached, 100)]), Some(30), "it does nothing for so long");
+        assert_eq!(given_up(&[(Unable, 28), (Elsewhere, 1), (Unable, 28), (Elsewhere, 100)]), None);
     }
 
     #[test]

@@ -383,7 +383,8 @@ pub fn grant(me: &RegionName, record: &Leadership, facts: &Facts, heard: Heard) 
     let open = facts.open && !facts.forgot || planted::is(Bug::GrantsUnopened);
     Grant {
         has_data: open && facts.has_data && !facts.rejoining,
-        has_redo: open && facts.has_data && facts.has_redo,
+        // What it cannot lead with it can still give.
+        has_redo: open && facts.has_redo,
         open,
         timeline: facts.durable.timeline,
         durable_lsn: facts.durable.end_lsn,

@@ -322,7 +322,7 @@ mod tests {
     use proto::Epoch;
 
     use super::*;
-    use crate::voters::{Ballot, Voters};
+    use crate::voters::{Membership, Voters};
 
     fn record(epoch: u64) -> Leadership {
         Leadership::first(Epoch(epoch), "a".parse().unwrap())
@@ -426,8 +426,8 @@ mod tests {
     fn a_proposer_goes_on_with_the_voters_of_the_newest_record() {
         let old = voting(&["a", "b", "c"], &[]);
         let add = |electorate: &Electorate, text: &str| {
-            let ballot = Ballot::Add { name: name(text), witness: false };
-            electorate.step(&ballot).unwrap().settle()
+            let membership = Membership::Add { name: name(text), witness: false };
+            electorate.step(&membership).unwrap().settle()
         };
         let five = add(&add(&old, "d"), "e");
         let with = |voters: &Electorate, epoch| Leadership { voters: Some(voters.clone()), ..record(epoch) };
@@ -444,7 +444,7 @@ mod tests {
         tally.add(&name("e"), None);
         assert_eq!((tally.verdict(), tally.for_it()), (Verdict::NoMajority, 2));
         // While they change, both sets are asked.
-        let changing = old.step(&Ballot::Add { name: name("d"), witness: false }).unwrap();
+        let changing = old.step(&Membership::Add { name: name("d"), witness: false }).unwrap();
         let mut tally = Tally::acceptances(changing);
         tally.add(&name("a"), Some(Answer::Accepted));
         tally.add(&name("d"), Some(Answer::Accepted));

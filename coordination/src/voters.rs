@@ -224,10 +224,10 @@ impl Electorate {
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn step(&self, change: &Ballot) -> Result<Electorate, Hindrance> {
+    pub fn step(&self, change: &Membership) -> Result<Electorate, Hindrance> {
         let mut next = self.clone();
         let done = match change {
-            Ballot::Add { name, witness } => {
+            Membership::Add { name, witness } => {
                 if self.now.has(name) && self.is_witness(name) != *witness {
                     return Err(Hindrance::OtherKind(name.clone()));
                 }
@@ -235,7 +235,7 @@ impl Electorate {
                 next.lost.remove(name);
                 self.now.has(name)
             }
-            Ballot::Remove { name } => {
+            Membership::Remove { name } => {
                 next.now.remove(name);
                 next.lost.remove(name);
                 !self.now.has(name)
@@ -309,7 +309,7 @@ fn recall_needed(set: &Voters, me: &RegionName) -> usize {
 
 /// A change of the voters by one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ballot {
+pub enum Membership {
     /// One more votes.
     Add {
         /// The voter.
@@ -365,12 +365,12 @@ mod tests {
         Voters { regions: names(regions), witnesses: names(witnesses) }
     }
 
-    fn add(text: &str) -> Ballot {
-        Ballot::Add { name: name(text), witness: false }
+    fn add(text: &str) -> Membership {
+        Membership::Add { name: name(text), witness: false }
     }
 
-    fn remove(text: &str) -> Ballot {
-        Ballot::Remove { name: name(text) }
+    fn remove(text: &str) -> Membership {
+        Membership::Remove { name: name(text) }
     }
 
     #[test]
@@ -389,7 +389,7 @@ mod tests {
         let fewer = settled.step(&remove("w")).unwrap();
         assert_eq!(fewer.now, voters(&["a", "b", "c"], &[]));
         assert_eq!(settled.step(&remove("x")).unwrap(), settled);
-        let wrong = Ballot::Add { name: name("a"), witness: true };
+        let wrong = Membership::Add { name: name("a"), witness: true };
         assert_eq!(settled.step(&wrong), Err(Hindrance::OtherKind(name("a"))));
         let one = Electorate::of(voters(&["a"], &["w"]));
         assert_eq!(one.step(&remove("a")), Err(Hindrance::NoneLeft));
@@ -401,7 +401,7 @@ mod tests {
         let left = three.without(&[name("a"), name("w")].into());
         assert_eq!((&left.now, &left.lost), (&voters(&["b"], &[]), &voters(&["a"], &["w"])));
         assert!(left.decide(|who| *who == name("b")) && left.is_one());
-        let again = left.step(&Ballot::Add { name: name("w"), witness: true }).unwrap();
+        let again = left.step(&Membership::Add { name: name("w"), witness: true }).unwrap();
         assert_eq!((&again.now, &again.lost), (&voters(&["b"], &["w"]), &voters(&["a"], &[])));
         let forgotten = left.step(&remove("a")).unwrap();
         assert_eq!((&forgotten.lost, forgotten.is_settled()), (&voters(&[], &["w"]), true));

@@ -46,8 +46,10 @@ pub const RESTARTS: &str = "; the standby is started again with that";
 pub struct Disk {
     /// A directory on it.
     pub place: String,
-    /// The room left for PostgreSQL, bytes.
+    /// The room left, bytes.
     pub free_bytes: u64,
+    /// How large it is, bytes.
+    pub total_bytes: u64,
 }
 
 impl Disk {
@@ -69,6 +71,8 @@ pub struct Facts {
     pub needs: Vec<Need>,
     /// The disks that it writes to.
     pub disks: Vec<Disk>,
+    /// The settings that must be ours, and that `ALTER SYSTEM` has set.
+    pub overrides: Vec<String>,
     /// How long ago a standby said last how far it is; none when it does not run yet, or is none.
     pub reported: Option<Duration>,
     /// Commits are to wait for the region's reader.
@@ -198,6 +202,13 @@ impl Findings<'_> {
                 format!("PostgreSQL does not answer: {}", facts.silent),
                 action,
             );
+        }
+        if !facts.overrides.is_empty() {
+            let fact = format!(
+                "ALTER SYSTEM has set {}, which must be this service's own",
+                facts.overrides.join(", ")
+            );
+            self.add(Kind::Settings, Outcome::Told, fact, "it is taken out when PostgreSQL starts next");
         }
         for disk in &facts.disks {
             match disk.free_bytes {
@@ -416,13 +427,23 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
     notes
 }
 
-/// Which of the disks that a region's PostgreSQL writes to have so little room that a switchover is refused,
-/// in words.
+/// Which of a region's disks have little room, in words: less than a twentieth, or 1 GiB of a large one; and
+/// never less than what a switchover is refused for.
 #[must_use]
 pub fn low_disks(disks: &[Disk]) -> Vec<String> {
-    let low = disks.iter().filter(|disk| disk.free_bytes < ROOM_NEEDED_BYTES);
-    low.map(|disk| format!("{}; make room: PostgreSQL ends when it cannot write redo", disk.words()))
+    let needed = |disk: &Disk| (disk.total_bytes / 20).clamp(ROOM_NEEDED_BYTES, ROOM_TOLD_BYTES);
+    let low = disks.iter().filter(|disk| disk.free_bytes < needed(disk));
+    low.map(|disk| format!("{}; make room: without any commits wait, and PostgreSQL ends", disk.words()))
         .collect()
+}
+
+/// What an operator should know of settings that `ALTER SYSTEM` has set, and that must be ours.
+#[must_use]
+pub fn overridden(overrides: &[String]) -> Option<String> {
+    let list = overrides.join(", ");
+    let note = "which must be this service's own, and is taken out when PostgreSQL starts next; ALTER SYSTEM RESET takes it \
+                back now";
+    (!overrides.is_empty()).then(|| format!("ALTER SYSTEM has set {list}, {note}"))
 }
 
 /// The settings of a standby that are lower than it needs, each in words.
@@ -566,8 +587,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_low_by_its_size() {
+        let low = |free_bytes, total_bytes| {
+            !low_disks(&[Disk { place: "/data".into(), free_bytes, total_bytes }]).is_empty()
+        };
+        let (mib, gib) = (1 << 20, 1 << 30);
+        assert_eq!((low(95 * mib, gib), low(97 * mib, gib)), (true, false), "a small one");
+        assert_eq!((low(400 * mib, 10 * gib), low(600 * mib, 10 * gib)), (true, false), "a twentieth");
+        assert_eq!((low(gib - 1, 500 * gib), low(gib, 500 * gib)), (true, false), "a large one");
+    }
+
+    #[test]
     fn a_full_disk_refuses_a_switchover_and_is_told_in_a_failover() {
-        let disks = vec![Disk { place: "/data".into(), free_bytes: 1 << 20 }];
+        let disks = vec![Disk { place: "/data".into(), free_bytes: 1 << 20, total_bytes: 1 << 30 }];
         let facts = Facts { disks, ..Facts::default() };
         assert_eq!(
             outcomes(&of_target(&region(), &facts, Mode::Switchover)),

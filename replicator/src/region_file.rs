@@ -222,6 +222,12 @@ impl RegionState {
         (self.system_id, self.rejoining, self.forgot) = (Some(system_id), false, false);
     }
 
+    /// Its data are about to be replaced: it has none from now on, and its redo may be gone at any moment, so
+    /// that it is not heard either until it is given others.
+    pub fn gives_data_up(&mut self) {
+        (self.system_id, self.forgot) = (None, true);
+    }
+
     /// The highest epoch whose beginning it has accepted.
     #[must_use]
     pub fn epoch(&self) -> Epoch {

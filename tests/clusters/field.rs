@@ -6,6 +6,8 @@ use nix::unistd::Pid;
 use replicator_tests::{Cluster, text, until};
 use sqlx::{Connection, Executor, PgConnection};
 
+use crate::row;
+
 /// What a dry run found: kind, region and outcome of each, and whether it would begin.
 fn found(cluster: &Cluster, to: &str, mode: &str) -> (Vec<String>, bool) {
     let output = cluster.run(&["promote", "--region", to, "--mode", mode, "--dry-run", "--json"]);
@@ -20,17 +22,6 @@ fn found(cluster: &Cluster, to: &str, mode: &str) -> (Vec<String>, bool) {
 
 async fn count(connection: &mut PgConnection) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(connection).await.unwrap()
-}
-
-/// The state and the detail that `status` has for a region, as any daemon tells it.
-fn row(cluster: &Cluster, region: &str) -> (String, String) {
-    let status = cluster.status();
-    let rows = status["regions"].as_array().unwrap();
-    let row = rows.iter().find(|row| row["name"] == region).unwrap();
-    let prefix = format!("{region}: ");
-    let notes =
-        status["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str()?.strip_prefix(&prefix));
-    (row["state"].as_str().unwrap().to_owned(), notes.collect::<Vec<_>>().join("; "))
 }
 
 /// A child of a region's postmaster whose title has `word`.

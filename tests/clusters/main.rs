@@ -14,6 +14,7 @@ mod endpoints;
 mod events;
 mod field;
 mod instance;
+mod left;
 mod load;
 mod majors;
 mod observe;
@@ -24,3 +25,20 @@ mod streaming;
 mod volume;
 mod voters;
 mod wan;
+
+use replicator_tests::Cluster;
+
+/// What `status` has for a region, as any daemon tells it: its state, and the notes on it; both empty where
+/// none answers.
+fn row(cluster: &Cluster, region: &str) -> (String, String) {
+    let output = cluster.run(&["status", "--json"]);
+    let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+        return <_>::default();
+    };
+    let mut rows = status["regions"].as_array().unwrap().iter();
+    let state = rows.find(|row| row["name"] == region).map(|row| row["state"].as_str().unwrap().to_owned());
+    let notes = status["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str());
+    let prefix = format!("{region}: ");
+    let notes: Vec<&str> = notes.filter_map(|note| note.strip_prefix(&prefix)).collect();
+    (state.unwrap_or_default(), notes.join("; "))
+}

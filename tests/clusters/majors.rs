@@ -13,19 +13,7 @@ use replicator::layout::make_passable;
 use replicator_tests::{Cluster, bin_dir, installation, text, until};
 use sqlx::{Connection, Executor, PgConnection};
 
-/// What `status` has for a region: its state, and the notes on it.
-fn row(cluster: &Cluster, region: &str) -> (String, String) {
-    let output = cluster.run(&["status", "--json"]);
-    let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
-        return <_>::default();
-    };
-    let rows = status["regions"].as_array().unwrap();
-    let state =
-        rows.iter().find(|row| row["name"] == region).map(|row| row["state"].as_str().unwrap().to_owned());
-    let notes = status["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str());
-    let notes: Vec<&str> = notes.filter(|note| note.starts_with(region)).collect();
-    (state.unwrap_or_default(), notes.join("; "))
-}
+use crate::row;
 
 /// Data go on only with the major version that made them: a region that has another one only is refused, with
 /// what to do, by `check`, by `up`, by the shipper and by a promotion. One that has both takes the one of the

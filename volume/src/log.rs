@@ -36,7 +36,7 @@ use crate::segment;
 use crate::tail::{Entry, Tail};
 use crate::{Bounds, Durable, VolumeError};
 
-/// Appends that may wait for a quorum. The reader keeps two in flight; a receiver catching up fills it.
+/// Appends that may wait for a quorum. The reader has one under way; a receiver that catches up fills it.
 const QUEUE_BATCHES: usize = 64;
 
 /// A live copy that is this far behind is filled from its peers instead of being sent more, bytes of redo.

@@ -154,12 +154,13 @@ async fn read_from(
 fn suspect(head: &Head, copy: CopyId, error: &VolumeError) {
     if matches!(error, VolumeError::Damaged { .. } | VolumeError::Io { .. }) {
         let known = head.change(|log| {
+            let hangs = log.hangs_on(copy).is_some();
             let damage = &mut log.tally_mut(copy).damage;
             let known = !damage.is_empty();
             if !known {
                 damage.push(error.to_string());
             }
-            known
+            known && !hangs
         });
         if !known {
             tracing::error!("copy {copy}: {error}; read from another copy instead");
@@ -254,6 +255,18 @@ async fn mend(
         if mended {
             return Ok(());
         }
+    }
+    // Nobody else has all of it. Where the volume cannot be opened for that, the copy gives its newest
+    // segments up, one after the other, until the rest can be read.
+    if let Some(lsn) = head.look(|log| log.hangs_on(copy))
+        && matches!(link.read(lsn).await, Err(VolumeError::Damaged { .. } | VolumeError::Io { .. }))
+        && head.change(|log| log.distrust(copy))
+    {
+        tracing::error!(
+            "copy {copy}: its redo from {lsn} on cannot be read, and no other copy has it; its newest segment is given up, so that a \
+             log can be chosen again"
+        );
+        return Ok(());
     }
     Err(last)
 }

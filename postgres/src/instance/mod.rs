@@ -124,11 +124,6 @@ pub enum InstanceError {
     /// It did not stop.
     #[error("PostgreSQL (process {0}) did not stop in time")]
     NotStopped(i32),
-    /// Something was set by `ALTER SYSTEM` that would undo our settings.
-    #[error(
-        "postgresql.auto.conf sets {0}, which replication depends on; take it out with `ALTER SYSTEM RESET {0}`, or by removing the line"
-    )]
-    Overridden(String),
     /// The control file is not understood.
     #[error("pg_controldata does not tell {0}")]
     ControlData(&'static str),
@@ -222,9 +217,9 @@ impl Instance {
     /// Writes the configuration for `part`. Takes effect when the instance next starts.
     ///
     /// # Errors
-    /// When a file cannot be written, or `ALTER SYSTEM` has set what must be ours.
+    /// When a file cannot be written.
     pub fn configure(&self, part: Part) -> Result<(), InstanceError> {
-        self.check_overrides()?;
+        self.take_overrides_out()?;
         if self.process().is_none() {
             self.undo_interrupted_promotion()?;
         }
@@ -531,15 +526,36 @@ impl Instance {
         text
     }
 
-    /// `postgresql.auto.conf` is read after ours, and would win.
-    fn check_overrides(&self) -> Result<(), InstanceError> {
-        let Some(content) = self.read_if_any(AUTO)? else { return Ok(()) };
-        let keys = content.lines().filter_map(|line| Some(line.split_once('=')?.0.trim()));
-        match keys.into_iter().find(|key| RESERVED_SETTINGS.contains(key)) {
-            Some(key) => Err(InstanceError::Overridden(key.to_owned())),
-            None => Ok(()),
-        }
+    /// The settings that must be ours, and that `ALTER SYSTEM` has set here: `postgresql.auto.conf` is read
+    /// after ours, and would win at the next start, were they not taken out before it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn overrides(&self) -> Result<Vec<String>, InstanceError> {
+        let content = self.read_if_any(AUTO)?.unwrap_or_default();
+        Ok(content.lines().filter_map(reserved_in).map(str::to_owned).collect())
     }
+
+    fn take_overrides_out(&self) -> Result<(), InstanceError> {
+        let overrides = self.overrides()?;
+        if overrides.is_empty() {
+            return Ok(());
+        }
+        let content = self.read(AUTO)?;
+        let kept = content.lines().filter(|line| reserved_in(line).is_none());
+        self.write(AUTO, &kept.map(|line| format!("{line}\n")).collect::<String>())?;
+        tracing::warn!(
+            "postgresql.auto.conf: ALTER SYSTEM had set {}, which must be this service's own; it is taken out",
+            overrides.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// The setting that must be ours, and that a line of a configuration file sets.
+fn reserved_in(line: &str) -> Option<&str> {
+    let key = line.split_once('=')?.0.trim();
+    RESERVED_SETTINGS.iter().any(|reserved| reserved.eq_ignore_ascii_case(key)).then_some(key)
 }
 
 /// A line of a configuration file.
@@ -567,8 +583,14 @@ const SYNCHRONOUS: &str = "synchronous_standby_names";
 
 /// What durability stands on, on PostgreSQL's command line. A writer that has crashed is started again by us,
 /// not by itself: what is in its data directory is looked at first.
-const ALWAYS: [(&str, &str); 4] =
-    [("fsync", "on"), ("full_page_writes", "on"), ("data_sync_retry", "off"), ("restart_after_crash", "off")];
+const ALWAYS: [(&str, &str); 5] = [
+    ("fsync", "on"),
+    ("full_page_writes", "on"),
+    ("data_sync_retry", "off"),
+    ("restart_after_crash", "off"),
+    // What the reader has not read yet may be on this disk alone.
+    ("max_slot_wal_keep_size", "-1"),
+];
 
 /// PostgreSQL's configuration file.
 const MAIN: &str = "postgresql.conf";

@@ -37,6 +37,8 @@ pub const RESERVED_SETTINGS: &[&str] = &[
     "port",
     "primary_conninfo",
     "primary_slot_name",
+    // A region that lags on purpose could not take over.
+    "recovery_min_apply_delay",
     "recovery_target",
     "recovery_target_action",
     "recovery_target_inclusive",

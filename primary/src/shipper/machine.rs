@@ -281,11 +281,12 @@ impl Shipper {
             (State::Probing, Input::Answered(log, position)) => self.answered(now_us, &log, &position),
             (State::Streaming { goal_lsn, caught_up }, Input::Applied(lsn)) => {
                 *caught_up |= lsn >= *goal_lsn;
-                self.failures = 0;
+                (self.failures, self.failed_again) = (0, 0);
                 vec![]
             }
             (State::Seeding | State::Rewinding, Input::InPlace) => {
-                (self.failures, self.failed_again) = (0, 0);
+                // Whether what was brought is of any use is known once some redo is applied.
+                self.failures = 0;
                 self.state = State::Probing;
                 vec![Command::Disconnect, Command::Probe]
             }

@@ -5,6 +5,7 @@ use std::io::Write;
 use bytes::Bytes;
 use postgres::backup::base_backup::{BackupEvent, BaseBackup};
 use postgres::protocol::client::ReplicationClient;
+use proto::Lsn;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedChunk, SeedEnd, SeedOpen, open, seed_chunk,
 };
@@ -54,7 +55,7 @@ impl Shipping {
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
         expect_consent(&mut stream).await?;
         self.note_seeding(0, total_bytes);
-        let end = self.send_archive(&mut backup, &mut stream, total_bytes).await?;
+        let end = self.send_archive(&mut backup, &mut stream, volume_begin_lsn, total_bytes).await?;
         stream.send(&SeedChunk { body: Some(seed_chunk::Body::End(end)) }).await?;
         expect_consent(&mut stream).await?;
         connection.close("the seed is in place");
@@ -65,6 +66,7 @@ impl Shipping {
         &self,
         backup: &mut BaseBackup,
         stream: &mut Stream,
+        volume_begin_lsn: Lsn,
         total_bytes: u64,
     ) -> Result<SeedEnd, BringError> {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
@@ -75,6 +77,8 @@ impl Shipping {
                     sent_bytes += bytes.len() as u64;
                     encoder.write_all(&bytes)?;
                     if encoder.get_ref().len() >= CHUNK_BYTES {
+                        // The rest would be brought for nothing.
+                        self.still_reached(volume_begin_lsn)?;
                         self.send_chunk(stream, std::mem::take(encoder.get_mut())).await?;
                         self.note_seeding(sent_bytes, total_bytes);
                     }
@@ -86,6 +90,18 @@ impl Shipping {
                 }
             }
         }
+    }
+
+    /// The redo that the seed needs is kept still: no need of it keeps more than `max_size`.
+    fn still_reached(&self, volume_begin_lsn: Lsn) -> Result<(), BringError> {
+        let horizon_lsn = self.options.volume.bounds().horizon_lsn;
+        if horizon_lsn <= volume_begin_lsn {
+            return Ok(());
+        }
+        Err(BringError::Useless(format!(
+            "the seed takes longer than the volume keeps redo: it needs that from {volume_begin_lsn} on, and the oldest that is \
+             kept is {horizon_lsn}. Give [volume] max_size more (`replicator reload` is enough), or the region more bandwidth"
+        )))
     }
 
     async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), BringError> {

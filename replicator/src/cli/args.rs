@@ -161,8 +161,8 @@ pub(super) enum Command {
         /// switchover: by agreement with the primary. failover: the primary is gone
         #[arg(long, default_value = "switchover", value_parser = ["switchover", "failover"])]
         mode: String,
-        /// Your word that the old primary does not run: nobody is asked or waited for. Needed with two
-        /// regions
+        /// Your word that the old primary does not run: neither it nor the end of its lease is waited for. A
+        /// majority of the other voters must still answer (see --lost). Needed with two voters
         #[arg(long, requires = "mode")]
         old_primary_is_down: bool,
         /// The same word for another voter, where a majority was lost with the primary. Those who are lost

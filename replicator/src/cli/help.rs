@@ -26,7 +26,8 @@ Works against any region's daemon, and says what it cannot reach. Lags are measu
 primary's clock. Behind: redo not yet applied. With --json, one line of JSON each time.
 
 Exit status: 0 all is well; 1 degraded, as a secondary does not stream, lags by more than --max-lag,
-or copies of a volume are away; 2 no region takes writes, commits are held, or no daemon answers.
+copies of a volume are away, a disk is nearly full, a certificate ends within 30 days, or failovers
+by themselves are used up; 2 no region takes writes, commits are held, or no daemon answers.
 Why is said on standard error. With --check all is one line on standard output, with the lags as
 performance data, as Nagios, Icinga and their kin take it:
   replicator status --check --max-lag 5s
@@ -106,8 +107,8 @@ For the audit file:  replicator drill --region eu-west --markdown > drill.md";
 pub(super) const RELOAD: &str = "\
 Each region's daemon reads regions.toml on its own machine and checks it as `check` does. A file that
 is wrong changes nothing. What can be taken while everything goes on is: settings of PostgreSQL that
-it reads again, `hba`, [volume], [telemetry], `http`, `bandwidth`. Of everything else that is another
-it is said what has to be restarted, and in which order. SIGHUP to a daemon does the same, and its log
+it reads again, `hba`, [volume], [telemetry], [logs], [endpoints], `failover`, `failover_after`,
+`max_loss`, `http`, `bandwidth`. Of everything else that is another it is said what has to be restarted, and in which order. SIGHUP to a daemon does the same, and its log
 says it. Witnesses and zones with a process of their own read the file when they start.
 
 Exit status 1 when a daemon refused something or did not answer. --json: for each region `refused`

@@ -47,6 +47,7 @@ type AnyResult = Result<(), Box<dyn Error>>;
 pub fn main() -> ExitCode {
     // Nothing that this makes is open to others, whatever its part.
     runtime::private::restrict_process();
+    raise_open_files();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("REPLICATOR_LOG").unwrap_or_else(|_| {
         // A command's own words are its output; the daemon's are its log.
@@ -79,6 +80,17 @@ pub fn main() -> ExitCode {
             (_, Some(status)) => ExitCode::from(status),
             (failed, None) => failed,
         },
+    }
+}
+
+/// A daemon has two sockets for each client of an endpoint, and what PostgreSQL inherits it needs itself:
+/// what systemd allows at first, 1024 files, is less than that. What may not be raised stays.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -41,6 +41,9 @@ impl Seat for Region {
     }
 }
 
+/// From so many days on it is told that a certificate ends.
+const CERTIFICATE_DAYS: i64 = 30;
+
 impl Region {
     /// Answers one request.
     pub(super) async fn control(
@@ -159,11 +162,18 @@ impl Region {
     /// What needs somebody soon, though the region serves.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.health.low_disks();
+        let left_days = (self.certificate_ends_s - wall_us() / 1_000_000).div_euclid(86_400);
+        if left_days < CERTIFICATE_DAYS {
+            let ends =
+                if left_days < 0 { "has ended".to_owned() } else { format!("ends in {left_days} days") };
+            let words = "no region lets this one in then; see replicator certs --renew";
+            warnings.push(format!("its certificate {ends}: {words}"));
+        }
         let record = self.voter.accepted();
         let leads = record.primary == self.own.name && self.in_force().failover.automatic;
         if leads && automatic::are_used_up(&record, wall_us()) {
             let words = "it is not replaced by itself when it is lost: there were two failovers within the hour; order one then: \
-                         replicator promote --mode failover";
+                         replicator promote --region R --mode failover";
             warnings.push(words.into());
         }
         warnings

@@ -1,8 +1,8 @@
 //! The part of a secondary: takes redo, and keeps the region's standby fed. How it gets data to begin with is
 //! in `rejoin`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use postgres::instance::{Instance, InstanceError, Part};
@@ -32,6 +32,9 @@ use crate::region_file::{RegionFile, StateError};
 /// The size of PostgreSQL's WAL segments, as `initdb` makes them.
 const WAL_SEGMENT_BYTES: u64 = 16 << 20;
 
+/// How often a standby that could not be started is tried again.
+const START_AGAIN: Duration = Duration::from_secs(1);
+
 /// A secondary region at work.
 #[derive(Debug)]
 pub struct Follower {
@@ -51,6 +54,10 @@ pub struct Follower {
     pub(super) hold: Hold,
     pub(super) journal: Journal,
     pub(super) seed_total_bytes: AtomicU64,
+    /// Nothing is started here any more.
+    stopped: AtomicBool,
+    /// Starts the standby where that failed; it ends with this.
+    again: OnceLock<Task<()>>,
 }
 
 /// A claim to all redo of the volume, shared by whoever may end it.
@@ -121,6 +128,9 @@ pub enum FollowError {
     /// No PostgreSQL here runs what came.
     #[error("{0}")]
     OtherMajor(String),
+    /// It is stopped.
+    #[error("the region's daemon stops, or the region begins to lead")]
+    Stopped,
     /// The primary that sent the seed is shut out.
     #[error(
         "the primary of epoch {0} is being replaced: its data are not used, and the next primary brings some"
@@ -171,6 +181,8 @@ impl Follower {
             hold,
             journal,
             seed_total_bytes: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            again: OnceLock::new(),
         };
         match follower.system_id() {
             _ if follower.record.get().rejoining => {
@@ -191,7 +203,24 @@ impl Follower {
                 tracing::info!("no data yet: waiting for the primary to send a seed");
             }
         }
-        Ok(Arc::new(follower))
+        let follower = Arc::new(follower);
+        let again = Task::spawn("start the standby again", start_again(Arc::downgrade(&follower)));
+        let _ = follower.again.set(again);
+        Ok(follower)
+    }
+
+    /// Whether the region has data that its standby is to follow with, and none runs: to start it failed.
+    async fn is_left(&self) -> Option<SystemId> {
+        let state = self.record.get();
+        let left = !state.rejoining
+            && !self.stopped.load(Ordering::Relaxed)
+            && self.following.lock().await.is_none();
+        state.system_id.filter(|_| left)
+    }
+
+    /// Why no standby runs that should, in words.
+    pub(super) async fn not_started(&self) -> Option<String> {
+        self.is_left().await.map(|_| format!("PostgreSQL is not started yet: {}", self.lacks()))
     }
 
     /// Serves a replication stream of the primary, while it is `wanted`.
@@ -221,6 +250,11 @@ impl Follower {
 
     /// Feeds and starts the standby.
     pub(super) async fn follow(&self, system_id: SystemId) -> Result<(), FollowError> {
+        // Held to the end, so that whoever stops this stops all of it.
+        let mut following = self.following.lock().await;
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(FollowError::Stopped);
+        }
         self.instance.configure(Part::Standby)?;
         let options = self.instance.options();
         let listener = self.listen(WALSENDER_PORT)?;
@@ -246,7 +280,7 @@ impl Follower {
         let starving = Task::spawn("see what the standby lacks", self.starve());
         self.hold.release();
         let (engine, _keeping, _starving) = (Some(engine), keeping, starving);
-        *self.following.lock().await = Some(Following { engine, stop_feed, feed, _keeping, _starving });
+        *following = Some(Following { engine, stop_feed, feed, _keeping, _starving });
         Ok(())
     }
 
@@ -296,6 +330,8 @@ impl Follower {
 
     /// Stops the standby and takes no more redo.
     pub async fn stop(&self) {
+        // A seed that comes to its end now starts nothing any more.
+        self.stopped.store(true, Ordering::Relaxed);
         self.inbound.interrupt().await;
         if let Err(e) = self.unfollow().await {
             tracing::error!("{e}");
@@ -305,8 +341,10 @@ impl Follower {
     /// What is known of it.
     pub async fn facts(&self) -> FollowerFacts {
         let (inbound, bounds) = (self.inbound.state(), self.volume.bounds());
-        let postgres_trouble =
-            self.following.lock().await.as_ref().and_then(|f| f.engine.as_ref()?.trouble());
+        let postgres_trouble = match self.not_started().await {
+            Some(words) => Some(words),
+            None => self.following.lock().await.as_ref().and_then(|f| f.engine.as_ref()?.trouble()),
+        };
         let applied_lsn = self.heard.progress.borrow().applied_lsn.min(bounds.durable_lsn);
         let now_us = steady_us();
         FollowerFacts {
@@ -381,6 +419,29 @@ impl Follower {
     /// Gives the running standby to whoever promotes it. It is fed until this is stopped.
     pub async fn give_engine(&self) -> Option<Engine> {
         self.following.lock().await.as_mut()?.engine.take()
+    }
+}
+
+/// Starts the standby of a region that has data and could not start it: its disk was full, or a file of it
+/// could not be written.
+async fn start_again(follower: Weak<Follower>) {
+    let mut last = String::new();
+    loop {
+        tokio::time::sleep(START_AGAIN).await;
+        let Some(follower) = follower.upgrade() else { return };
+        // While data are replaced there is nothing to start.
+        let Ok(_turn) = follower.seeding.try_lock() else { continue };
+        let Some(system_id) = follower.is_left().await else { continue };
+        match follower.follow(system_id).await {
+            Ok(()) => last.clear(),
+            Err(e) => {
+                *follower.lacks.lock().unwrap_or_else(PoisonError::into_inner) = e.to_string();
+                if last != e.to_string() {
+                    last = e.to_string();
+                    tracing::error!("the standby is not started: {last}; trying again");
+                }
+            }
+        }
     }
 }
 

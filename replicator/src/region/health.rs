@@ -2,6 +2,7 @@
 //! is wrong is shown in `status`, and the primary is told of a standby.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{disks, is_starting, vitals};
+use super::look::{disks_of, is_starting, vitals};
 use crate::preflight;
 
 /// How often it is asked.
@@ -155,7 +156,11 @@ impl Region {
             let follower = self.owner.cluster().follower();
             if self.instance.process().is_none() {
                 (connection, looked) = (None, None);
-                *self.health.lock() = State::default();
+                let left = match &follower {
+                    Some(follower) => follower.not_started().await,
+                    None => None,
+                };
+                *self.health.lock() = State { notes: left.into_iter().collect(), ..State::default() };
                 self.tell(follower.as_deref());
                 continue;
             }
@@ -225,14 +230,25 @@ impl Region {
 
     async fn look_closely(&self, follower: Option<&Follower>, answers: bool) {
         let (looking, standby) = (self.instance.clone(), follower.is_some());
+        let (data, volume) = (looking.options().data_dir.clone(), self.layout.volume());
+        let zones = self
+            .own
+            .local_copies()
+            .into_iter()
+            .step_by(2)
+            .map(|copy| volume.join(format!("az-{}", copy.zone())));
+        let places: Vec<PathBuf> = [data.clone(), data.join("pg_wal")].into_iter().chain(zones).collect();
         let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-            (looking.stopped_processes(), needs, disks(&looking))
+            (looking.stopped_processes(), needs, disks_of(places), looking.overrides().unwrap_or_default())
         });
-        let (stopped, needs, disks) = looked.await.unwrap_or_default();
+        let (stopped, needs, disks, overrides) = looked.await.unwrap_or_default();
         let seen = if answers { vitals(&self.instance).await.ok() } else { None };
         let waits = self.config.commit.waits();
-        let notes = seen.map(|vitals| preflight::notes(&vitals, &needs, waits));
+        let notes = seen.map(|vitals| {
+            let notes = preflight::notes(&vitals, &needs, waits);
+            preflight::overridden(&overrides).into_iter().chain(notes).collect::<Vec<String>>()
+        });
         let mut state = self.health.lock();
         state.low_disks = preflight::low_disks(&disks);
         state.stopped = stopped.iter().map(|found| format!("{} ({})", found.title, found.pid)).collect();

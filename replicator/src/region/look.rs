@@ -1,6 +1,6 @@
 //! Looks at the region's PostgreSQL: the facts that [`crate::preflight`] judges, and the mends that it names.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use coordination::Mode;
@@ -73,10 +73,10 @@ pub(super) async fn facts(
     let (looking, standby) = (instance.clone(), follower.is_some());
     let looked = blocking("look at PostgreSQL's processes and disks", move || {
         let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-        (looking.stopped_processes(), needs, disks(&looking))
+        (looking.stopped_processes(), needs, disks(&looking), looking.overrides().unwrap_or_default())
     });
-    if let Ok((stopped, needs, disks)) = looked.await {
-        (facts.stopped, facts.needs, facts.disks) = (stopped, needs, disks);
+    if let Ok((stopped, needs, disks, overrides)) = looked.await {
+        (facts.stopped, facts.needs, facts.disks, facts.overrides) = (stopped, needs, disks, overrides);
     }
     facts.reported = follower.and_then(Follower::reported);
     facts
@@ -85,17 +85,20 @@ pub(super) async fn facts(
 /// The disks that PostgreSQL writes to.
 pub(super) fn disks(instance: &Instance) -> Vec<Disk> {
     let data = &instance.options().data_dir;
-    let disk = |place: &Path| {
-        let room = rustix::fs::statvfs(place).ok()?;
-        Some(Disk {
-            place: place.display().to_string(),
-            free_bytes: room.f_bavail.saturating_mul(room.f_frsize),
-        })
+    disks_of([data.clone(), data.join("pg_wal")])
+}
+
+/// The disks on which these places are, each once.
+pub(super) fn disks_of(places: impl IntoIterator<Item = PathBuf>) -> Vec<Disk> {
+    let disk = |place: PathBuf| {
+        let room = rustix::fs::statvfs(&place).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
+        let place = place.display().to_string();
+        Some(Disk { place, free_bytes: bytes(room.f_bavail), total_bytes: bytes(room.f_blocks) })
     };
-    let mut disks: Vec<Disk> =
-        [data.clone(), data.join("pg_wal")].iter().filter_map(|place| disk(place)).collect();
+    let mut disks: Vec<Disk> = places.into_iter().filter_map(disk).collect();
     // Mostly they are one.
-    disks.dedup_by_key(|disk| disk.free_bytes);
+    disks.dedup_by_key(|disk| (disk.free_bytes, disk.total_bytes));
     disks
 }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use coordination::Leadership;
 use postgres::installation::{InstallationError, Installations};
 use postgres::instance::account::{Account, AccountError};
-use postgres::instance::{Instance, InstanceError, InstanceOptions};
+use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
 use postgres::sockets::socket_dir_for;
 use proto::{ClusterId, Epoch, RegionName};
 use tokio_util::sync::CancellationToken;
@@ -189,14 +189,11 @@ pub async fn run(
     let (_lock, identity) = enter(&places, &places.lock(), &name)?;
     let state = load_state(&places, &identity, &config, &name)?;
     let journal = Journal::open(&places.events())?;
-    let state = reseed::set_aside(&places, state, &own.own_process)?;
     let installations = Installations::find(config.bin_dir_of(&own))?;
-    let version = installations.for_data(&places.pgdata())?.version.clone();
     let account = Account::resolve(config.os_user.as_deref())?;
-    tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
     let instance = Instance::new(InstanceOptions {
-        installations,
-        account,
+        installations: installations.clone(),
+        account: account.clone(),
         data_dir: places.pgdata(),
         socket_dir: socket_dir_for(places.directory()),
         listen: own.postgres,
@@ -205,6 +202,13 @@ pub async fn run(
         settings: config.settings_of(&own),
         hba: config.hba.clone(),
     });
+    if state.aside.is_some() {
+        // What an earlier daemon left running would go on in the directory that is moved.
+        instance.stop(Stop::Immediate, rejoin::LEFT_RUNNING).await?;
+    }
+    let state = reseed::set_aside(&places, state, &own.own_process)?;
+    let version = installations.for_data(&places.pgdata())?.version.clone();
+    tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
     let (volume, hold) = Volume::start_held(
         VolumeOptions {
             copies: own.local_copies(),

@@ -30,7 +30,7 @@ use crate::region_file::RegionState;
 use crate::secrets;
 
 /// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
-const LEFT_RUNNING: Duration = Duration::from_secs(30);
+pub(super) const LEFT_RUNNING: Duration = Duration::from_secs(30);
 
 /// How long a standby that was killed may take to end its recovery, before its data are rewound.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -139,7 +139,6 @@ impl Follower {
     async fn take_rewind(&self, open: RewindOpen, tunnel: &mut Tunnel) -> Result<Lsn, FollowError> {
         let (epoch, history) = (Epoch(open.epoch), parse(open.timeline, &open.history)?);
         self.leave_data(epoch, &history).await?;
-        self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
         self.instance.settle_standby(SETTLE).await?;
         self.write_segments(&history).await?;
         self.run_pg_rewind(tunnel).await?;
@@ -204,9 +203,11 @@ impl Follower {
         // Recorded first, so that a stream that comes now is answered so, and then what still comes from an
         // older one is ended. Whoever shuts that primary out from here on is told that this region has no
         // data; who has done so before counts on them.
-        self.while_led(epoch, |state| state.system_id = None)?;
+        self.while_led(epoch, RegionState::gives_data_up)?;
         self.inbound.interrupt().await;
-        Ok(self.unfollow().await?)
+        self.unfollow().await?;
+        // A daemon that was killed may have left one running, which nobody here keeps.
+        Ok(self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?)
     }
 
     /// The region has data of `system_id`, and follows with them.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coordination::leadership::{Change, Conflict};
 use coordination::voters::Hindrance;
-use coordination::{Ballot, Leadership};
+use coordination::{Leadership, Membership};
 use proto::RegionName;
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use runtime::clock::now;
@@ -31,14 +31,14 @@ impl Region {
     /// again.
     pub(super) async fn voters(&self, request: m::VotersRequest) -> Result<m::VotersView, Refusal> {
         let name = |text: &str| text.parse().map_err(|e: proto::ids::ParseIdError| busy(e.to_string()));
-        let ballot = match (request.add.as_str(), request.remove.as_str()) {
+        let membership = match (request.add.as_str(), request.remove.as_str()) {
             ("", "") => return Ok(self.show_voters(self.voter.agreed().map(|agreed| agreed.record))),
             (add, "") => self.addition(name(add)?)?,
-            (_, remove) => Ballot::Remove { name: name(remove)? },
+            (_, remove) => Membership::Remove { name: name(remove)? },
         };
         let begin = now();
         loop {
-            match self.try_to_change(&ballot).await {
+            match self.try_to_change(&membership).await {
                 Ok(record) => return Ok(self.show_voters(Some(record))),
                 Err(Hindered::ForNow(why)) if begin.elapsed() >= PATIENCE => {
                     return Err(busy(format!("{why}. What was begun goes on; the command can be repeated")));
@@ -49,7 +49,7 @@ impl Region {
         }
     }
 
-    fn addition(&self, name: RegionName) -> Result<Ballot, Refusal> {
+    fn addition(&self, name: RegionName) -> Result<Membership, Refusal> {
         let witness = self.config.witnesses.iter().any(|witness| witness.name == name);
         if !witness && self.config.region(&name).is_none() {
             let reason = format!(
@@ -58,21 +58,21 @@ impl Region {
             );
             return Err(Refusal::new(Kind::NotAllowed, reason));
         }
-        Ok(Ballot::Add { name, witness })
+        Ok(Membership::Add { name, witness })
     }
 
-    async fn try_to_change(&self, ballot: &Ballot) -> Result<Leadership, Hindered> {
+    async fn try_to_change(&self, membership: &Membership) -> Result<Leadership, Hindered> {
         let record = self.voter.change(&Change::Read).await?;
         let voters = record.electorate(self.voter.file()).clone();
         // What the record itself forbids is said before what hinders for now.
         let by = self.own.name.clone();
         record
-            .apply_with(&Change::Voters { by, ballot: ballot.clone() }, self.voter.file())
+            .apply_with(&Change::Voters { by, membership: membership.clone() }, self.voter.file())
             .map_err(ChangeError::from)?;
-        let changed = voters.step(ballot).map_err(|e| ChangeError::from(Conflict::from(e)))?;
+        let changed = voters.step(membership).map_err(|e| ChangeError::from(Conflict::from(e)))?;
         if changed.now != voters.now {
             let answer = self.who_answers(&changed.names()).await;
-            if let Ballot::Add { name, .. } = ballot
+            if let Membership::Add { name, .. } = membership
                 && !answer.contains(name)
             {
                 let why = format!("{name} does not answer as a voter: start it, and see its log");
@@ -93,7 +93,7 @@ impl Region {
                 )));
             }
         }
-        Ok(self.voter.change_voters(ballot.clone()).await?)
+        Ok(self.voter.change_voters(membership.clone()).await?)
     }
 
     /// Those of `names` that answer, and remember what they have promised.

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use coordination::leadership::{Change, Done, Next};
-use coordination::promotion::{Fence, Fitness, Grant, Outcome, after};
+use coordination::promotion::{Fence, Fitness, Grant, Outcome, Patience, Setback, after};
 use coordination::{Leadership, Promotion, Step};
 use proto::messages::{self as m, control_request, control_response};
 use proto::{Lsn, RegionName, Timeline};
@@ -29,16 +29,9 @@ const GET_READY: Duration = Duration::from_secs(60);
 /// How long the new primary may take to take writes, before it is asked again.
 const LEAD: Duration = Duration::from_secs(30);
 
-/// How long the region that shall lead may be unreachable before another one leads, or the old one again.
-const TARGET_GONE: Duration = Duration::from_secs(5);
-
 /// How long a region is waited for that has accepted that the old primary is shut out, and whose volume is
 /// not open yet.
 const OPENING: Duration = Duration::from_secs(2);
-
-/// How long the region that shall lead may answer that it cannot, before another one leads. Applying what it
-/// has may take that long; a standby that is paused, or data that are being replaced, take for ever.
-const TARGET_UNABLE: Duration = Duration::from_secs(30);
 
 /// The wait before a step is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -121,7 +114,7 @@ struct Coordinator {
 
 impl Coordinator {
     async fn run(&mut self) {
-        let (mut unreached, mut unable): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut patience = Patience::default();
         let mut last = String::new();
         loop {
             let record = match self.voter.change(&Change::Read).await {
@@ -142,19 +135,15 @@ impl Coordinator {
             };
             let outcome = match tried {
                 Ok(outcome) => {
-                    (unreached, unable) = (None, None);
+                    patience = Patience::default();
                     outcome
                 }
                 Err(trouble) => {
                     self.say(&mut last, trouble.to_string());
-                    unreached = trouble.target_unreached().then(|| unreached.unwrap_or_else(now));
-                    unable = trouble.is_the_targets().then(|| unable.unwrap_or_else(now));
-                    let gone = unreached.is_some_and(|since| since.elapsed() >= TARGET_GONE);
-                    if !gone && unable.is_none_or(|since| since.elapsed() < TARGET_UNABLE) {
+                    if !patience.ends(trouble.setback(), self.voter.clock_us()) {
                         tokio::time::sleep(AGAIN).await;
                         continue;
                     }
-                    (unreached, unable) = (None, None);
                     Outcome::TargetGone { others: self.voter.survey().await }
                 }
             };
@@ -364,13 +353,11 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// Whether the region that shall lead does not do what it is asked.
-    fn is_the_targets(&self) -> bool {
-        matches!(self, Trouble::Target(..))
-    }
-
-    /// Whether the region that shall lead was not reached at all.
-    fn target_unreached(&self) -> bool {
-        matches!(self, Trouble::Target(_, AskError::Transport(_) | AskError::Slow(_)))
+    fn setback(&self) -> Setback {
+        match self {
+            Trouble::Target(_, AskError::Transport(_) | AskError::Slow(_)) => Setback::Unreached,
+            Trouble::Target(..) => Setback::Unable,
+            Trouble::Other(_) => Setback::Elsewhere,
+        }
     }
 }

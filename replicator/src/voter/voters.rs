@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coordination::leadership::Change;
-use coordination::{Ballot, Electorate, Leadership};
+use coordination::{Electorate, Leadership, Membership};
 use proto::RegionName;
 
 use super::{ChangeError, Voter};
@@ -30,9 +30,9 @@ impl Voter {
     /// # Errors
     /// When this is not the primary, something else is in progress, or too few voters answer. What was begun
     /// goes on by itself.
-    pub async fn change_voters(self: &Arc<Self>, ballot: Ballot) -> Result<Leadership, ChangeError> {
+    pub async fn change_voters(self: &Arc<Self>, membership: Membership) -> Result<Leadership, ChangeError> {
         let by = self.me.clone();
-        self.change(&Change::Voters { by: by.clone(), ballot }).await?;
+        self.change(&Change::Voters { by: by.clone(), membership }).await?;
         self.change(&Change::Settle { by }).await
     }
 
@@ -47,8 +47,8 @@ impl Voter {
             let _ = self.change(&Change::Settle { by: self.me.clone() }).await;
         } else if voters.lost.has(&self.me) {
             // It was counted as lost, and nobody else could lead.
-            let ballot = Ballot::Add { name: self.me.clone(), witness: false };
-            let _ = self.change_voters(ballot).await;
+            let membership = Membership::Add { name: self.me.clone(), witness: false };
+            let _ = self.change_voters(membership).await;
         }
     }
 
@@ -61,10 +61,11 @@ impl Voter {
         if !leads || !self.knows(name) || self.finding.swap(true, Ordering::Relaxed) {
             return;
         }
-        let ballot = Ballot::Add { name: name.clone(), witness: voters.lost.witnesses.contains(name) };
+        let membership =
+            Membership::Add { name: name.clone(), witness: voters.lost.witnesses.contains(name) };
         let (this, name) = (self.clone(), name.clone());
         self.spawn(async move {
-            match this.change_voters(ballot).await {
+            match this.change_voters(membership).await {
                 Ok(_) => {
                     tracing::info!("voter {name}: was counted as lost, and answers; it has a vote again")
                 }
@@ -116,7 +117,7 @@ mod tests {
         let notes = unlike(&lost, &voters(&["a", "b"])).join("\n");
         assert!(notes.contains("b is counted as lost") && !notes.contains("add b"), "{notes}");
         let changing =
-            voters(&["a"]).step(&Ballot::Add { name: "b".parse().unwrap(), witness: false }).unwrap();
+            voters(&["a"]).step(&Membership::Add { name: "b".parse().unwrap(), witness: false }).unwrap();
         assert!(unlike(&changing, &voters(&["a", "b"])).concat().contains("not over"));
     }
 }

@@ -2,7 +2,7 @@
 
 use proto::{Lsn, Timeline};
 
-use super::{Effect, Log};
+use super::{Effect, Log, Phase};
 use crate::copy::{Order, SegmentInfo, Stored};
 use crate::quorum::{CopyId, CopyState, Input, Writer};
 
@@ -98,8 +98,19 @@ impl Log {
         }
     }
 
-    /// Has a copy give up its newest segment, which rotted, and be filled from where that begins. False where
-    /// it is asked or told just now what it holds: what it says of that would count, and be true no more.
+    /// Where the opening hangs on what one copy alone has: its log was chosen, is not durable, and nobody
+    /// else has it from this LSN on.
+    #[must_use]
+    pub fn hangs_on(&self, copy: CopyId) -> Option<Lsn> {
+        let chosen = self.phase == Phase::Opening && self.quorum.donor() == Some(copy);
+        let others = CopyId::all().filter(|other| *other != copy && self.quorum.is_adopted(*other));
+        let most_lsn = others.map(|other| self.quorum.flushed_lsn(other)).max().filter(|_| chosen)?;
+        (most_lsn < self.queued.lsn).then_some(most_lsn)
+    }
+
+    /// Has a copy give up its newest segment, which rotted, or follows one that did and that only this copy
+    /// has ([`Log::hangs_on`]), and be filled from where that begins. False where it is asked or told just
+    /// now what it holds: what it says of that would count, and be true no more.
     pub fn distrust(&mut self, copy: CopyId) -> bool {
         let adopted = self.quorum.is_adopted(copy);
         if adopted {
@@ -252,6 +263,22 @@ mod tests {
                 assert_eq!(failed(log), [], "tick {tick}");
             }
         }
+    }
+
+    #[test]
+    fn an_opening_hangs_on_a_copy_that_alone_has_the_chosen_log() {
+        let (mut log, ballot) = promised();
+        assert_eq!(log.hangs_on(CopyId(0)), None, "nobody holds it yet");
+        for copy in 0..4 {
+            let end_lsn = Lsn(if copy == 0 { 100 } else { 90 });
+            log.hear(CopyId(copy), Event::Adopted(ballot, 1, end_lsn));
+        }
+        assert_eq!((log.hangs_on(CopyId(0)), log.hangs_on(CopyId(1))), (Some(Lsn(90)), None));
+        log.hear(CopyId(1), Event::Flushed(Lsn(95)));
+        assert_eq!(log.hangs_on(CopyId(0)), Some(Lsn(95)));
+        log.hear(CopyId(2), Event::Flushed(Lsn(100)));
+        assert_eq!(log.hangs_on(CopyId(0)), None, "the third copy can give it to the others");
+        assert_eq!(open(|_| 110).hangs_on(CopyId(0)), None);
     }
 
     #[test]

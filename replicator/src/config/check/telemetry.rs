@@ -12,11 +12,10 @@ impl Reader {
     pub(super) fn telemetry(&mut self, table: &DeTable<'_>, config: &mut Config) {
         let Some((_, table)) = self.section(table, "telemetry") else { return };
         self.known_keys(table, &["http_beyond_loopback", "load", "otlp", "traces_per_second"]);
-        config.telemetry.otlp =
-            self.optional(table, "otlp", "a URL, such as \"http://127.0.0.1:4317\"", |text| {
-                let (scheme, place) = text.split_once("://")?;
-                (matches!(scheme, "http" | "https") && !place.is_empty()).then(|| text.to_owned())
-            });
+        let what = "a URL without encryption, such as \"http://127.0.0.1:4317\": a collector on this machine passes on what it is sent";
+        config.telemetry.otlp = self.optional(table, "otlp", what, |text| {
+            text.strip_prefix("http://").filter(|place| !place.is_empty()).map(|_| text.to_owned())
+        });
         self.flag(table, "http_beyond_loopback", &mut config.telemetry.http_beyond_loopback);
         self.flag(table, "load", &mut config.telemetry.load);
         let Some(traces) = table.get("traces_per_second") else { return };

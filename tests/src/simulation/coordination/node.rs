@@ -17,6 +17,7 @@ use primary::shipper::machine::{Log, Plan, Position, Redo as Has, plan};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use proto::{Batch, Epoch, Lsn, RegionName, SystemId, Timeline, TimelineHistory};
 use replicator::part::{Cluster, Owner};
+use replicator::region_file::RegionState;
 use replicator::voter::{Seat, Voter, VoterOptions, of_a_voter, wire};
 use runtime::clock::wall_us;
 use runtime::task::Tasks;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::disk::{Disk, Redo, Row};
 use super::model::{Leading, Model, Taking};
 use super::network::{Wire, ship};
-use super::{LEASE_US, World, lock};
+use super::{FAULTS_US, LEASE_US, World, lock};
 
 type Ask = control_request::Body;
 type Answer = control_response::Body;
@@ -383,8 +384,10 @@ impl Node {
                 continue;
             };
             let redo = lock(&self.disk.redo).clone();
-            // Where failovers are limited in what they lose, a region may know of more than it has.
-            let most = match world.limited && world.dice(|dice| !dice.one_in(6)) {
+            // Where failovers are limited in what they lose, a region may know of more than it has, as long
+            // as there are any.
+            let slow = world.limited && world.checks.now_us() < FAULTS_US;
+            let most = match slow && world.dice(|dice| !dice.one_in(6)) {
                 true => 1,
                 false => BATCH,
             };
@@ -538,7 +541,7 @@ impl Node {
         };
         owner.cluster().takes(300_000).await;
         lock(&self.disk.redo).aside.extend(surplus);
-        if !kept.change_while_led(id.1, |state| state.system_id = None).unwrap_or(false) {
+        if !kept.change_while_led(id.1, RegionState::gives_data_up).unwrap_or(false) {
             return false;
         }
         lock(&owner.cluster().state).stream = None;

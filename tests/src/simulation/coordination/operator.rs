@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Order};
-use coordination::{Ballot, Mode};
+use coordination::{Membership, Mode};
 use proto::RegionName;
 
 use super::{World, lock};
@@ -27,16 +27,16 @@ pub(super) fn change_voters(world: &Arc<World>, index: usize) {
     let Some(node) = world.leader().and_then(|leader| world.node(leader)) else { return };
     let name = world.places[index].name.clone();
     let voters = node.voter.electorate();
-    let ballot = match voters.now.has(&name) {
+    let membership = match voters.now.has(&name) {
         // The only one that is left has nobody who could tell it what it has forgotten.
         true if voters.now.len() < 3 => return,
-        true => Ballot::Remove { name },
-        false => Ballot::Add { name, witness: index >= world.regions },
+        true => Membership::Remove { name },
+        false => Membership::Add { name, witness: index >= world.regions },
     };
     let world = world.clone();
     world.clone().tasks.spawn(async move {
-        world.tell(|| format!("the voters are to change: {ballot:?}"));
-        let changed = node.voter.change_voters(ballot).await;
+        world.tell(|| format!("the voters are to change: {membership:?}"));
+        let changed = node.voter.change_voters(membership).await;
         world.tell(|| match changed {
             Ok(record) => format!("the voters have changed: {:?}", record.voters.map(|voters| voters.now)),
             Err(e) => format!("the voters did not change: {e}"),
@@ -76,9 +76,9 @@ async fn part(world: &Arc<World>, leader: usize) {
     let others = (0..world.places.len()).filter(|index| ![leader, sleeper].contains(index));
     let removed: BTreeSet<usize> = others.filter(has_vote).take(voters.now.len() / 2).collect();
     for index in &removed {
-        let ballot = Ballot::Remove { name: world.places[*index].name.clone() };
+        let membership = Membership::Remove { name: world.places[*index].name.clone() };
         let Some(node) = world.node(leader) else { return };
-        let _ = tokio::time::timeout(PATIENCE, node.voter.change_voters(ballot)).await;
+        let _ = tokio::time::timeout(PATIENCE, node.voter.change_voters(membership)).await;
     }
     world.checks.fault();
     let mut side = removed;

@@ -475,11 +475,15 @@ impl World {
                 let same = |peer: &usize| self.copies[*peer].disk().infos().contains(&info);
                 let peers: Vec<usize> = peers.map(place).filter(|peer| *peer != copy).filter(same).collect();
                 let fetched = peers.iter().find_map(|peer| self.copies[*peer].disk().fetch(info));
+                let hangs = self.heads[index].log.hangs_on(id(copy));
                 if let Some(prepared) = fetched {
                     let (done, _) = oneshot::channel();
                     let work = Work::Install { put, prepared, done };
                     self.copies[copy].queue.push(Task { work, listener: Arc::new(|_| {}) });
                     self.wake(copy, true);
+                } else if hangs.is_some_and(|lsn| self.copies[copy].disk().read(lsn, 8).is_none()) {
+                    let _ = self.heads[index].log.distrust(id(copy));
+                    self.note(|| format!("daemon {index}: nobody else has what rotted in copy {copy}"));
                 }
             }
             None => {}
