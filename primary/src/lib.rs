@@ -25,7 +25,6 @@ mod trace;
 mod view;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postgres::instance::Instance;
@@ -229,10 +228,4 @@ impl Primary {
         // Each tells its region why it ends.
         self.shippers.ended().await;
     }
-}
-
-/// The addresses of `host:port`.
-async fn resolve(address: &str) -> std::io::Result<SocketAddr> {
-    let mut found = tokio::net::lookup_host(address).await?;
-    found.next().ok_or_else(|| std::io::Error::other(format!("{address} has no address")))
 }

@@ -67,10 +67,7 @@ pub async fn connect_for(
     place: &Place,
     patience: Duration,
 ) -> Result<Connection, TransportError> {
-    let mut addresses =
-        tokio::net::lookup_host(&place.advertise).await.map_err(|e| unreachable(place, &e))?;
-    let address = addresses.next().ok_or_else(|| unreachable(place, &"no address"))?;
-    endpoint.connect_for(traffic, address, &place.name, patience).await
+    endpoint.connect_to(traffic, &place.advertise, &place.name, patience).await
 }
 
 /// Asks the daemon at the other end of `connection`.
@@ -90,8 +87,4 @@ pub async fn request_on(
         control_response::Body::Refusal(refusal) => Err(AskError::Refused(refusal.reason)),
         answer => Ok(answer),
     }
-}
-
-fn unreachable(place: &Place, reason: &dyn std::fmt::Display) -> TransportError {
-    TransportError::Unreachable { address: place.advertise.clone(), reason: reason.to_string() }
 }

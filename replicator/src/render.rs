@@ -34,8 +34,6 @@ struct JsonRegion<'a> {
     redo_bytes: u64,
     wan_bytes: u64,
     url: &'a str,
-    /// What needs somebody soon, though the region serves.
-    warnings: &'a [String],
 }
 
 /// The status as one line of JSON. What is not known is `null`.
@@ -68,7 +66,6 @@ fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
         redo_bytes: row.redo_bytes,
         wan_bytes: row.wan_bytes,
         url: &row.url,
-        warnings: &row.warnings,
     }
 }
 
@@ -448,7 +445,7 @@ mod tests {
             "{\"cluster\":\"demo\",\"epoch\":1,\"primary\":\"us-east\",\"regions\":[{\"name\":\"eu-west\",\
              \"role\":\"secondary\",\"state\":\"streaming\",\"timeline\":1,\"durable_lsn\":\"0/16B3748\",\
              \"applied_lsn\":null,\"behind_bytes\":null,\"durability_lag_ms\":null,\"visibility_lag_ms\":3,\
-             \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\",\"warnings\":[]}],\
+             \"redo_bytes\":0,\"wan_bytes\":0,\"url\":\"postgresql://x\"}],\
              \"notes\":[\"something\"]}"
         );
     }

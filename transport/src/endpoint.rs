@@ -10,6 +10,7 @@ use quinn::{ClientConfig, ServerConfig, VarInt};
 use runtime::task::Tasks;
 use rustls::server::WebPkiClientVerifier;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::TransportError;
 use crate::admission::accept_all;
@@ -23,6 +24,12 @@ const ALPN: &[u8] = b"replicator/1";
 /// Connections that wait for their handshakes, and what those may have sent meanwhile: for all together.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_MAX: u64 = 4 << 20;
+
+/// The most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+/// The wait before the next address of a name is tried beside those before it.
+const NEXT_ADDRESS: Duration = Duration::from_millis(200);
 
 /// The UDP socket's buffers: what may arrive while both processors are busy.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -120,6 +127,61 @@ impl Endpoint {
                 connection.close(VarInt::from_u32(2), b"another region was expected");
                 let reason = format!("it is not that of region {expect}");
                 Err(TransportError::Certificate { address: address.to_string(), reason })
+            }
+        }
+    }
+
+    /// Connects to the region `expect` at `place`, a `host:port`: at whichever of its addresses answers
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Endpoint::connect_for`], of the address that failed last.
+    pub async fn connect_to(
+        &self,
+        traffic: Traffic,
+        place: &str,
+        expect: &RegionName,
+        patience: Duration,
+    ) -> Result<Connection, TransportError> {
+        let unreachable = |reason: String| TransportError::Unreachable { address: place.to_owned(), reason };
+        let found = tokio::net::lookup_host(place).await.map_err(|e| unreachable(e.to_string()))?;
+        let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
+        self.connect_any(traffic, addresses, expect, patience)
+            .await?
+            .ok_or_else(|| unreachable("no address".into()))
+    }
+
+    /// Connects to the region `expect` at whichever of `addresses` answers first. Each is tried a moment
+    /// after the one before, as RFC 8305 has it: one that swallows everything holds nobody up. None where
+    /// there is no address.
+    ///
+    /// # Errors
+    /// As [`Endpoint::connect_for`], of the address that failed last.
+    pub async fn connect_any(
+        &self,
+        traffic: Traffic,
+        addresses: Vec<SocketAddr>,
+        expect: &RegionName,
+        patience: Duration,
+    ) -> Result<Option<Connection>, TransportError> {
+        let (mut addresses, mut trying, mut failed) = (addresses.into_iter(), JoinSet::new(), None);
+        loop {
+            match addresses.next() {
+                Some(address) => {
+                    let (endpoint, expect) = (self.clone(), expect.clone());
+                    trying.spawn(
+                        async move { endpoint.connect_for(traffic, address, &expect, patience).await },
+                    );
+                }
+                None if trying.is_empty() => return failed.map_or(Ok(None), Err),
+                None => {}
+            }
+            let wait = if addresses.len() > 0 { NEXT_ADDRESS } else { patience };
+            match tokio::time::timeout(wait, trying.join_next()).await {
+                Ok(Some(Ok(Ok(connection)))) => return Ok(Some(connection)),
+                Ok(Some(Ok(Err(e)))) => failed = Some(e),
+                // The next one is begun; or a task was lost, which says nothing.
+                Ok(Some(Err(_)) | None) | Err(_) => {}
             }
         }
     }

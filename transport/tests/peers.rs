@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
 use proto::{ClusterId, RegionName};
-use replicator_transport::{Authority, Endpoint, Identity, Peer, TransportError};
+use replicator_transport::{Authority, Endpoint, Identity, Peer, Traffic, TransportError};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -59,6 +59,28 @@ async fn regions_know_each_other_by_their_certificates() {
 
     let wrong = client.connect(address, &region("ap-south"), PATIENCE).await.unwrap_err();
     assert!(matches!(wrong, TransportError::Certificate { .. }), "{wrong}");
+}
+
+/// A name may have several addresses, of which one swallows everything: another family, an old entry.
+#[tokio::test]
+async fn of_several_addresses_the_one_that_answers_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = authority(directory.path());
+    let [a, b] = ["us-east", "eu-west"].map(|name| identity(directory.path(), &authority, name, 30));
+    let (client, server) = (listen(&a), listen(&b));
+    let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (long, other) = (Duration::from_secs(300), region("eu-west"));
+    let addresses = vec![silent.local_addr().unwrap(), deaf, server.local_address().unwrap()];
+    let connecting = client.connect_any(Traffic::Redo, addresses, &other, long);
+    let connection =
+        tokio::time::timeout(Duration::from_secs(30), connecting).await.expect("nobody is waited for");
+    assert_eq!(connection.unwrap().unwrap().peer(), &Peer::Region(other.clone()));
+    let nowhere = client.connect_any(Traffic::Redo, Vec::new(), &other, long).await;
+    assert!(nowhere.unwrap().is_none());
+    let addresses = vec![silent.local_addr().unwrap()];
+    let silent = client.connect_any(Traffic::Redo, addresses, &other, Duration::from_millis(300)).await;
+    assert!(matches!(silent, Err(TransportError::Unreachable { .. })), "{silent:?}");
 }
 
 #[tokio::test]

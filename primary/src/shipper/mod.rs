@@ -24,10 +24,10 @@ use proto::messages::{Open, PROTOCOL_VERSION, ReplicateOpen, ReplicateReady, ope
 use proto::{BatchId, Epoch, Lsn, RegionName, Timeline, TimelineHistory};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use transport::{Connection, EgressCap, Stream, TransportError};
+use transport::{Connection, EgressCap, Stream, Traffic, TransportError};
 
 use crate::view::{Standing, Views};
-use crate::{PrimaryOptions, Target, clock, resolve};
+use crate::{PrimaryOptions, Target, clock};
 use machine::{Command, Input, Log, Position, Redo, Shipper, State, Wait};
 
 /// How long a region may take to answer a probe.
@@ -196,11 +196,8 @@ fn words(name: &RegionName, state: &State, detail: &str) -> String {
 
 impl Shipping {
     async fn connect(&self) -> Result<Connection, TransportError> {
-        let address = resolve(&self.target.address).await.map_err(|e| TransportError::Unreachable {
-            address: self.target.address.clone(),
-            reason: e.to_string(),
-        })?;
-        self.options.endpoint.connect(address, &self.target.name, PROBE_TIMEOUT).await
+        let (endpoint, target) = (&self.options.endpoint, &self.target);
+        endpoint.connect_to(Traffic::Redo, &target.address, &target.name, PROBE_TIMEOUT).await
     }
 
     fn open(&self, purpose: open::Purpose) -> Open {
