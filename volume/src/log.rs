@@ -174,7 +174,7 @@ pub struct Log {
     inspecting: Option<Durable>,
     waiting: BTreeMap<CopyId, Adoption>,
     outbid_ticks: u32,
-    /// Copies whose log was chosen, and which did not say then what they hold.
+    /// Copies whose log was chosen, and which did not say then what they hold, or not all of it.
     uninspected: BTreeSet<CopyId>,
     /// On an operator's word, until the volume is open; see [`Quorum::recover`].
     word: bool,
@@ -335,7 +335,16 @@ impl Log {
             return;
         }
         let Some(end) = self.inspecting else { return };
+        // One that began anew and was told no history yet ends as others do that have it. Chosen again all the
+        // same, it is the only one.
+        let knows = |contents: &Contents| {
+            let mut histories = contents.histories.iter();
+            end.timeline <= Timeline(1) || histories.any(|history| history.timeline == end.timeline)
+        };
         let found = match found {
+            Ok(contents) if !knows(&contents) && !self.uninspected.contains(&copy) => {
+                return self.uninspected(copy, format!("it lacks the history of timeline {}", end.timeline));
+            }
             Ok(contents) if contents.segments.last().is_none_or(|last| last.end_lsn == end.lsn) => contents,
             Ok(_) => {
                 return self.uninspected(copy, "it does not hold the log any more that it promised".into());

@@ -138,6 +138,8 @@ pub fn sealed_from(segments: &[SegmentInfo], from_lsn: Lsn) -> Vec<SegmentInfo> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use bytes::Bytes;
     use proto::{Batch, Epoch, Redo};
 
@@ -161,16 +163,20 @@ mod tests {
         Vote { generation: 1, ballots, begin, end, proven_lsn: Lsn::ZERO, held: Held::default() }
     }
 
-    /// An opening to which four copies have promised; the first alone has the log's end.
-    fn promised() -> (Log, Ballot) {
-        let mut log = Log::new(LogOptions {
+    fn options() -> LogOptions {
+        LogOptions {
             epoch: Epoch(1),
             writer: 1,
             segment_bytes: 1 << 20,
             policy: Policy { retain_us: 1, max_size_bytes: 1 << 30 },
             tail_bytes: 1 << 20,
             own: CopyId::all().collect(),
-        });
+        }
+    }
+
+    /// An opening to which four copies have promised; the first alone has the log's end.
+    fn promised() -> (Log, Ballot) {
+        let mut log = Log::new(options());
         (0..4).for_each(|copy| log.reached(CopyId(copy), BEFORE));
         let ballot = log.quorum().ballot();
         for copy in 0..4 {
@@ -279,6 +285,37 @@ mod tests {
         log.hear(CopyId(2), Event::Flushed(Lsn(100)));
         assert_eq!(log.hangs_on(CopyId(0)), None, "the third copy can give it to the others");
         assert_eq!(open(|_| 110).hangs_on(CopyId(0)), None);
+    }
+
+    #[test]
+    fn a_log_is_chosen_again_where_the_copy_lacks_its_timelines_history_but_once() {
+        let mut log = Log::new(options());
+        (0..4).for_each(|copy| log.reached(CopyId(copy), BEFORE));
+        // All end alike on timeline 2.
+        let vote = || {
+            let end = Durable { timeline: Timeline(2), ..vote(100).end };
+            Vote { end, ..vote(100) }
+        };
+        let choose = |log: &mut Log| {
+            let ballot = log.quorum().ballot();
+            (0..4).for_each(|copy| log.hear(CopyId(copy), Event::Promised(ballot, vote())));
+            (log.quorum().donor().unwrap(), ballot)
+        };
+        let found = || {
+            let segment = SegmentInfo { begin_lsn: Lsn(40), end_lsn: Lsn(100), ..SegmentInfo::default() };
+            Ok(Contents { segments: vec![segment], histories: Vec::new() })
+        };
+        let mut asked = BTreeSet::new();
+        loop {
+            let (donor, ballot) = choose(&mut log);
+            log.inspected(donor, ballot, found());
+            if !asked.insert(donor) {
+                break;
+            }
+            assert_eq!(log.quorum().donor(), None, "all are asked anew after {donor}");
+        }
+        assert_eq!(asked.len(), 4, "each was asked before one is taken as it is");
+        assert!(log.effects().any(|effect| matches!(effect, Effect::Order(_, Order::Adopt(_)))));
     }
 
     #[test]
