@@ -335,8 +335,8 @@ impl Log {
             return;
         }
         let Some(end) = self.inspecting else { return };
-        // One that began anew and was told no history yet ends as others do that have it. Chosen again all the
-        // same, it is the only one.
+        // One that began anew and was told no history yet ends as others do that have it. Chosen again all
+        // the same, it is the only one.
         let knows = |contents: &Contents| {
             let mut histories = contents.histories.iter();
             end.timeline <= Timeline(1) || histories.any(|history| history.timeline == end.timeline)

@@ -91,6 +91,9 @@ async fn part(world: &Arc<World>, leader: usize) {
     world.tell(|| "network: healed".into());
 }
 
+/// How long an operator tries to have a word taken.
+const REFUSED: Duration = Duration::from_secs(20);
+
 /// The primary and some of the other voters crash, and an operator says so to one that is left.
 pub(super) fn give_word(world: &Arc<World>) {
     let Some(leader) = world.leader().filter(|_| !world.word.swap(true, Ordering::Relaxed)) else { return };
@@ -151,8 +154,12 @@ async fn carry_out(world: &Arc<World>, to: usize, lost: &BTreeSet<usize>) {
     }
     let id = 1 + world.dice(|dice| dice.below(u64::MAX - 1));
     let me = world.places[to].name.clone();
-    let mut begun = false;
+    let (mut begun, since) = (false, crate::now());
     for _ in 0..LOOKS {
+        // Its vote may just be taken away: then it is refused, and they are started again.
+        if !begun && since.elapsed() > REFUSED {
+            break;
+        }
         let Some(node) = world.node(to) else {
             tokio::time::sleep(LOOK).await;
             continue;
