@@ -153,17 +153,20 @@ async fn read_from(
 /// What could not be read is looked at more closely.
 fn suspect(head: &Head, copy: CopyId, error: &VolumeError) {
     if matches!(error, VolumeError::Damaged { .. } | VolumeError::Io { .. }) {
-        let known = head.change(|log| {
+        let (known, hangs) = head.change(|log| {
             let hangs = log.hangs_on(copy).is_some();
             let damage = &mut log.tally_mut(copy).damage;
             let known = !damage.is_empty();
             if !known {
                 damage.push(error.to_string());
             }
-            known && !hangs
+            (known, hangs)
         });
         if !known {
             tracing::error!("copy {copy}: {error}; read from another copy instead");
+        }
+        // Where the volume hangs on it there is no other: it is looked at again, whatever was found before.
+        if !known || hangs {
             head.suspect(copy);
         }
     }

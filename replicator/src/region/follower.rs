@@ -429,6 +429,10 @@ async fn start_again(follower: Weak<Follower>) {
     loop {
         tokio::time::sleep(START_AGAIN).await;
         let Some(follower) = follower.upgrade() else { return };
+        // Looked at first: a seed that comes while the turn is taken is refused.
+        if follower.is_left().await.is_none() {
+            continue;
+        }
         // While data are replaced there is nothing to start.
         let Ok(_turn) = follower.seeding.try_lock() else { continue };
         let Some(system_id) = follower.is_left().await else { continue };

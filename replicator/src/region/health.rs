@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{disks_of, is_starting, vitals};
+use super::look::{disks_of, is_starting, vitals, written_by};
 use crate::preflight;
 
 /// How often it is asked.
@@ -230,14 +230,9 @@ impl Region {
 
     async fn look_closely(&self, follower: Option<&Follower>, answers: bool) {
         let (looking, standby) = (self.instance.clone(), follower.is_some());
-        let (data, volume) = (looking.options().data_dir.clone(), self.layout.volume());
-        let zones = self
-            .own
-            .local_copies()
-            .into_iter()
-            .step_by(2)
-            .map(|copy| volume.join(format!("az-{}", copy.zone())));
-        let places: Vec<PathBuf> = [data.clone(), data.join("pg_wal")].into_iter().chain(zones).collect();
+        let (volume, copies) = (self.layout.volume(), self.own.local_copies());
+        let copies = copies.into_iter().map(|copy| volume::copy::directory_of(&volume, copy));
+        let places: Vec<PathBuf> = written_by(&looking).into_iter().chain(copies).collect();
         let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
             (looking.stopped_processes(), needs, disks_of(places), looking.overrides().unwrap_or_default())

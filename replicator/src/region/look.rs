@@ -83,9 +83,14 @@ pub(super) async fn facts(
 }
 
 /// The disks that PostgreSQL writes to.
-pub(super) fn disks(instance: &Instance) -> Vec<Disk> {
+fn disks(instance: &Instance) -> Vec<Disk> {
+    disks_of(written_by(instance))
+}
+
+/// Where PostgreSQL writes.
+pub(super) fn written_by(instance: &Instance) -> [PathBuf; 2] {
     let data = &instance.options().data_dir;
-    disks_of([data.clone(), data.join("pg_wal")])
+    [data.clone(), data.join("pg_wal")]
 }
 
 /// The disks on which these places are, each once.
