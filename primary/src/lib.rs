@@ -11,6 +11,7 @@
 //! secondary, which reads the volume at its own pace. Neither waits for the other, and no secondary waits for
 //! another.
 
+pub mod archive;
 pub mod batcher;
 pub mod facts;
 pub mod gate;

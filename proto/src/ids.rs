@@ -63,6 +63,11 @@ pub enum ParseIdError {
         "'{0}' is not a region name: 1 to 32 of a-z, 0-9 and '-', starting with a letter, not ending with '-'"
     )]
     RegionName(String),
+    /// Not a node's name.
+    #[error(
+        "'{0}' is not a node name: 1 to 32 of a-z, 0-9 and '-', starting with a letter, not ending with '-'"
+    )]
+    NodeName(String),
 }
 
 impl FromStr for ClusterId {
@@ -85,61 +90,82 @@ impl TryFrom<&[u8]> for ClusterId {
     }
 }
 
-/// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a directory
-/// name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct RegionName(Arc<str>);
+/// Declares the name of something: a DNS label of at most 32 bytes.
+macro_rules! label {
+    ($(#[$about:meta])* pub struct $name:ident;) => {
+        $(#[$about])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
 
-impl RegionName {
-    /// The longest name.
-    pub const MAX_BYTES: usize = 32;
+        impl $name {
+            /// The longest name.
+            pub const MAX_BYTES: usize = LABEL_BYTES_MAX;
 
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for RegionName {
-    type Err = ParseIdError;
-
-    fn from_str(text: &str) -> Result<RegionName, ParseIdError> {
-        let known = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
-        if known && starts && !text.ends_with('-') && text.len() <= Self::MAX_BYTES {
-            Ok(RegionName(text.into()))
-        } else {
-            Err(ParseIdError::RegionName(text.chars().take(64).collect()))
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-    }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<$name, ParseIdError> {
+                match is_label(text) {
+                    true => Ok($name(text.into())),
+                    false => Err(ParseIdError::$name(text.chars().take(64).collect())),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ParseIdError;
+
+            fn try_from(text: String) -> Result<$name, ParseIdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.to_string()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for RegionName {
-    type Error = ParseIdError;
+/// The longest label, bytes.
+const LABEL_BYTES_MAX: usize = 32;
 
-    fn try_from(text: String) -> Result<RegionName, ParseIdError> {
-        text.parse()
-    }
+fn is_label(text: &str) -> bool {
+    let known = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    known && starts && !text.ends_with('-') && text.len() <= LABEL_BYTES_MAX
 }
 
-impl From<RegionName> for String {
-    fn from(name: RegionName) -> String {
-        name.0.to_string()
-    }
+label! {
+    /// A region's name, such as `us-east`. It is also the DNS name in that region's certificate, and a
+    /// directory name.
+    pub struct RegionName;
 }
 
-impl fmt::Display for RegionName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl fmt::Debug for RegionName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+label! {
+    /// The name of a region's node, such as `n1`: one within its region, and a directory name.
+    pub struct NodeName;
 }
 
 #[cfg(test)]
@@ -152,7 +178,7 @@ mod tests {
             assert_eq!(good.parse::<RegionName>().unwrap().as_str(), good);
         }
         for bad in ["", "US", "-a", "a-", "1a", "a.b", "a/b", "..", "ü", &"a".repeat(33)] {
-            assert!(bad.parse::<RegionName>().is_err(), "{bad}");
+            assert!(bad.parse::<RegionName>().is_err() && bad.parse::<NodeName>().is_err(), "{bad}");
         }
     }
 

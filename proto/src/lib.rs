@@ -15,7 +15,7 @@ pub mod status;
 pub mod timeline;
 
 pub use batch::{Batch, BatchId, Redo};
-pub use ids::{ClusterId, Epoch, RegionName, SystemId, Timeline};
+pub use ids::{ClusterId, Epoch, NodeName, RegionName, SystemId, Timeline};
 pub use lsn::Lsn;
 pub use status::RegionState;
 pub use timeline::TimelineHistory;

@@ -18,6 +18,11 @@
 //!     lost/                    redo that a failover cut off, until an operator discards it
 //!     rewind/                  WAL segments for a rewind under way
 //!     pgdata/, postgresql.log  PostgreSQL's own
+//!     nodes/<node>/            everything of a node, but its zone's copies, which are in volume/:
+//!         node.json            what its data are
+//!         node.lock, node.log  its running process
+//!         events.jsonl         what happened there
+//!         pgdata/, postgresql.log   its PostgreSQL's own
 //!     aside/<time>/            pgdata, volume and lost of before a `replicator reseed`, until an operator deletes them
 //! ```
 //!
@@ -27,7 +32,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use proto::RegionName;
+use proto::{NodeName, RegionName};
 use runtime::private;
 
 /// Paths below the data directory.
@@ -65,6 +70,24 @@ impl Layout {
     #[must_use]
     pub fn region(&self, name: &RegionName) -> RegionLayout {
         RegionLayout { directory: self.data.join("regions").join(name.as_str()) }
+    }
+}
+
+/// A process of a region that is not its daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Apart {
+    /// That of a zone.
+    Zone(char),
+    /// That of a node.
+    Node(NodeName),
+}
+
+impl std::fmt::Display for Apart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Apart::Zone(zone) => write!(f, "zone {zone}"),
+            Apart::Node(node) => write!(f, "node {node}"),
+        }
     }
 }
 
@@ -153,6 +176,26 @@ impl RegionLayout {
         self.directory.join("daemon.log")
     }
 
+    /// Held by the running daemon, or by the process that is apart from it.
+    #[must_use]
+    pub fn lock_of(&self, apart: Option<&Apart>) -> PathBuf {
+        match apart {
+            Some(Apart::Zone(zone)) => self.zone_lock(*zone),
+            Some(Apart::Node(node)) => self.node(node).lock(),
+            None => self.lock(),
+        }
+    }
+
+    /// What the daemon says that `up` started, or the process that is apart from it.
+    #[must_use]
+    pub fn log_of(&self, apart: Option<&Apart>) -> PathBuf {
+        match apart {
+            Some(Apart::Zone(zone)) => self.zone_log(*zone),
+            Some(Apart::Node(node)) => self.node(node).log(),
+            None => self.daemon_log(),
+        }
+    }
+
     /// The redo log.
     #[must_use]
     pub fn volume(&self) -> PathBuf {
@@ -187,6 +230,62 @@ impl RegionLayout {
     #[must_use]
     pub fn drill_lock(&self) -> PathBuf {
         self.directory.join("drill.lock")
+    }
+
+    /// PostgreSQL's data directory.
+    #[must_use]
+    pub fn pgdata(&self) -> PathBuf {
+        self.directory.join("pgdata")
+    }
+
+    /// What PostgreSQL says.
+    #[must_use]
+    pub fn postgresql_log(&self) -> PathBuf {
+        self.directory.join("postgresql.log")
+    }
+
+    /// The directory of one node.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> NodeLayout {
+        NodeLayout { directory: self.directory.join("nodes").join(name.as_str()) }
+    }
+}
+
+/// Paths of one node.
+#[derive(Debug, Clone)]
+pub struct NodeLayout {
+    directory: PathBuf,
+}
+
+impl NodeLayout {
+    /// The node's directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What its data are.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("node.json")
+    }
+
+    /// Held by its running process.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.directory.join("node.lock")
+    }
+
+    /// What its process says that `up` started.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("node.log")
+    }
+
+    /// Its journal of events; what is older is beside it.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.directory.join("events.jsonl")
     }
 
     /// PostgreSQL's data directory.

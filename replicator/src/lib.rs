@@ -2,10 +2,11 @@
 //!
 //! [`cli`] says what there is to do. [`region`] is the daemon: it holds both parts a region may play.
 //! [`local`] runs every region of `regions.toml` on this machine; [`zone`] is a zone of a region as a process
-//! of its own. [`voter`] is how the daemons agree on who leads; [`witness`] is a daemon that does nothing
-//! else. [`drill`] rehearses a promotion on a clone of a region. [`events`] is what happened, kept by each
-//! daemon, [`verdict`] whether all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a
-//! browser is shown. [`endpoint`] brings clients to the writer, wherever it is, and to readers.
+//! of its own, [`node`] a further host of a region, with its zone's copies and a replica. [`voter`] is how
+//! the daemons agree on who leads; [`witness`] is a daemon that does nothing else. [`drill`] rehearses a
+//! promotion on a clone of a region. [`events`] is what happened, kept by each daemon, [`verdict`] whether
+//! all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a browser is shown. [`endpoint`]
+//! brings clients to the writer, wherever it is, and to readers.
 
 pub mod cli;
 pub mod client;
@@ -20,6 +21,7 @@ pub mod layout;
 pub mod load;
 pub mod local;
 pub mod logs;
+pub mod node;
 pub mod observe;
 pub mod operator;
 pub mod page;
@@ -34,3 +36,5 @@ pub mod verdict;
 pub mod voter;
 pub mod witness;
 pub mod zone;
+
+mod engine;

@@ -5,6 +5,7 @@
 //! [`DaemonLog`] is what a daemon says. PostgreSQL's log is put aside the same way, by
 //! [`postgres::instance::Instance::put_log_aside`].
 
+mod aside;
 pub mod lines;
 
 use std::fs::{File, Metadata};
@@ -14,12 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use aside::put_postgres_aside;
 use lines::{Said, line};
 use runtime::clock::wall_us;
 use runtime::private;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogsConfig};
+use crate::layout::Apart;
 
 /// The log that was put aside `age` times since.
 #[must_use]
@@ -63,7 +66,7 @@ pub const FORMAT_VARIABLE: &str = "REPLICATOR_LOG_FORMAT";
 #[derive(Debug, Clone, Default)]
 pub struct Who {
     region: Option<String>,
-    zone: Option<char>,
+    apart: Option<Apart>,
     epoch: Option<Arc<AtomicU64>>,
 }
 
@@ -110,10 +113,10 @@ impl DaemonLog {
         log
     }
 
-    /// From now on it is what this region's daemon, or its zone's process, says.
-    pub fn is_of(&self, region: &str, zone: Option<char>) {
+    /// From now on it is what this region's daemon says, or the process that is apart from it.
+    pub fn is_of(&self, region: &str, apart: Option<&Apart>) {
         let mut state = self.lock();
-        (state.who.region, state.who.zone) = (Some(region.to_owned()), zone);
+        (state.who.region, state.who.apart) = (Some(region.to_owned()), apart.cloned());
     }
 
     /// From now on each line says what `epoch` is then.
@@ -295,13 +298,16 @@ mod tests {
     fn the_file_says_how_lines_are_written_unless_the_environment_does() {
         let of = |format| LogsConfig { format, ..LogsConfig::default() };
         let log = DaemonLog::new(None);
-        log.is_of("eu-west", Some('b'));
+        log.is_of("eu-west", Some(&Apart::Zone('b')));
         for (format, json) in [(LogFormat::Json, true), (LogFormat::Text, false), (LogFormat::Json, true)] {
             log.limit(of(format));
             assert_eq!(log.json().is_some(), json);
         }
         let who = log.json().unwrap();
-        assert_eq!((who.region.as_deref(), who.zone, who.epoch()), (Some("eu-west"), Some('b'), None));
+        assert_eq!(
+            (who.region.as_deref(), who.apart.clone(), who.epoch()),
+            (Some("eu-west"), Some(Apart::Zone('b')), None)
+        );
         let fixed = DaemonLog::new(Some("text"));
         fixed.limit(of(LogFormat::Json));
         assert!(fixed.json().is_none());

@@ -41,6 +41,9 @@ pub struct RegionState {
     pub unnamed: bool,
     /// Its data are being set aside, into the directory of this name, to have it seeded anew.
     pub aside: Option<String>,
+    /// A number for the data that it has, drawn when nodes first ask for it; 0 until then, and while it has
+    /// none.
+    pub data_number: u64,
     /// The writer's logical slots that its standby carries, by name, and whether their consumers can go on
     /// with them.
     pub carried: BTreeMap<String, bool>,
@@ -190,6 +193,8 @@ struct File {
     aside: Option<String>,
     #[serde(default)]
     carried: BTreeMap<String, bool>,
+    #[serde(default)]
+    data_number: u64,
 }
 
 impl RegionState {
@@ -214,6 +219,7 @@ impl RegionState {
             unnamed: false,
             aside: None,
             carried: BTreeMap::new(),
+            data_number: 0,
         }
     }
 
@@ -225,7 +231,13 @@ impl RegionState {
     /// Its data are about to be replaced: it has none from now on, and its redo may be gone at any moment, so
     /// that it is not heard either until it is given others.
     pub fn gives_data_up(&mut self) {
-        (self.system_id, self.forgot) = (None, true);
+        self.has_no_data();
+        self.forgot = true;
+    }
+
+    /// It has no data that it could go on with.
+    pub fn has_no_data(&mut self) {
+        (self.system_id, self.data_number) = (None, 0);
     }
 
     /// The highest epoch whose beginning it has accepted.
@@ -278,6 +290,7 @@ impl RegionState {
             unnamed: self.unnamed,
             aside: self.aside.clone(),
             carried: self.carried.clone(),
+            data_number: self.data_number,
         };
         serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
@@ -330,6 +343,7 @@ impl RegionState {
             unnamed: file.unnamed,
             aside: file.aside,
             carried: file.carried,
+            data_number: file.data_number,
         })
     }
 }
@@ -351,6 +365,7 @@ mod tests {
             unnamed: false,
             aside: None,
             carried: BTreeMap::new(),
+            data_number: 7,
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::Lsn;
 use proto::messages::finding::Outcome;
-use proto::messages::{ClusterStatus, CopyView, Finding, Promotion, RegionStatus, VolumeView};
+use proto::messages::{ClusterStatus, CopyView, Finding, NodeStatus, Promotion, RegionStatus, VolumeView};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -34,6 +34,19 @@ struct JsonRegion<'a> {
     redo_bytes: u64,
     wan_bytes: u64,
     url: &'a str,
+    /// Only where the region has nodes besides the host of its daemon.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<JsonNode<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonNode<'a> {
+    name: &'a str,
+    zone: Option<&'a str>,
+    state: Option<&'a str>,
+    applied_lsn: Option<String>,
+    lag_ms: Option<u64>,
+    url: Option<&'a str>,
 }
 
 /// The status as one line of JSON. What is not known is `null`.
@@ -66,6 +79,21 @@ fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
         redo_bytes: row.redo_bytes,
         wan_bytes: row.wan_bytes,
         url: &row.url,
+        nodes: row.nodes.iter().map(json_node).collect(),
+    }
+}
+
+fn json_node(node: &NodeStatus) -> JsonNode<'_> {
+    fn given(text: &str) -> Option<&str> {
+        Some(text).filter(|text| !text.is_empty())
+    }
+    JsonNode {
+        name: &node.name,
+        zone: given(&node.zone),
+        state: given(&node.state),
+        applied_lsn: node.applied_lsn.map(|lsn| Lsn(lsn).to_string()),
+        lag_ms: node.lag_ms,
+        url: given(&node.url),
     }
 }
 
@@ -356,19 +384,13 @@ pub fn table(status: &ClusterStatus) -> String {
     ];
     let dash = || "-".to_owned();
     let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(status.regions.iter().map(|row| {
-        let lsn = |lsn: Option<u64>| lsn.map_or_else(dash, |l| Lsn(l).to_string());
-        let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
-        let state = match row.seed_total_bytes {
-            total if total > 0 && row.state == "seeding" => {
-                format!("seeding {} %", percent(row.seed_bytes, total))
-            }
-            _ => row.state.clone(),
-        };
-        vec![
+    let lsn = |lsn: Option<u64>| lsn.map_or_else(dash, |l| Lsn(l).to_string());
+    let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
+    for row in &status.regions {
+        rows.push(vec![
             row.name.clone(),
             row.role.clone(),
-            state,
+            seeding(&row.state, row.seed_bytes, row.seed_total_bytes),
             if row.timeline == 0 { dash() } else { row.timeline.to_string() },
             lsn(row.durable_lsn),
             lsn(row.applied_lsn),
@@ -376,8 +398,26 @@ pub fn table(status: &ClusterStatus) -> String {
             ms(row.durability_lag_ms),
             ms(row.visibility_lag_ms),
             row.url.clone(),
-        ]
-    }));
+        ]);
+        for node in &row.nodes {
+            let zone = if node.zone.is_empty() { String::new() } else { format!(", zone {}", node.zone) };
+            rows.push(vec![
+                format!("  {}{zone}", node.name),
+                if node.url.is_empty() { "node" } else { "replica" }.into(),
+                match node.state.is_empty() {
+                    true => "serves".into(),
+                    false => seeding(&node.state, node.seed_bytes, node.seed_total_bytes),
+                },
+                dash(),
+                dash(),
+                lsn(node.applied_lsn),
+                dash(),
+                dash(),
+                ms(node.lag_ms),
+                node.url.clone(),
+            ]);
+        }
+    }
     let mut text =
         format!("cluster {}, epoch {}, primary {}\n", status.cluster, status.epoch, status.primary);
     text += &columns(&rows);
@@ -385,6 +425,14 @@ pub fn table(status: &ClusterStatus) -> String {
         text.push_str(&format!("  note: {note}\n"));
     }
     text
+}
+
+/// A state, and how far a seed is.
+fn seeding(state: &str, bytes: u64, total_bytes: u64) -> String {
+    match total_bytes > 0 && state == "seeding" {
+        true => format!("seeding {} %", percent(bytes, total_bytes)),
+        false => state.to_owned(),
+    }
 }
 
 /// Rows with their columns below each other.
@@ -408,10 +456,12 @@ pub fn percent(done: u64, total: u64) -> u64 {
     (done.saturating_mul(100) / total.max(1)).min(100)
 }
 
-/// Whether every region streams.
+/// Whether every region streams, and every node of it that is known.
 #[must_use]
 pub fn all_stream(status: &ClusterStatus) -> bool {
-    !status.regions.is_empty() && status.regions.iter().all(|row| row.state == "streaming")
+    let node = |node: &NodeStatus| matches!(node.state.as_str(), "streaming" | "");
+    let region = |row: &RegionStatus| row.state == "streaming" && row.nodes.iter().all(node);
+    !status.regions.is_empty() && status.regions.iter().all(region)
 }
 
 #[cfg(test)]

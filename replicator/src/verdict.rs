@@ -113,6 +113,7 @@ pub fn judge(status: &ClusterStatus, max_lag: Duration) -> Verdict {
     }
     for row in &status.regions {
         judge_copies(row, &mut findings);
+        judge_nodes(row, max_lag, &mut findings);
         let warnings = row.warnings.iter().map(|words| (Level::Degraded, format!("{}: {words}", row.name)));
         findings.extend(warnings);
         if row.role == "secondary" {
@@ -134,6 +135,21 @@ fn judge_copies(row: &RegionStatus, findings: &mut Vec<(Level, String)>) {
     if !missing.is_empty() {
         findings
             .push((Level::Degraded, format!("{}: copies of the volume: {}", row.name, missing.join(", "))));
+    }
+}
+
+/// A node that holds copies alone is judged by those.
+fn judge_nodes(row: &RegionStatus, max_lag: Duration, findings: &mut Vec<(Level, String)>) {
+    for node in row.nodes.iter().filter(|node| !node.url.is_empty()) {
+        let what = match node.lag_ms {
+            _ if node.state != "streaming" => format!("does not stream: {}", node.state),
+            Some(lag_ms) if u128::from(lag_ms) > max_lag.as_millis() => {
+                format!("lags by {}", show_ms(lag_ms))
+            }
+            Some(_) => continue,
+            None => "lags by what is not known".to_owned(),
+        };
+        findings.push((Level::Degraded, format!("{}, node {} {what}", row.name, node.name)));
     }
 }
 

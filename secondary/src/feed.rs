@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use postgres::protocol::client::SystemIdentity;
-use postgres::protocol::walsender::{RedoCursor, RedoPiece, RedoSource, StandbyProgress, serve};
+use postgres::protocol::walsender::{
+    RedoCursor, RedoPiece, RedoSource, StandbyProgress, WalsenderError, serve,
+};
 use postgres::sockets::socket_path;
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use telemetry::trace::{Step, Tracer};
@@ -13,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use transport::Stream;
 use volume::{Cursor, Start, Volume};
 
 /// Connections served at a time: fifteen standbys, and room for those that reconnect.
@@ -140,6 +143,22 @@ pub async fn serve_standbys(
     serving.shutdown().await;
 }
 
+/// Serves one standby at the other end of `stream`, whose place is elsewhere, until it goes.
+///
+/// # Errors
+/// Why the connection ended, if the standby did not end it.
+pub async fn serve_standby(
+    stream: Stream,
+    volume: Volume,
+    system_id: SystemId,
+    server_version: &str,
+    heard: Heard,
+) -> Result<(), WalsenderError> {
+    let Heard { progress, missing, tracer } = heard;
+    let source = Arc::new(VolumeSource { volume, system_id, missing, tracer });
+    serve(stream.into_bytes(), source, server_version, progress).await
+}
+
 /// Makes the socket in `directory` that a standby's `primary_conninfo` names by its `port`.
 ///
 /// # Errors
@@ -152,7 +171,9 @@ pub fn bind(directory: &Path, port: u16) -> std::io::Result<UnixListener> {
     }
 }
 
-fn may_connect(stream: &UnixStream, user_id: u32) -> bool {
+/// Whether the process at the other end is `user_id`'s or root's, as the kernel says.
+#[must_use]
+pub fn may_connect(stream: &UnixStream, user_id: u32) -> bool {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == user_id || peer.uid() == 0 => true,
         Ok(peer) => {

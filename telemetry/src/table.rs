@@ -186,6 +186,11 @@ table! {
     COPY_SCRUB_AGE = Gauge, "replicator.volume.scrub_age", Seconds, ["region", "copy"],
         "How long ago the copy was last read back against its checksums; absent before that.";
 
+    NODE_UP = Gauge, "replicator.node.up", Plain, ["region", "node"],
+        "1 while the region's node is connected and, where it runs a replica, that streams; 0 otherwise.";
+    NODE_LAG = Gauge, "replicator.node.lag", Seconds, ["region", "node"],
+        "How far what the node's replica shows is behind what its region knows of the primary; absent while that is not known.";
+
     PROMOTION_RUNNING = Gauge, "replicator.promotion.running", Plain, ["region"],
         "1 while the region knows of a promotion in progress, 0 otherwise.";
     PROMOTIONS = Gauge, "replicator.promotion.ended", Count("promotion"), ["region"],

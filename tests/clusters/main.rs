@@ -17,6 +17,7 @@ mod instance;
 mod left;
 mod load;
 mod majors;
+mod nodes;
 mod observe;
 mod promotion;
 mod reload;

@@ -164,7 +164,8 @@ async fn a_collector_is_sent_every_metric_of_the_table_and_a_promotion_as_one_tr
     let port = free_port();
     let variables = format!("telemetry.otlp = \"http://127.0.0.1:{port}\"\n");
     // The collector is not there yet: nothing waits for it.
-    let told = Told::up(2, &variables);
+    let told = Told::configured(2, &variables, |cluster| cluster.add_node("us-east", "n1"));
+    told.cluster.start();
     let cluster = &told.cluster;
     let collector = Collector::default();
     let _serving = collector.serve(port);

@@ -117,6 +117,67 @@ impl Cluster {
         std::fs::write(self.file(), text.replace(&head, &format!("{head}{line}\n"))).unwrap();
     }
 
+    /// Adds a node with a replica to a region.
+    pub fn add_node(&self, region: &str, node: &str) {
+        self.write_node(region, node, &format!("postgres = \"127.0.0.1:{}\"", free_port()));
+    }
+
+    /// Adds a node that holds the copies of `zone` to a region of a cluster that is not up yet, and has a
+    /// replica if it is to.
+    pub fn add_node_of_zone(&self, region: &str, node: &str, zone: char, replica: bool) {
+        let lines = format!("zone = \"{zone}\"");
+        let postgres = format!("\npostgres = \"127.0.0.1:{}\"", free_port());
+        self.write_node(region, node, &(lines + if replica { &postgres } else { "" }));
+    }
+
+    fn write_node(&self, region: &str, node: &str, lines: &str) {
+        let text = std::fs::read_to_string(self.file()).unwrap();
+        std::fs::write(self.file(), text + &format!("[region.{region}.node.{node}]\n{lines}\n")).unwrap();
+    }
+
+    /// The directory of a region's node.
+    #[must_use]
+    pub fn node(&self, region: &str, node: &str) -> PathBuf {
+        self.region(region).join("nodes").join(node)
+    }
+
+    /// What the process of a node has said.
+    #[must_use]
+    pub fn node_said(&self, region: &str, node: &str) -> String {
+        std::fs::read_to_string(self.node(region, node).join("node.log")).unwrap_or_default()
+    }
+
+    /// The connection string of a node's PostgreSQL.
+    #[must_use]
+    pub fn node_url(&self, region: &str, node: &str) -> String {
+        let config = Config::load(&self.file()).unwrap();
+        let found = config.region(&region.parse().unwrap()).unwrap();
+        let port = found.node(&node.parse().unwrap()).unwrap().postgres.unwrap().port();
+        let own = format!(":{}/", found.postgres.port());
+        self.printed(&["url", "--region", region]).replace(&own, &format!(":{port}/"))
+    }
+
+    /// The row that `status --json` has for a node; null where it has none.
+    #[must_use]
+    pub fn node_row(&self, region: &str, node: &str) -> serde_json::Value {
+        let status = self.status();
+        let rows = status["regions"].as_array().unwrap();
+        let of_region = rows.iter().find(|row| row["name"] == region).unwrap();
+        let nodes = of_region["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.into_iter().find(|row| row["name"] == node).unwrap_or_default()
+    }
+
+    /// Waits until a node's PostgreSQL streams.
+    pub async fn until_node_streams(&self, region: &str, node: &str) {
+        until("the node streams", || async { self.node_row(region, node)["state"] == "streaming" }).await;
+    }
+
+    /// Kills the process of a node and, `with_postgresql`, its PostgreSQL, as kill -9 does.
+    pub async fn kill_node(&self, region: &str, node: &str, with_postgresql: bool) {
+        let place = self.node(region, node);
+        kill_holder(&place.join("node.lock"), &place, with_postgresql).await;
+    }
+
     /// Where a region listens to others.
     #[must_use]
     pub fn address(&self, region: &str) -> SocketAddr {
@@ -159,9 +220,12 @@ impl Cluster {
             error || TROUBLE.iter().any(|words| line.contains(words))
         };
         let mut found = Vec::new();
-        for region in std::fs::read_dir(self.data().join("regions")).into_iter().flatten() {
-            for log in std::fs::read_dir(region.unwrap().path()).into_iter().flatten() {
-                let path = log.unwrap().path();
+        let below = |place: PathBuf| -> Vec<PathBuf> {
+            std::fs::read_dir(place).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+        };
+        for region in below(self.data().join("regions")) {
+            let nodes = below(region.join("nodes")).into_iter().flat_map(below);
+            for path in below(region).into_iter().chain(nodes) {
                 if path.extension().is_some_and(|extension| extension == "log") {
                     let content = text(&std::fs::read(&path).unwrap());
                     let place = path.strip_prefix(self.data()).unwrap().display().to_string();
@@ -261,19 +325,8 @@ impl Cluster {
 
     /// Kills a region's daemon and, `with_postgresql`, its PostgreSQL, as kill -9 does.
     pub async fn kill(&self, region: &str, with_postgresql: bool) {
-        let daemon = self.daemon(region);
-        // The daemon first, or it would start PostgreSQL again.
-        kill(daemon, Signal::SIGKILL).unwrap();
-        if with_postgresql {
-            // It may be between two lives just now.
-            let path = self.region(region).join("pgdata/postmaster.pid");
-            let content = std::fs::read_to_string(path).unwrap_or_default();
-            if let Some(postmaster) = content.lines().next().and_then(|line| line.trim().parse().ok()) {
-                let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
-            }
-        }
-        let lock = self.region(region).join("daemon.lock");
-        until("the daemon is gone", || async { is_free(&lock) }).await;
+        let place = self.region(region);
+        kill_holder(&place.join("daemon.lock"), &place, with_postgresql).await;
     }
 
     /// Waits until a secondary streams and is near.
@@ -322,7 +375,13 @@ impl Cluster {
         until("all regions are level", || async {
             let status = self.status();
             let regions = status["regions"].as_array().unwrap();
-            regions.iter().all(|r| r["state"] == "streaming" && r["behind_bytes"] == 0)
+            regions.iter().all(|r| {
+                let nodes = r["nodes"].as_array().cloned().unwrap_or_default();
+                let level = |node: &serde_json::Value| {
+                    node["url"].is_null() || node["applied_lsn"] == r["durable_lsn"]
+                };
+                r["state"] == "streaming" && r["behind_bytes"] == 0 && nodes.iter().all(level)
+            })
         })
         .await;
     }
@@ -331,11 +390,23 @@ impl Cluster {
     pub async fn assert_identical(&self) {
         // The extension that pg_amcheck needs is made on the primary, and reaches the others as redo.
         let primary = self.status()["primary"].as_str().unwrap().to_owned();
-        self.amcheck(&primary, true);
+        amcheck(&self.printed(&["url", "--region", &primary]), true);
         self.until_level().await;
         let mut expected: Option<Vec<(String, String)>> = None;
-        for region in &self.regions {
-            let mut connection = self.connect(region).await;
+        let config = Config::load(&self.file()).unwrap();
+        let urls = self
+            .regions
+            .iter()
+            .map(|region| (region.to_string(), self.printed(&["url", "--region", region])));
+        let nodes = config.regions.iter().flat_map(|region| {
+            let of_region = region.nodes.iter().filter(|node| node.postgres.is_some());
+            of_region.map(|node| {
+                let (region, node) = (region.name.as_str(), node.name.as_str());
+                (format!("{region}, node {node}"), self.node_url(region, node))
+            })
+        });
+        for (region, url) in urls.chain(nodes) {
+            let mut connection = connect_to(&url).await;
             let tables: Vec<String> = sqlx::query_scalar(
                 "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
                  WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
@@ -352,7 +423,7 @@ impl Cluster {
                     sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap();
                 contents.push((table, sum));
             }
-            self.amcheck(region, false);
+            amcheck(&url, false);
             match &expected {
                 None => expected = Some(contents),
                 Some(expected) => {
@@ -361,24 +432,6 @@ impl Cluster {
             }
         }
         assert!(expected.is_some_and(|tables| !tables.is_empty()), "there was something to compare");
-    }
-
-    /// Runs pg_amcheck on a region; it must find nothing. The extension it needs is made on the primary.
-    fn amcheck(&self, region: &str, make: bool) {
-        if !has_amcheck() {
-            eprintln!("pg_amcheck was not run: this PostgreSQL comes without its contrib module amcheck");
-            return;
-        }
-        let mut command = Command::new(postgresql("pg_amcheck"));
-        if make {
-            command.arg("--install-missing");
-        }
-        let passfile = self.region(region).join("superuser.pgpass");
-        let line = std::fs::read_to_string(&passfile).unwrap();
-        let [host, port, _, user, _] = line.split(':').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        command.env("PGPASSFILE", &passfile).args(["-h", host, "-p", port, "-U", user, "postgres"]);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{region}: {}{}", text(&output.stdout), text(&output.stderr));
     }
 
     /// The end of every log, for a failing test.
@@ -409,6 +462,51 @@ impl Drop for Cluster {
             assert!(trouble.is_empty(), "the daemons' logs have what this test did not expect: {trouble:#?}");
         }
     }
+}
+
+/// Runs pg_amcheck on a database; it must find nothing. The extension it needs is made on the primary.
+fn amcheck(url: &str, make: bool) {
+    if !has_amcheck() {
+        eprintln!("pg_amcheck was not run: this PostgreSQL comes without its contrib module amcheck");
+        return;
+    }
+    let mut command = Command::new(postgresql("pg_amcheck"));
+    if make {
+        command.arg("--install-missing");
+    }
+    let (_, rest) = url.split_once("://").unwrap();
+    let parts: Vec<&str> = rest.split([':', '@', '/', '?']).collect();
+    let [user, password, host, port, database, ..] = parts[..] else { panic!("{url}") };
+    command.env("PGPASSWORD", password).args(["-h", host, "-p", port, "-U", user, database]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{url}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Connects to a PostgreSQL as an application does.
+pub async fn connect_to(url: &str) -> PgConnection {
+    let begin = now();
+    loop {
+        match PgConnection::connect(url).await {
+            Ok(connection) => return connection,
+            Err(e) => assert!(begin.elapsed() < PATIENCE, "{url}: {e}"),
+        }
+        pause().await;
+    }
+}
+
+/// Kills the process that holds `lock` and, `with_postgresql`, the PostgreSQL in `place`.
+async fn kill_holder(lock: &Path, place: &Path, with_postgresql: bool) {
+    let holder = std::fs::read_to_string(lock).unwrap();
+    // The daemon first, or it would start PostgreSQL again.
+    kill(Pid::from_raw(holder.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+    if with_postgresql {
+        // It may be between two lives just now.
+        let content = std::fs::read_to_string(place.join("pgdata/postmaster.pid")).unwrap_or_default();
+        if let Some(postmaster) = content.lines().next().and_then(|line| line.trim().parse().ok()) {
+            let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
+        }
+    }
+    until("the daemon is gone", || async { is_free(lock) }).await;
 }
 
 /// Whether no process holds a lock: a process that is ending holds it to the last.

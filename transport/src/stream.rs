@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use proto::frame::{self, HEADER_BYTES};
 use quinn::{RecvStream, SendStream, VarInt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::TransportError;
 
@@ -41,6 +42,14 @@ impl Stream {
     #[must_use]
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
+    }
+
+    /// What comes from here on as bytes that are no messages, both ways.
+    pub fn into_bytes(self) -> impl AsyncRead + AsyncWrite + Send {
+        let Receiver { stream, buffer } = self.receiver;
+        // What of them came with the last message.
+        let incoming = AsyncReadExt::chain(std::io::Cursor::new(buffer.freeze()), stream);
+        tokio::io::join(incoming, self.sender.stream)
     }
 
     /// See [`Sender::send`].

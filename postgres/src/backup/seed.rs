@@ -65,10 +65,10 @@ impl Seed {
         Err(at(&self.aside.path)(why))
     }
 
-    /// Bytes of the archive unpacked so far.
+    /// Counts the bytes of the archive that were unpacked so far.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+    pub fn counter(&self) -> Arc<AtomicU64> {
+        self.bytes.clone()
     }
 
     /// The archive is complete: waits until all of it is durable beside the data directory.

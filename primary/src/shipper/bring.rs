@@ -10,15 +10,15 @@ use volume::{Start, VolumeError};
 
 use super::machine::Input;
 use super::{Shipping, refused};
-
-/// zstd's level for base backups: the link, not the processor, should be what limits a seed.
-pub(super) const COMPRESSION_LEVEL: i32 = 3;
+use crate::archive::ArchiveError;
 
 /// Why a region's data were not brought up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BringError {
     #[error("base backup of the writer: {0}")]
     Backup(#[from] ClientError),
+    #[error("of the writer, {0}")]
+    Archive(#[from] ArchiveError),
     #[error("bringing its data up: {0}")]
     Transport(#[from] TransportError),
     #[error("reading redo for the region: {0}")]

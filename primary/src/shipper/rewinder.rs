@@ -15,8 +15,9 @@ use tokio::net::UnixStream;
 use transport::{Receiver, Sender, TransportError};
 
 use super::Shipping;
-use super::bring::{BringError, COMPRESSION_LEVEL};
+use super::bring::BringError;
 use super::machine::Input;
+use crate::archive::COMPRESSION_LEVEL;
 
 /// How much of the writer's answers is sent at once.
 const PIECE_BYTES: usize = 256 * 1024;

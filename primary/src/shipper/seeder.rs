@@ -1,22 +1,14 @@
 //! Seeds a secondary: a base backup of the writer, compressed, on a QUIC connection of its own.
 
-use std::io::Write;
-
-use bytes::Bytes;
-use postgres::backup::base_backup::{BackupEvent, BaseBackup};
 use postgres::protocol::client::ReplicationClient;
 use proto::Lsn;
-use proto::messages::{
-    MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedChunk, SeedEnd, SeedOpen, open, seed_chunk,
-};
+use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedOpen, open, seed_chunk};
 use transport::{Stream, TransportError};
 
 use super::Shipping;
-use super::bring::{BringError, COMPRESSION_LEVEL};
+use super::bring::BringError;
 use super::machine::Input;
-
-/// A chunk leaves when it holds this much compressed backup.
-const CHUNK_BYTES: usize = 256 * 1024;
+use crate::archive::Archive;
 
 impl Shipping {
     /// Sends a base backup; says what came of it.
@@ -37,7 +29,7 @@ impl Shipping {
         }
         let client = ReplicationClient::connect(&self.options.writer.local_connection()).await?;
         let label = format!("replicator seed of {}", self.target.name);
-        let mut backup = client.base_backup(&label).await?;
+        let backup = client.base_backup(&label).await?;
         let (start_lsn, timeline, total_bytes) = (backup.start_lsn, backup.timeline, backup.total_bytes);
         let (volume_begin_lsn, _) = self.volume_begin(start_lsn).await?;
         self.options.volume.set_need(self.target.name.as_str(), Some(volume_begin_lsn));
@@ -55,41 +47,19 @@ impl Shipping {
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
         expect_consent(&mut stream).await?;
         self.note_seeding(0, total_bytes);
-        let end = self.send_archive(&mut backup, &mut stream, volume_begin_lsn, total_bytes).await?;
-        stream.send(&SeedChunk { body: Some(seed_chunk::Body::End(end)) }).await?;
+        let mut archive = Archive::of(backup)?;
+        while let Some(chunk) = archive.next().await? {
+            if let Some(seed_chunk::Body::Data(data)) = &chunk.body {
+                // The rest would be brought for nothing.
+                self.still_reached(volume_begin_lsn)?;
+                self.pace(data.len()).await;
+                self.note_seeding(archive.bytes(), total_bytes);
+            }
+            stream.send(&chunk).await?;
+        }
         expect_consent(&mut stream).await?;
         connection.close("the seed is in place");
         Ok(())
-    }
-
-    async fn send_archive(
-        &self,
-        backup: &mut BaseBackup,
-        stream: &mut Stream,
-        volume_begin_lsn: Lsn,
-        total_bytes: u64,
-    ) -> Result<SeedEnd, BringError> {
-        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
-        let mut sent_bytes = 0;
-        loop {
-            match backup.next().await? {
-                BackupEvent::Data(bytes) => {
-                    sent_bytes += bytes.len() as u64;
-                    encoder.write_all(&bytes)?;
-                    if encoder.get_ref().len() >= CHUNK_BYTES {
-                        // The rest would be brought for nothing.
-                        self.still_reached(volume_begin_lsn)?;
-                        self.send_chunk(stream, std::mem::take(encoder.get_mut())).await?;
-                        self.note_seeding(sent_bytes, total_bytes);
-                    }
-                }
-                BackupEvent::End { end_lsn } => {
-                    self.send_chunk(stream, encoder.finish()?).await?;
-                    self.note_seeding(sent_bytes, total_bytes);
-                    return Ok(SeedEnd { end_lsn: end_lsn.0, total_bytes: sent_bytes });
-                }
-            }
-        }
     }
 
     /// The redo that the seed needs is kept still: no need of it keeps more than `max_size`.
@@ -102,15 +72,6 @@ impl Shipping {
             "the seed takes longer than the volume keeps redo: it needs that from {volume_begin_lsn} on, and the oldest that is \
              kept is {horizon_lsn}. Give [volume] max_size more (`replicator reload` is enough), or the region more bandwidth"
         )))
-    }
-
-    async fn send_chunk(&self, stream: &mut Stream, compressed: Vec<u8>) -> Result<(), BringError> {
-        for piece in Bytes::from(compressed).chunks(CHUNK_BYTES) {
-            self.pace(piece.len()).await;
-            let data = Bytes::copy_from_slice(piece);
-            stream.send(&SeedChunk { body: Some(seed_chunk::Body::Data(data)) }).await?;
-        }
-        Ok(())
     }
 
     fn note_seeding(&self, bytes: u64, total_bytes: u64) {

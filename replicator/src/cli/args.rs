@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use proto::RegionName;
+use proto::{NodeName, RegionName};
 use volume::quorum::CopyId;
 
 use super::help;
@@ -77,6 +77,9 @@ pub(super) enum Command {
         /// Only this zone of it: its two copies join the region's daemon
         #[arg(long, value_name = "ZONE", value_parser = ["a", "b", "c"])]
         az: Option<String>,
+        /// Only this node of it: the copies of its zone, and its replica
+        #[arg(long, value_name = "NODE", conflicts_with = "az")]
+        node: Option<NodeName>,
         /// Zones that run by themselves, besides those of the file
         #[arg(long, value_name = "ZONES", value_delimiter = ',', value_parser = ["a", "b", "c"])]
         own_process: Vec<String>,

@@ -18,7 +18,8 @@ Ctrl-C stops every region cleanly; the next `up` goes on where it was.";
 pub(super) const RUN: &str = "\
 Alone, it holds the region's six copies, two in each of the zones a, b and c. Zones that
 regions.toml names in `own_process` run by themselves, anywhere: replicator run --region us-east
---az b";
+--az b. A node of [region.us-east.node.n1] is another host of the region, with the copies of its
+zone and a replica of the region's PostgreSQL: replicator run --region us-east --node n1";
 
 /// `replicator status`.
 pub(super) const STATUS: &str = "\

@@ -32,12 +32,12 @@ use proto::messages::PromoteRequest;
 
 use crate::config::Config;
 use crate::drill::Drill;
-use crate::layout::Layout;
+use crate::layout::{Apart, Layout};
 use crate::logs::lines::Lines;
 use crate::logs::{DaemonLog, FORMAT_VARIABLE};
 use crate::operator::{Operator, UrlOf};
 use crate::verdict::Level;
-use crate::{local, region, witness, zone};
+use crate::{local, node, region, witness, zone};
 use args::{Cli, Command, PasswordAction};
 
 type AnyResult = Result<(), Box<dyn Error>>;
@@ -128,19 +128,25 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}", layout.data().display());
             Ok(())
         }
-        Command::Run { region, az, own_process } => {
+        Command::Run { region, az, node, own_process } => {
             let file = std::path::absolute(&cli.places.config)?;
-            let places = layout.region(&region);
-            let zone = az.and_then(|zone| zone.chars().next());
-            let path = zone.map_or_else(|| places.daemon_log(), |zone| places.zone_log(zone));
-            log.is_of(region.as_str(), zone);
-            log.keep(&path, config.logs);
-            run_daemon(config, file, log, layout, region, zone, &own_process).await
+            let apart = match (az.and_then(|zone| zone.chars().next()), node) {
+                (Some(zone), _) => Some(Apart::Zone(zone)),
+                (None, node) => node.map(Apart::Node),
+            };
+            log.is_of(region.as_str(), apart.as_ref());
+            log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
+            run_daemon(config, file, log, layout, region, apart, &own_process).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
             if zones {
-                config.regions.iter_mut().for_each(|own| own.own_process = vec!['a', 'b', 'c']);
+                for own in &mut config.regions {
+                    // A node's zone is in a process of its own already.
+                    let nodes: Vec<char> = own.nodes.iter().filter_map(|node| node.zone).collect();
+                    own.own_process =
+                        ['a', 'b', 'c'].into_iter().filter(|zone| !nodes.contains(zone)).collect();
+                }
             }
             let (stop, _listening) = signal::on_signal()?;
             let file = cli.places.config.canonicalize()?;
@@ -205,21 +211,26 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
     }
 }
 
-/// A region's daemon, a witness, or a zone's process, until a signal.
+/// A region's daemon, a witness, a node, or a zone's process, until a signal.
 async fn run_daemon(
     config: Config,
     file: PathBuf,
     log: DaemonLog,
     layout: Layout,
     name: RegionName,
-    zone: Option<char>,
+    apart: Option<Apart>,
     own_process: &[String],
 ) -> AnyResult {
     let (stop, _listening) = signal::on_signal()?;
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
-    if let Some(zone) = zone {
-        return Ok(zone::run(config, layout, name, zone, stop).await?);
+    match apart {
+        Some(Apart::Zone(zone)) => return Ok(zone::run(config, layout, name, zone, stop).await?),
+        Some(Apart::Node(node)) => {
+            let source = node::Source { file, again, log };
+            return Ok(node::run(config, source, layout, name, node, stop).await?);
+        }
+        None => {}
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
         return Ok(witness::run(config, log, layout, own, stop).await?);

@@ -14,8 +14,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, EndpointsConfig, FailoverConfig, LogFormat, LogsConfig, Place, RegionConfig, Role,
-    SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
+    Config, EndpointsConfig, FailoverConfig, LogFormat, LogsConfig, NODES_MAX, NodeConfig, Place,
+    RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -212,6 +212,36 @@ mod tests {
         let found = mistakes(&taken).concat();
         assert!(found.contains("taken already") && found.contains("1 to 1024"), "{found}");
         assert_eq!(mistakes(&taken).len(), 3);
+    }
+
+    #[test]
+    fn nodes_hold_zones_of_their_own_and_replicas_at_addresses_of_their_own() {
+        let with = |own: &str, nodes: &str| {
+            format!("cluster = \"x\"\n{}{own}\n{nodes}", region("a", "primary", 7000))
+        };
+        let node = |name: &str, lines: &str| format!("[region.a.node.{name}]\n{lines}\n");
+        let good = node("n1", "zone = \"b\"\npostgres = \"127.0.0.1:7101\"") + &node("n2", "zone = \"c\"");
+        let config = Config::parse(&with("", &good)).unwrap();
+        let own = &config.regions[0];
+        assert_eq!(own.zones_apart(), ['b', 'c']);
+        let local: Vec<String> = own.local_copies().iter().map(ToString::to_string).collect();
+        assert_eq!(local, ["a1", "a2"]);
+        assert_eq!(own.node(&"n2".parse().unwrap()).unwrap().postgres, None);
+        let mistake = |own: &str, nodes: &str| mistakes(&with(own, nodes)).concat();
+        let zone = "zone = \"b\"";
+        assert!(mistake("", &(node("n1", zone) + &node("n2", zone))).contains("another process' already"));
+        assert!(mistake("own_process = [\"b\"]", &node("n1", zone)).contains("another process' already"));
+        assert!(mistake("", &node("n1", "")).contains("does nothing"));
+        assert!(mistake("", &node("N1", zone)).contains("is not a node name"));
+        assert!(mistake("", &node("n1", "zone = \"d\"")).contains("one of the region's zones"));
+        assert!(mistake("", &node("n1", "postgres = \"127.0.0.1:8000\"")).contains("taken already"));
+        assert!(
+            mistake("", &node("n1", "postgres = \"0.0.0.0:7101\"")).contains("no address at which others")
+        );
+        let many: String = (0..16)
+            .map(|n| node(&format!("n{n}"), &format!("postgres = \"127.0.0.1:{}\"", 7200 + n)))
+            .collect();
+        assert!(mistake("", &many).contains("at most 15 nodes"));
     }
 
     #[test]

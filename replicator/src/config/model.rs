@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use primary::gate::CommitPolicy;
-use proto::RegionName;
 use proto::messages::Agreement;
+use proto::{NodeName, RegionName};
 use volume::quorum::CopyId;
 
 /// The most secondaries a cluster may have.
 pub const SECONDARIES_MAX: usize = 5;
+
+/// The most nodes a region may have besides the host of its daemon.
+pub const NODES_MAX: usize = 15;
 
 /// The most witnesses a cluster may have: more voters than regions make nothing safer.
 pub const WITNESSES_MAX: usize = 3;
@@ -214,6 +217,19 @@ pub struct RegionConfig {
     pub settings: BTreeMap<String, String>,
     /// Where PostgreSQL's programs are on this region's machine, if not where they are everywhere.
     pub bin_dir: Option<PathBuf>,
+    /// The nodes besides the host of its daemon, in the order of the file.
+    pub nodes: Vec<NodeConfig>,
+}
+
+/// A node of a region besides the host of its daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Its name, one within the region.
+    pub name: NodeName,
+    /// The zone whose copies it holds.
+    pub zone: Option<char>,
+    /// Where applications reach its PostgreSQL, which follows the region's redo; it runs none without this.
+    pub postgres: Option<SocketAddr>,
 }
 
 impl RegionConfig {
@@ -226,7 +242,20 @@ impl RegionConfig {
     /// The copies that the region's own daemon holds.
     #[must_use]
     pub fn local_copies(&self) -> Vec<CopyId> {
-        CopyId::all().filter(|copy| !self.own_process.contains(&copy.zone())).collect()
+        let apart = self.zones_apart();
+        CopyId::all().filter(|copy| !apart.contains(&copy.zone())).collect()
+    }
+
+    /// The zones that another process holds than the region's daemon: one of their own, or a node.
+    #[must_use]
+    pub fn zones_apart(&self) -> Vec<char> {
+        self.own_process.iter().copied().chain(self.nodes.iter().filter_map(|node| node.zone)).collect()
+    }
+
+    /// A node by its name.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&NodeConfig> {
+        self.nodes.iter().find(|node| node.name == *name)
     }
 }
 

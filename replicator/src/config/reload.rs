@@ -220,6 +220,7 @@ impl Keys {
             bandwidth_bits_per_second,
             settings: _,
             bin_dir,
+            nodes,
         } = new;
         let (here, daemon) = (name == own, Fate::Needs(Need::Daemon));
         let if_here = |fate: Fate| if here { fate } else { Fate::Elsewhere };
@@ -239,6 +240,10 @@ impl Keys {
         let bandwidth = old.bandwidth_bits_per_second == *bandwidth_bits_per_second;
         self.add(&key("bandwidth"), bandwidth, if here { Fate::Elsewhere } else { Fate::Now });
         self.add(&key("bin_dir"), old.bin_dir == *bin_dir, if_here(daemon));
+        // Replicas come and go while everything goes on; who holds a copy is settled at the start.
+        let same_copies = old.zones_apart() == new.zones_apart();
+        let fate = if same_copies { Fate::Now } else { daemon };
+        self.add(&key("node"), old.nodes == *nodes, if_here(fate));
     }
 
     fn witness(&mut self, old: &WitnessConfig, new: &WitnessConfig) {
@@ -270,7 +275,12 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         let Some(now) = new.region(&region.name) else { continue };
         region.settings.clone_from(&now.settings);
         match region.name == *own {
-            true => region.http = now.http,
+            true => {
+                region.http = now.http;
+                if region.zones_apart() == now.zones_apart() {
+                    region.nodes.clone_from(&now.nodes);
+                }
+            }
             false => region.bandwidth_bits_per_second = now.bandwidth_bits_per_second,
         }
     }

@@ -21,8 +21,8 @@ pub enum Who {
     Region,
     /// A witness of the file, other than the one that is asked.
     Witness,
-    /// A holder of the certificate that the asked daemon has itself: a region's daemon and its zones'
-    /// processes share one.
+    /// A holder of the certificate that the asked daemon has itself: a region's daemon, its nodes and its
+    /// zones' processes share one.
     Own,
     /// A holder of a certificate of the cluster whose name is not in the file.
     Stranger,
@@ -98,6 +98,12 @@ requests! {
     Rewind = "rewind",
     /// Bring a client to PostgreSQL.
     Session = "session",
+    /// Hear how a node is, and tell it what it has to know.
+    Node = "node",
+    /// Feed a node's standby.
+    Feed = "feed",
+    /// Send a node a base backup.
+    Backup = "backup",
     /// Say how far the region is.
     RegionStatus = "region_status",
     /// Say how far all regions are.
@@ -162,6 +168,9 @@ impl Request {
             Purpose::Gather(_) => Request::Gather,
             Purpose::Rewind(_) => Request::Rewind,
             Purpose::Session(_) => Request::Session,
+            Purpose::Node(_) => Request::Node,
+            Purpose::Feed(_) => Request::Feed,
+            Purpose::Backup(_) => Request::Backup,
             Purpose::Control(request) => match request.body.as_ref()? {
                 Body::RegionStatus(_) => Request::RegionStatus,
                 Body::ClusterStatus(_) => Request::ClusterStatus,
@@ -279,7 +288,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             _ => Refused,
         },
         (Asked::Region, Who::Own) => match request {
-            R::Zone => Allowed,
+            R::Zone | R::Node | R::Feed | R::Backup => Allowed,
             _ => Refused,
         },
         (Asked::Witness, Who::Operator) => match request {
@@ -382,6 +391,9 @@ mod tests {
         gather                    -         shall_lead   -        -    -
         rewind                    -         leads        -        -    -
         session                   -         y            -        -    -
+        node                      -         -            -        y    -
+        feed                      -         -            -        y    -
+        backup                    -         -            -        y    -
         region_status             y         y            -        -    -
         cluster_status            y         -            -        -    -
         url                       y         -            -        -    -
@@ -414,6 +426,9 @@ mod tests {
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
         session                   -         -            -        -    -
+        node                      -         -            -        -    -
+        feed                      -         -            -        -    -
+        backup                    -         -            -        -    -
         region_status             -         -            -        -    -
         cluster_status            -         -            -        -    -
         url                       -         -            -        -    -
@@ -446,6 +461,9 @@ mod tests {
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
         session                   -         -            -        -    -
+        node                      -         -            -        -    -
+        feed                      -         -            -        -    -
+        backup                    -         -            -        -    -
         region_status             -         -            -        -    -
         cluster_status            -         -            -        -    -
         url                       -         -            -        -    -

@@ -6,7 +6,7 @@
 //! from the last one, the voter's.
 
 use proto::messages::{self as m, control_request, open};
-use proto::{ClusterId, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
 use volume::quorum::{COPIES_PER_ZONE, CopyId};
 
 use super::authority::Names;
@@ -52,6 +52,9 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
         open::Purpose::Session(m::SessionOpen { of: None }) => Err("it is not said what is wanted".into()),
         open::Purpose::Session(_) => Ok(()),
         open::Purpose::Zone(open) => zone(open),
+        open::Purpose::Node(open) => node(&open.node),
+        open::Purpose::Feed(open) => node(&open.node),
+        open::Purpose::Backup(open) => node(&open.node),
         open::Purpose::Copy(open) => copy(&open.copy).map(drop),
         open::Purpose::Control(request) => request.body.as_ref().map_or(Ok(()), |body| control(body, names)),
     }
@@ -108,6 +111,10 @@ fn zone(open: &m::ZoneOpen) -> Result<(), String> {
         seen.push(id);
     }
     Ok(())
+}
+
+fn node(name: &str) -> Result<(), String> {
+    name.parse::<NodeName>().map(drop).map_err(|_| format!("'{}' is no node's name", shown(name)))
 }
 
 /// A record of who leads names regions of the file.

@@ -9,8 +9,8 @@ use proto::ClusterId;
 use proto::RegionName;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, Refusal, ReplicateReady, Rewind, SeedAnswer,
-    SessionReady, ZoneReady, control_response, open, rewind,
+    BackupReady, ControlResponse, FeedReady, MAX_CONTROL_MESSAGE_BYTES, NodeWord, Open, Refusal,
+    ReplicateReady, Rewind, SeedAnswer, SessionReady, ZoneReady, control_response, open, rewind,
 };
 use runtime::task::Tasks;
 use transport::{Connection, Endpoint, Peer, Stream, TransportError};
@@ -181,6 +181,13 @@ async fn answer_refusal(
             stream.send(&SessionReady { refusal: Some(refusal) }).await?;
         }
         Some(open::Purpose::Zone(_)) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
+        Some(open::Purpose::Node(_)) => {
+            stream.send(&NodeWord { refusal: Some(refusal), ..NodeWord::default() }).await?;
+        }
+        Some(open::Purpose::Feed(_)) => stream.send(&FeedReady { refusal: Some(refusal) }).await?,
+        Some(open::Purpose::Backup(_)) => {
+            stream.send(&BackupReady { refusal: Some(refusal), ..BackupReady::default() }).await?;
+        }
         // Their answers have no place for a refusal: the stream just ends.
         Some(open::Purpose::Copy(_) | open::Purpose::Gather(_)) | None => {}
         Some(open::Purpose::Control(_)) => {

@@ -5,6 +5,7 @@
 //! daemon's right below it is looked at. A zone may be a link or a mount point: that place is
 //! looked at as well.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,9 @@ const OURS: [&str; 12] = [
     "superuser.",
     "volume",
 ];
+
+/// The same below a node's directory.
+const OURS_OF_NODE: [&str; 2] = ["events.", "node."];
 
 /// What a file system has at its root.
 const OF_FILE_SYSTEM: &str = "lost+found";
@@ -110,19 +114,12 @@ fn look(places: &RegionLayout) -> Result<Vec<Found>, ExposedError> {
     for above in region.ancestors().skip(1).take(2) {
         found.extend(seen(above, WRITE, true)?);
     }
-    found.extend(seen(region, READ_OR_WRITE, true)?);
-    // Nobody gets at what is below a directory that nobody else may enter.
-    if found.last().is_some_and(|region| region.mode & ANYTHING != 0) {
-        let io = |source| ExposedError::Io { path: region.to_owned(), source };
-        for entry in std::fs::read_dir(region).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            let is_ours = OURS.iter().any(|begin| name.as_encoded_bytes().starts_with(begin.as_bytes()));
-            // A clone's PostgreSQL passes through a rehearsal's.
-            let denied = if name == "drill" { READ_OR_WRITE } else { ANYTHING };
-            if is_ours && name != OF_FILE_SYSTEM {
-                found.extend(seen(&region.join(&name), denied, false)?);
-            }
-        }
+    look_below(region, &OURS, &mut found)?;
+    // A node's PostgreSQL passes through these.
+    let nodes = region.join("nodes");
+    found.extend(seen(&nodes, READ_OR_WRITE, false)?);
+    for node in names(&nodes)?.into_iter().filter(|node| node != OF_FILE_SYSTEM) {
+        look_below(&nodes.join(node), &OURS_OF_NODE, &mut found)?;
     }
     // Where zones are links, these lie elsewhere.
     let volume = places.volume().canonicalize().unwrap_or_else(|_| places.volume());
@@ -136,6 +133,36 @@ fn look(places: &RegionLayout) -> Result<Vec<Found>, ExposedError> {
         }
     }
     Ok(found)
+}
+
+/// Looks at `directory`, through which PostgreSQL's account may pass, and at what begins with `ours` in it.
+fn look_below(directory: &Path, ours: &[&str], found: &mut Vec<Found>) -> Result<(), ExposedError> {
+    let Some(itself) = seen(directory, READ_OR_WRITE, true)? else { return Ok(()) };
+    // Nobody gets at what is below a directory that nobody else may enter.
+    let is_closed = itself.mode & ANYTHING == 0;
+    found.push(itself);
+    if is_closed {
+        return Ok(());
+    }
+    for name in names(directory)? {
+        let is_ours = ours.iter().any(|begin| name.as_encoded_bytes().starts_with(begin.as_bytes()));
+        // A clone's PostgreSQL passes through a rehearsal's.
+        let denied = if name == "drill" { READ_OR_WRITE } else { ANYTHING };
+        if is_ours && name != OF_FILE_SYSTEM {
+            found.extend(seen(&directory.join(&name), denied, false)?);
+        }
+    }
+    Ok(())
+}
+
+/// The names in a directory; none where it is not there.
+fn names(directory: &Path) -> Result<Vec<OsString>, ExposedError> {
+    let names = std::fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+    match names {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        names => names.map_err(|source| ExposedError::Io { path: directory.to_owned(), source }),
+    }
 }
 
 /// What is at `path`, or, with `follow`, where it leads to; none where nothing is.

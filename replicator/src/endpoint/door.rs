@@ -1,6 +1,7 @@
 //! Takes clients in, holds them while nobody leads, and brings them to a PostgreSQL.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::Kind;
 use super::relay::{Ended, Far, pass};
 use super::tally::{Counts, Tally};
 use super::tunnel::{self, Tunnels};
-use super::way::{Knows, Term, Waits, Wanted, Way};
+use super::way::{Knows, Near, Term, Waits, Wanted, Way};
 use crate::config::EndpointsConfig;
 use crate::daemon::listen;
 
@@ -70,6 +71,8 @@ pub struct Doors {
     /// Sessions that other regions brought.
     brought: Tally,
     told: Tally,
+    /// Counts readers, to spread them.
+    turn: AtomicUsize,
 }
 
 impl Doors {
@@ -93,6 +96,7 @@ impl Doors {
             tallies: Default::default(),
             brought: Tally::default(),
             told: Tally::default(),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -252,8 +256,9 @@ impl Doors {
     }
 
     async fn find_reader(&self, knows: &Knows, lag_max: Duration) -> Result<(Far, CancellationToken), Waits> {
-        let mut why = knows.serves_reader(lag_max).err().unwrap_or_default();
-        for way in knows.reader(&self.regions, lag_max) {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut why = knows.serves_reader(lag_max, turn).err().unwrap_or_default();
+        for way in knows.reader(&self.regions, lag_max, turn) {
             match self.go(&way, &Wanted::Reader(lag_max)).await {
                 // Whatever becomes of its region, a reader reads on.
                 Ok(far) => return Ok((far, CancellationToken::new())),
@@ -265,7 +270,7 @@ impl Doors {
 
     async fn go(&self, way: &Way, wanted: &Wanted) -> Result<Far, String> {
         match way {
-            Way::Here => self.connect().await.map(Far::Near),
+            Way::Here(near) => self.connect(near).await.map(Far::Near),
             Way::There(region) => {
                 let (sender, receiver) = self.tunnels.open(region, wanted).await?;
                 Ok(Far::Stream(sender, receiver))
@@ -273,11 +278,15 @@ impl Doors {
         }
     }
 
-    async fn connect(&self) -> Result<TcpStream, String> {
+    async fn connect(&self, near: &Near) -> Result<TcpStream, String> {
+        let at = match near {
+            Near::Own => self.here,
+            Near::Node(_, at) => reachable(*at),
+        };
         let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-        let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(self.here)).await;
+        let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(at)).await;
         let postgres = connecting.map_err(late).flatten();
-        let postgres = postgres.map_err(|e| format!("PostgreSQL at {}: {e}", self.here))?;
+        let postgres = postgres.map_err(|e| format!("PostgreSQL at {at}: {e}"))?;
         let _ = postgres.set_nodelay(true);
         Ok(postgres)
     }
@@ -287,11 +296,13 @@ impl Doors {
         let knows = self.knows.borrow();
         let why = match kind {
             Kind::Writer => knows.writer().map(|(way, _)| way),
-            Kind::Reader => knows.serves_reader(lag_max).map(|()| Way::Here).map_err(Waits::NobodyFresh),
+            Kind::Reader => {
+                knows.serves_reader(lag_max, 0).map(|_| Way::Here(Near::Own)).map_err(Waits::NobodyFresh)
+            }
         };
         match why {
             Err(why) => why.to_string(),
-            Ok(Way::Here) => "the region's own PostgreSQL takes no connection".into(),
+            Ok(Way::Here(_)) => "the region's own PostgreSQL takes no connection".into(),
             Ok(Way::There(region)) => format!("region {region} leads, and takes no session of this one"),
         }
     }
@@ -345,18 +356,24 @@ impl Doors {
         let knows = self.knows.borrow().clone();
         let cut = match wanted {
             Wanted::Writer(epoch) => match knows.writer() {
-                Ok((Way::Here, term)) if term.epoch == *epoch => self.cut_of(&term),
+                Ok((Way::Here(_), term)) if term.epoch == *epoch => self.cut_of(&term),
                 Ok((_, term)) => {
                     return Err(format!("region {} leads, and its epoch is {}", term.region, term.epoch));
                 }
                 Err(why) => return Err(why.to_string()),
             },
             Wanted::Reader(lag_max) => {
-                knows.serves_reader(*lag_max)?;
-                CancellationToken::new()
+                let mut why = String::new();
+                for near in knows.serves_reader(*lag_max, self.turn.fetch_add(1, Ordering::Relaxed))? {
+                    match self.connect(&near).await {
+                        Ok(postgres) => return Ok((postgres, CancellationToken::new())),
+                        Err(refused) => why = refused,
+                    }
+                }
+                return Err(why);
             }
         };
-        Ok((self.connect().await?, cut))
+        Ok((self.connect(&Near::Own).await?, cut))
     }
 }
 

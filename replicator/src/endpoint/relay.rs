@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use transport::{Receiver, Sender, TransportError};
@@ -47,28 +47,41 @@ pub async fn pass(mut client: TcpStream, far: Far, cut: &CancellationToken) -> E
 /// As `copy_bidirectional`, where one end is a stream. An end that finishes its half is heard to the end of
 /// the other; an end that fails ends both.
 async fn over_stream(client: TcpStream, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
-    let lost = |e: TransportError| io::Error::other(e.to_string());
-    let (mut from_client, mut to_client) = client.into_split();
-    let up = async {
-        let mut buffer = BytesMut::with_capacity(READ_BYTES);
-        loop {
-            buffer.reserve(READ_BYTES);
-            if from_client.read_buf(&mut buffer).await? == 0 {
-                break;
-            }
-            // Its own allocation, so that little that is said keeps little memory.
-            let said = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
-            sender.write(said).await.map_err(lost)?;
+    let (from_client, to_client) = client.into_split();
+    tokio::try_join!(up(from_client, &mut sender), down(&mut receiver, to_client)).map(drop)
+}
+
+/// Passes bytes to a stream until they end; then the stream is finished.
+///
+/// # Errors
+/// When an end fails.
+pub async fn up(mut from: impl AsyncRead + Unpin, sender: &mut Sender) -> io::Result<()> {
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    loop {
+        buffer.reserve(READ_BYTES);
+        if from.read_buf(&mut buffer).await? == 0 {
+            break;
         }
-        sender.finish().await;
-        Ok(())
-    };
-    let down = async {
-        while let Some(said) = receiver.read().await.map_err(lost)? {
-            to_client.write_all(&said).await?;
-        }
-        to_client.shutdown().await
-    };
-    tokio::try_join!(up, down).map(drop)
+        // Its own allocation, so that little that is said keeps little memory.
+        let said = Bytes::copy_from_slice(&buffer);
+        buffer.clear();
+        sender.write(said).await.map_err(lost)?;
+    }
+    sender.finish().await;
+    Ok(())
+}
+
+/// Passes a stream's bytes on until it ends; then that half is closed.
+///
+/// # Errors
+/// When an end fails.
+pub async fn down(receiver: &mut Receiver, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    while let Some(said) = receiver.read().await.map_err(lost)? {
+        to.write_all(&said).await?;
+    }
+    to.shutdown().await
+}
+
+fn lost(e: TransportError) -> io::Error {
+    io::Error::other(e.to_string())
 }

@@ -1,11 +1,12 @@
 //! Where a client goes, and how long it stays there: by the record of who leads, and by what the region is.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use coordination::Mode;
 use coordination::region::{Part, View};
-use proto::{Epoch, RegionName};
+use proto::{Epoch, NodeName, RegionName};
 
 /// What a region's daemon knows at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,28 @@ pub struct Knows {
     pub part: Part,
     /// Its own PostgreSQL.
     pub own: Own,
+    /// Those of its nodes that can be read.
+    pub replicas: Vec<Replica>,
+}
+
+/// A PostgreSQL of a region's node, as a client would find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// The node.
+    pub node: NodeName,
+    /// Where it is reached.
+    pub at: SocketAddr,
+    /// How far what it shows is behind; none while that is not known.
+    pub lag: Option<Duration>,
+}
+
+/// A PostgreSQL of the region itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Near {
+    /// That of the host of its daemon.
+    Own,
+    /// That of a node.
+    Node(NodeName, SocketAddr),
 }
 
 /// A region's own PostgreSQL, as a client would find it.
@@ -81,8 +104,8 @@ pub struct Term {
 /// Where a client goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// To the region's own PostgreSQL.
-    Here,
+    /// To a PostgreSQL of the region's own.
+    Here(Near),
     /// To that of another region.
     There(RegionName),
 }
@@ -144,7 +167,9 @@ impl Knows {
             return Ok((Way::There(term.region.clone()), term));
         }
         match (&self.part, &self.own) {
-            (Part::Leading { epoch }, Own::Writes) if *epoch == term.epoch => Ok((Way::Here, term)),
+            (Part::Leading { epoch }, Own::Writes) if *epoch == term.epoch => {
+                Ok((Way::Here(Near::Own), term))
+            }
             (Part::Leading { .. }, Own::WritesNot(why) | Own::Closed(why)) => {
                 Err(Waits::Writer(term.region, *why))
             }
@@ -152,31 +177,52 @@ impl Knows {
         }
     }
 
-    /// Whether this region's own PostgreSQL serves a reader that takes what is at most `lag_max` behind.
+    /// The PostgreSQLs of this region that serve a reader who takes what is at most `lag_max` behind. The
+    /// writer comes last: its replicas spare it. Who of the others comes first is by `turn`, so that readers
+    /// are spread.
     ///
     /// # Errors
-    /// Why not.
-    pub fn serves_reader(&self, lag_max: Duration) -> Result<(), String> {
-        match &self.own {
+    /// Why there is none.
+    pub fn serves_reader(&self, lag_max: Duration, turn: usize) -> Result<Vec<Near>, String> {
+        let fresh = |lag: Option<Duration>| match lag {
+            Some(lag) if lag <= lag_max => Ok(()),
+            Some(lag) => Err(format!("it is {} ms behind", lag.as_millis())),
+            None => Err("it has not heard a primary yet".to_owned()),
+        };
+        let own = match &self.own {
             // A writer shows what is durable: only its commits wait.
             Own::Writes => Ok(()),
-            Own::Reads { lag: Some(lag) } if *lag <= lag_max => Ok(()),
-            Own::Reads { lag: Some(lag) } => Err(format!("it is {} ms behind", lag.as_millis())),
-            Own::Reads { lag: None } => Err("it has not heard a primary yet".into()),
+            Own::Reads { lag } => fresh(*lag),
             Own::WritesNot(why) | Own::Closed(why) => Err(why.to_string()),
+        };
+        let replicas = self.replicas.iter().filter(|replica| fresh(replica.lag).is_ok());
+        let mut near: Vec<Near> =
+            replicas.map(|replica| Near::Node(replica.node.clone(), replica.at)).collect();
+        match (own, &self.own) {
+            (Ok(()), Own::Writes) => {
+                spread(&mut near, turn);
+                near.push(Near::Own);
+            }
+            (Ok(()), _) => {
+                near.push(Near::Own);
+                spread(&mut near, turn);
+            }
+            (Err(why), _) if near.is_empty() => return Err(why),
+            (Err(_), _) => spread(&mut near, turn),
         }
+        Ok(near)
     }
 
     /// Whom a reader is brought to, the best first, among `regions`: this region, the other secondaries, and
     /// the primary at last.
     #[must_use]
-    pub fn reader(&self, regions: &[RegionName], lag_max: Duration) -> Vec<Way> {
-        let own = self.serves_reader(lag_max).is_ok().then_some(Way::Here);
+    pub fn reader(&self, regions: &[RegionName], lag_max: Duration, turn: usize) -> Vec<Way> {
+        let own = self.serves_reader(lag_max, turn).unwrap_or_default().into_iter().map(Way::Here);
         let primary = &self.view.accepted.record.primary;
         let others = || regions.iter().filter(|region| **region != self.me);
         let secondaries = others().filter(|region| *region != primary);
         let last = others().filter(|region| *region == primary);
-        own.into_iter().chain(secondaries.chain(last).cloned().map(Way::There)).collect()
+        own.chain(secondaries.chain(last).cloned().map(Way::There)).collect()
     }
 
     /// Whether a client stays with the writer of `term`. What the record forbids counts at once; and a
@@ -195,6 +241,11 @@ impl Knows {
                 _ => false,
             }
     }
+}
+
+fn spread(near: &mut [Near], turn: usize) {
+    let first = turn % near.len().max(1);
+    near.rotate_left(first);
 }
 
 /// What is asked of another region's daemon for a client.
@@ -251,7 +302,7 @@ mod tests {
             "a" => (Part::Leading { epoch: Epoch(3) }, Own::Writes),
             _ => (Part::Following, Own::Reads { lag: Some(Duration::from_millis(3)) }),
         };
-        Knows { me: name(me), view, part, own }
+        Knows { me: name(me), view, part, own, replicas: Vec::new() }
     }
 
     fn term() -> Term {
@@ -260,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_writer_is_found_from_everywhere() {
-        assert_eq!(knows("a").writer(), Ok((Way::Here, term())));
+        assert_eq!(knows("a").writer(), Ok((Way::Here(Near::Own), term())));
         assert_eq!(knows("b").writer(), Ok((Way::There(name("a")), term())));
         assert!(knows("a").stays(&term()) && knows("b").stays(&term()));
         let forgot = |mut knows: Knows| {
@@ -298,7 +349,7 @@ mod tests {
         assert!(!over.stays(&term()));
         assert_eq!(over.writer(), Err(Waits::Begins(name("b"))));
         (over.part, over.own) = (Part::Leading { epoch: Epoch(4) }, Own::Writes);
-        assert_eq!(over.writer(), Ok((Way::Here, Term { region: name("b"), epoch: Epoch(4) })));
+        assert_eq!(over.writer(), Ok((Way::Here(Near::Own), Term { region: name("b"), epoch: Epoch(4) })));
     }
 
     #[test]
@@ -320,13 +371,47 @@ mod tests {
         let regions = [name("a"), name("b"), name("c")];
         let second = Duration::from_secs(1);
         let there = |region: &str| Way::There(name(region));
-        assert_eq!(knows("b").reader(&regions, second), [Way::Here, there("c"), there("a")]);
-        assert_eq!(knows("a").reader(&regions, second), [Way::Here, there("b"), there("c")]);
+        let here = || Way::Here(Near::Own);
+        assert_eq!(knows("b").reader(&regions, second, 0), [here(), there("c"), there("a")]);
+        assert_eq!(knows("a").reader(&regions, second, 0), [here(), there("b"), there("c")]);
         for lag in [None, Some(second * 2)] {
             let mut behind = knows("b");
             behind.own = Own::Reads { lag };
-            assert_eq!(behind.reader(&regions, second), [there("c"), there("a")]);
-            assert!(behind.serves_reader(second).is_err());
+            assert_eq!(behind.reader(&regions, second, 0), [there("c"), there("a")]);
+            assert!(behind.serves_reader(second, 0).is_err());
         }
+    }
+
+    #[test]
+    fn readers_are_spread_over_replicas_that_are_fresh_and_spare_the_writer() {
+        let (second, ms) = (Duration::from_secs(1), Duration::from_millis);
+        let replica = |node: &str, lag| Replica {
+            node: node.parse().unwrap(),
+            at: "127.0.0.1:1".parse().unwrap(),
+            lag,
+        };
+        let names = |near: Result<Vec<Near>, String>| -> Vec<String> {
+            let name = |near: Near| match near {
+                Near::Own => "own".to_owned(),
+                Near::Node(node, _) => node.to_string(),
+            };
+            near.unwrap().into_iter().map(name).collect()
+        };
+        let replicas = vec![
+            replica("n1", Some(ms(3))),
+            replica("late", Some(second * 2)),
+            replica("n2", Some(ms(900))),
+            replica("new", None),
+        ];
+        let primary = Knows { replicas: replicas.clone(), ..knows("a") };
+        assert_eq!(names(primary.serves_reader(second, 0)), ["n1", "n2", "own"]);
+        assert_eq!(names(primary.serves_reader(second, 1)), ["n2", "n1", "own"]);
+        let secondary = Knows { replicas, ..knows("b") };
+        let firsts: Vec<String> =
+            (0..6).map(|turn| names(secondary.serves_reader(second, turn)).remove(0)).collect();
+        assert_eq!(firsts, ["n1", "n2", "own", "n1", "n2", "own"]);
+        let closed = Knows { own: Own::Closed(Unfit::Silent), ..secondary };
+        assert_eq!(names(closed.serves_reader(second, 2)), ["n1", "n2"], "its own does not answer");
+        assert!(closed.serves_reader(ms(1), 0).is_err());
     }
 }

@@ -24,7 +24,7 @@ impl Bars {
             (daemon.name.to_string(), bar)
         };
         let regions =
-            daemons.iter().filter(|daemon| daemon.zone.is_none() && config.region(&daemon.name).is_some());
+            daemons.iter().filter(|daemon| daemon.apart.is_none() && config.region(&daemon.name).is_some());
         let bars = regions.map(bar).collect();
         Bars { all, bars }
     }

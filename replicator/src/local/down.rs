@@ -1,18 +1,20 @@
 //! `down`: stops every region on this machine.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use postgres::installation::Installation;
 use postgres::instance::account::Account;
 use postgres::instance::{Instance, InstanceOptions, Stop};
 use postgres::sockets::socket_dir_for;
 
 use super::LocalResult;
-use crate::config::{Config, RegionConfig, Role};
-use crate::daemon::lock::DaemonLock;
-use crate::layout::Layout;
+use crate::config::{Config, NodeConfig, RegionConfig, Role};
+use crate::daemon::lock::{DaemonLock, LockError};
+use crate::layout::{Apart, Layout};
 use crate::region_file::RegionState;
 
 /// Stops every region on this machine: the primary first, so that the secondaries get its last redo.
@@ -40,13 +42,24 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
                 let places = layout.region(&region.name);
                 until_free(&places.lock()).await?;
                 // The zones last: the region's last redo goes to them.
-                for zone in ['a', 'b', 'c'] {
-                    if let Some(pid) = DaemonLock::holder(&places.zone_lock(zone))? {
-                        let _ = kill(pid, Signal::SIGTERM);
-                    }
-                    until_free(&places.zone_lock(zone)).await?;
+                let zones = ['a', 'b', 'c'].map(Apart::Zone).into_iter();
+                let nodes = region.nodes.iter().map(|node| Apart::Node(node.name.clone()));
+                let locks: Vec<PathBuf> =
+                    zones.chain(nodes).map(|apart| places.lock_of(Some(&apart))).collect();
+                // A node has the lock of its zone as well, and ends at once when it is told twice.
+                let holders = locks.iter().map(|lock| DaemonLock::holder(lock));
+                let holders: Result<Vec<Option<Pid>>, LockError> = holders.collect();
+                let holders: BTreeSet<i32> = holders?.into_iter().flatten().map(Pid::as_raw).collect();
+                for holder in holders {
+                    let _ = kill(Pid::from_raw(holder), Signal::SIGTERM);
                 }
-                stop_orphan(config, layout, region).await?;
+                for lock in &locks {
+                    until_free(lock).await?;
+                }
+                stop_orphan(&instance(config, layout, region, None)?).await?;
+                for node in &region.nodes {
+                    stop_orphan(&instance(config, layout, region, Some(node))?).await?;
+                }
                 eprintln!("{}: stopped", region.name);
             }
         }
@@ -78,23 +91,37 @@ async fn until_free(lock: &Path) -> LocalResult {
     Ok(())
 }
 
-/// Stops the PostgreSQL that a killed daemon left running.
-async fn stop_orphan(config: &Config, layout: &Layout, region: &RegionConfig) -> LocalResult {
+/// The PostgreSQL of a region, or of one of its nodes; none where it has no data.
+fn instance(
+    config: &Config,
+    layout: &Layout,
+    region: &RegionConfig,
+    node: Option<&NodeConfig>,
+) -> Result<Option<Instance>, Box<dyn std::error::Error>> {
     let places = layout.region(&region.name);
-    if !places.pgdata().exists() {
-        return Ok(());
+    let (directory, data_dir, log_file) = match node.map(|node| places.node(&node.name)) {
+        Some(places) => (places.directory().to_owned(), places.pgdata(), places.postgresql_log()),
+        None => (places.directory().to_owned(), places.pgdata(), places.postgresql_log()),
+    };
+    if !data_dir.exists() {
+        return Ok(None);
     }
-    let instance = Instance::new(InstanceOptions {
-        installations: Installation::for_data(config.bin_dir_of(region), &places.pgdata())?.into(),
+    Ok(Some(Instance::new(InstanceOptions {
+        installations: Installation::for_data(config.bin_dir_of(region), &data_dir)?.into(),
         account: Account::resolve(config.os_user.as_deref())?,
-        data_dir: places.pgdata(),
-        socket_dir: socket_dir_for(places.directory()),
-        listen: region.postgres,
-        log_file: places.postgresql_log(),
+        socket_dir: socket_dir_for(&directory),
+        listen: node.and_then(|node| node.postgres).unwrap_or(region.postgres),
+        log_file,
         name: region.name.to_string(),
         settings: config.settings_of(region),
         hba: config.hba.clone(),
-    });
+        data_dir,
+    })))
+}
+
+/// Stops the PostgreSQL that a killed daemon left running.
+async fn stop_orphan(instance: &Option<Instance>) -> LocalResult {
+    let Some(instance) = instance else { return Ok(()) };
     // Nobody reads its redo any more, so a clean shutdown would wait for ever on a commit.
     match instance.stop(Stop::Fast, Duration::from_secs(10)).await {
         Ok(()) => Ok(()),

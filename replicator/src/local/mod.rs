@@ -13,8 +13,8 @@ use std::time::Duration;
 use postgres::instance::account::Account;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
-use crate::layout::{Layout, make_passable};
+use crate::config::{Config, RegionConfig};
+use crate::layout::{Apart, Layout, make_passable};
 use crate::operator::Operator;
 use crate::render;
 use bars::Bars;
@@ -55,8 +55,10 @@ pub async fn up(
     }
     let mut daemons = Vec::new();
     for region in &config.regions {
-        for zone in region.own_process.iter().copied().map(Some).chain([None]) {
-            daemons.push(Daemon::new(&region.name, zone, &region.own_process));
+        let zones = region.own_process.iter().copied().map(Apart::Zone);
+        let nodes = region.nodes.iter().map(|node| Apart::Node(node.name.clone()));
+        for apart in zones.chain(nodes).map(Some).chain([None]) {
+            daemons.push(Daemon::new(&region.name, apart, &region.own_process));
         }
     }
     daemons.extend(config.witnesses.iter().map(|witness| Daemon::new(&witness.name, None, &[])));
@@ -110,7 +112,12 @@ async fn until_all_stream(
         // Until the first daemon answers there is nothing to show.
         if let Ok(status) = operator.status(None).await {
             bars.show(&status);
-            if render::all_stream(&status) {
+            // A secondary's nodes are known once it has told the others.
+            let told = |region: &RegionConfig| {
+                let row = status.regions.iter().find(|row| row.name == region.name.as_str());
+                row.is_some_and(|row| row.nodes.len() == region.nodes.len())
+            };
+            if render::all_stream(&status) && config.regions.iter().all(told) {
                 bars.clear();
                 return Ok(());
             }

@@ -9,36 +9,41 @@ use runtime::private;
 
 use super::LocalResult;
 use crate::daemon::lock::DaemonLock;
-use crate::layout::Layout;
+use crate::layout::{Apart, Layout, make_passable};
 use crate::logs::older;
 
-/// A region's daemon, one of its zones, or a witness, and the process if this one started it.
+/// A region's daemon, one of its zones or nodes, or a witness, and the process if this one started it.
 pub(super) struct Daemon {
     pub(super) name: RegionName,
-    pub(super) zone: Option<char>,
+    pub(super) apart: Option<Apart>,
     own_process: Vec<char>,
     child: Option<Child>,
 }
 
-fn of_zone(zone: Option<char>) -> String {
-    zone.map(|zone| format!(", zone {zone}")).unwrap_or_default()
+impl std::fmt::Display for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.apart {
+            Some(apart) => write!(f, "{}, {apart}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
 }
 
 impl Daemon {
-    pub(super) fn new(name: &RegionName, zone: Option<char>, own_process: &[char]) -> Daemon {
-        Daemon { name: name.clone(), zone, own_process: own_process.to_vec(), child: None }
+    pub(super) fn new(name: &RegionName, apart: Option<Apart>, own_process: &[char]) -> Daemon {
+        Daemon { name: name.clone(), apart, own_process: own_process.to_vec(), child: None }
     }
 
     /// Starts it in the background, unless it runs.
     pub(super) fn start(&mut self, file: &Path, layout: &Layout) -> LocalResult {
         let directory = layout.region(&self.name);
-        let (lock, log) = match self.zone {
-            Some(zone) => (directory.zone_lock(zone), directory.zone_log(zone)),
-            None => (directory.lock(), directory.daemon_log()),
-        };
+        let (lock, log) = (directory.lock_of(self.apart.as_ref()), directory.log_of(self.apart.as_ref()));
         if let Some(pid) = DaemonLock::holder(&lock)? {
-            eprintln!("{}{}: runs already (process {pid})", self.name, of_zone(self.zone));
+            eprintln!("{self}: runs already (process {pid})");
             return Ok(());
+        }
+        if let Some(Apart::Node(node)) = &self.apart {
+            make_passable(directory.node(node).directory())?;
         }
         let log = private::options().create(true).append(true).open(log)?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -47,8 +52,9 @@ impl Daemon {
             .arg(file)
             .arg("--data")
             .arg(layout.data());
-        match self.zone {
-            Some(zone) => drop(command.args(["--az", &zone.to_string()])),
+        match &self.apart {
+            Some(Apart::Zone(zone)) => drop(command.args(["--az", &zone.to_string()])),
+            Some(Apart::Node(node)) => drop(command.args(["--node", node.as_str()])),
             None if self.own_process.is_empty() => {}
             None => {
                 let zones: Vec<String> = self.own_process.iter().map(char::to_string).collect();
@@ -70,17 +76,14 @@ impl Daemon {
     /// The end of its log, if this daemon was started here and has ended.
     pub(super) fn ended(&mut self, layout: &Layout) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
-        let directory = layout.region(&self.name);
-        let path = self.zone.map_or_else(|| directory.daemon_log(), |zone| directory.zone_log(zone));
+        let path = layout.region(&self.name).log_of(self.apart.as_ref());
         // It may have been put aside just now.
         let logs = [older(&path, 1), path.clone()];
         let log: String = logs.iter().filter_map(|log| std::fs::read_to_string(log).ok()).collect();
         let last: Vec<&str> = log.lines().rev().take(3).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         Some(format!(
-            "{}{}: its process ended ({status}); {} says:\n  {}",
-            self.name,
-            of_zone(self.zone),
+            "{self}: its process ended ({status}); {} says:\n  {}",
             path.display(),
             last.join("\n  ")
         ))

@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::{DaemonLog, Who};
+use crate::layout::Apart;
 
 /// What a line is made by.
 #[derive(Debug)]
@@ -122,6 +123,8 @@ pub(super) fn line(now_us: i64, level: &str, target: &str, who: &Who, said: Said
         #[serde(skip_serializing_if = "Option::is_none")]
         zone: Option<char>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         epoch: Option<u64>,
         target: &'a str,
         message: &'a str,
@@ -130,11 +133,17 @@ pub(super) fn line(now_us: i64, level: &str, target: &str, who: &Who, said: Said
     }
     let Said { message, mut fields } = said;
     // A name stands in a line once.
-    for own in ["time", "level", "region", "zone", "epoch", "target"] {
+    for own in ["time", "level", "region", "zone", "node", "epoch", "target"] {
         fields.remove(own);
     }
-    let (region, zone, epoch) = (who.region.as_deref(), who.zone, who.epoch());
-    let line = Line { time: time(now_us), level, region, zone, epoch, target, message: &message, fields };
+    let (region, epoch) = (who.region.as_deref(), who.epoch());
+    let (zone, node) = match &who.apart {
+        Some(Apart::Zone(zone)) => (Some(*zone), None),
+        Some(Apart::Node(node)) => (None, Some(node.to_string())),
+        None => (None, None),
+    };
+    let time = time(now_us);
+    let line = Line { time, level, region, zone, node, epoch, target, message: &message, fields };
     // Texts, numbers and names that are texts: there is nothing that could not be written.
     serde_json::to_string(&line).unwrap_or_default()
 }
@@ -149,7 +158,7 @@ mod tests {
     #[test]
     fn a_line_is_one_object_whatever_it_says() {
         let who =
-            Who { region: Some("eu-west".into()), zone: None, epoch: Some(Arc::new(AtomicU64::new(7))) };
+            Who { region: Some("eu-west".into()), apart: None, epoch: Some(Arc::new(AtomicU64::new(7))) };
         let said = Said {
             message: "two\nlines, \"quoted\" \u{1b}".into(),
             fields: [("lsn", "0/16B3748".into()), ("epoch", 1.into()), ("ms", 5.into())].into(),

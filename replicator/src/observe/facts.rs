@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use coordination::leadership::Past;
+use proto::messages::NodeStatus;
 use proto::{Epoch, RegionName};
 use telemetry::trace::Tracer;
 use volume::VolumeStatus;
@@ -33,6 +34,8 @@ pub struct Facts {
     pub load: Option<Told>,
     /// What each endpoint did, by its name.
     pub endpoints: Vec<(&'static str, Counts)>,
+    /// The region's nodes, as `status` shows them.
+    pub nodes: Vec<NodeStatus>,
     /// Whether a promotion is in progress.
     pub promoting: bool,
     /// The promotions that the record keeps, the newest last.

@@ -181,6 +181,7 @@ pub(super) mod tests {
             stored_bytes: 4096,
             postgres: Ok(Vitals::default()),
             load: Some(Told::new(4)),
+            nodes: Vec::new(),
             promoting: false,
             endpoints: Vec::new(),
             past: Vec::new(),

@@ -117,6 +117,7 @@ pub fn of(facts: &Facts, lags: &Lags) -> Snapshot {
     put_postgres(&mut all, facts);
     put_load(&mut all, facts);
     put_endpoints(&mut all, facts);
+    put_nodes(&mut all, facts);
     #[allow(clippy::cast_precision_loss, reason = "seconds of years")]
     all.put(table::CERTIFICATE_LEFT, &[region], facts.certificate_left_s as f64);
     all
@@ -252,6 +253,18 @@ fn put_load(all: &mut Snapshot, facts: &Facts) {
     all.put(table::LOAD_LOOKS, &[region, "answered"], number(told.looks));
     all.put(table::LOAD_LOOKS, &[region, "missed"], number(told.missed));
     all.put(table::LOAD_TOOK, &[region], us(told.all_us));
+}
+
+fn put_nodes(all: &mut Snapshot, facts: &Facts) {
+    for node in &facts.nodes {
+        let labels = [facts.region.as_str(), &node.name];
+        // One that holds copies alone has no state while it is connected.
+        let up = matches!(node.state.as_str(), "streaming" | "");
+        all.put(table::NODE_UP, &labels, flag(up));
+        if let Some(lag_ms) = node.lag_ms {
+            all.put(table::NODE_LAG, &labels, number(lag_ms) / 1e3);
+        }
+    }
 }
 
 fn put_endpoints(all: &mut Snapshot, facts: &Facts) {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::messages::{
-    ClusterStatus, CopyState, Event, EventsRequest, RegionStatusRequest, RegionView, control_request,
-    control_response,
+    ClusterStatus, CopyState, Event, EventsRequest, RegionStatus, RegionStatusRequest, RegionView,
+    control_request, control_response,
 };
 use proto::{RegionName, RegionState};
 use runtime::clock::{now, steady_us, wall_us};
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use volume::quorum;
 
 use super::Region;
-use super::control::{copy_state, merge, volume_trouble};
+use super::control::{copy_state, merge, tell_of_itself, volume_trouble};
 use crate::config::Config;
 use crate::events::Kind;
 use crate::events::notice::{CopySeen, Held, Notice, Seen};
@@ -49,8 +49,7 @@ const EVENTS_MAX: usize = 100;
 #[derive(Debug)]
 struct Heard {
     at: Instant,
-    copies: Vec<CopyState>,
-    warnings: Vec<String>,
+    row: RegionStatus,
 }
 
 #[derive(Debug, Default)]
@@ -87,13 +86,12 @@ impl Chronicle {
         self.lock().holds
     }
 
-    /// Puts in what other regions said last of their copies, and what needs somebody.
+    /// Puts in what only the other regions themselves know, as they said it last.
     pub(super) fn add_heard(&self, status: &mut ClusterStatus) {
         let inner = self.lock();
         for row in status.regions.iter_mut().filter(|row| row.copies.is_empty()) {
             if let Some(heard) = inner.heard.get(&row.name).filter(|heard| heard.at.elapsed() < FRESH) {
-                row.copies.clone_from(&heard.copies);
-                row.warnings.clone_from(&heard.warnings);
+                tell_of_itself(row, &heard.row);
             }
         }
     }
@@ -122,10 +120,7 @@ impl Chronicle {
         let at_us = wall_us();
         let mut inner = self.lock();
         for row in views.iter().filter_map(|view| view.own.as_ref()) {
-            inner.heard.insert(
-                row.name.clone(),
-                Heard { at: now(), copies: row.copies.clone(), warnings: row.warnings.clone() },
-            );
+            inner.heard.insert(row.name.clone(), Heard { at: now(), row: row.clone() });
         }
         for row in &status.regions {
             inner.hours.entry(row.name.clone()).or_default().push(at_us, row);
@@ -242,6 +237,7 @@ fn tell(config: &Config) -> String {
         lines.push(format!("region {name} bin_dir: {:?}", region.bin_dir));
         lines.push(format!("region {name} http: {:?}", region.http));
         lines.push(format!("region {name} own_process: {:?}", region.own_process));
+        lines.push(format!("region {name} node: {:?}", region.nodes));
         lines.push(format!("region {name} bandwidth: {:?}", region.bandwidth_bits_per_second));
     }
     lines.extend(

@@ -13,11 +13,11 @@ use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use runtime::task::blocking;
 
 use super::Parts;
-use super::engine::Engine;
 use super::follower::{Follower, Hold};
 use super::leader::Leader;
 use super::{look, slots};
 use crate::client;
+use crate::engine::Engine;
 use crate::part::{Cluster, Observed, Trouble};
 use crate::{preflight, secrets};
 

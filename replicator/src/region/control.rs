@@ -156,6 +156,7 @@ impl Region {
             own.detail = if own.detail.is_empty() { trouble } else { format!("{trouble}; {}", own.detail) };
         }
         own.warnings = self.warnings();
+        own.nodes = self.node_rows();
         RegionView { epoch, own: Some(own), secondaries }
     }
 
@@ -206,6 +207,9 @@ impl Region {
     fn recover_volume(&self) -> Result<Answer, Refusal> {
         let recovered = self.volume.recover();
         recovered.map_err(|e| Refusal::new(Kind::NotAllowed, e.to_string()))?;
+        // Redo may be lost that replicas have: they are copied anew.
+        let renumbered = self.file.change(|state| state.data_number = 0);
+        renumbered.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))?;
         tracing::warn!(
             "the volume is opened with three of its copies, on an operator's word that the others are lost for good"
         );
@@ -319,6 +323,13 @@ fn is_primary(view: &RegionView) -> bool {
     view.own.as_ref().is_some_and(|row| row.role == "primary")
 }
 
+/// Puts into `row` what only the region itself knows: its copies, its nodes, and what needs somebody.
+pub(super) fn tell_of_itself(row: &mut RegionStatus, by_itself: &RegionStatus) {
+    row.copies.clone_from(&by_itself.copies);
+    row.nodes.clone_from(&by_itself.nodes);
+    row.warnings.clone_from(&by_itself.warnings);
+}
+
 /// One table of what several daemons said, in the order of the file. What the primary says of a secondary
 /// counts before what that says of itself, except that a region which answers is not unreachable.
 pub(super) fn merge(
@@ -335,9 +346,12 @@ pub(super) fn merge(
         let name = region.name.as_str();
         let by_primary = leading.into_iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
         let by_itself = views.iter().filter_map(|v| v.own.as_ref()).find(|row| row.name == name);
-        let (copies, warnings) =
-            by_itself.map(|row| (row.copies.clone(), row.warnings.clone())).unwrap_or_default();
-        let said = by_primary.or(by_itself).map(|row| RegionStatus { copies, warnings, ..row.clone() });
+        let said = by_primary.or(by_itself).cloned().map(|mut row| {
+            if let Some(by_itself) = by_itself {
+                tell_of_itself(&mut row, by_itself);
+            }
+            row
+        });
         said.unwrap_or_else(|| RegionStatus {
             name: name.into(),
             // A primary is known by itself; where none says that it leads, by the record of who does.
@@ -354,6 +368,8 @@ pub(super) fn merge(
     for row in &rows {
         let words = row.warnings.iter().chain([&row.detail]).filter(|words| !words.is_empty());
         notes.extend(words.map(|words| format!("{}: {words}", row.name)));
+        let nodes = row.nodes.iter().filter(|node| !node.detail.is_empty());
+        notes.extend(nodes.map(|node| format!("{}, node {}: {}", row.name, node.name, node.detail)));
     }
     let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {

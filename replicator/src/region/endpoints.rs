@@ -28,6 +28,7 @@ impl Doors {
             view: parts.voter.view(),
             part: Part::Starting,
             own: Own::Closed(Unfit::Starts),
+            replicas: Vec::new(),
         };
         let others = parts.config.regions.iter().filter(|region| region.name != parts.own.name);
         let places = others.map(RegionConfig::place);
@@ -69,9 +70,10 @@ impl Region {
             (None, Some(follower)) => reads(&follower.facts().await, silent),
             (None, None) => Own::Closed(Unfit::Starts),
         };
+        let replicas = self.readable_nodes();
         // The record last: what it forbids counts at once.
         let part = self.owner.part();
-        Knows { me: self.own.name.clone(), view: self.voter.view(), part, own }
+        Knows { me: self.own.name.clone(), view: self.voter.view(), part, own, replicas }
     }
 }
 

@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 use transport::Stream;
 use volume::{Claim, Volume};
 
-use super::engine::{self, Engine};
 use super::lost;
+use crate::engine::{self, Engine};
 use crate::events::Journal;
 use crate::facts::FollowerFacts;
 use crate::layout::RegionLayout;
-use crate::region_file::{RegionFile, StateError};
+use crate::region_file::{RegionFile, RegionState, StateError};
 
 /// The size of PostgreSQL's WAL segments, as `initdb` makes them.
 const WAL_SEGMENT_BYTES: u64 = 16 << 20;
@@ -199,7 +199,7 @@ impl Follower {
                 follower.follow(expected).await?;
             }
             _ => {
-                follower.record.change(|state| state.system_id = None)?;
+                follower.record.change(RegionState::has_no_data)?;
                 tracing::info!("no data yet: waiting for the primary to send a seed");
             }
         }
@@ -300,7 +300,7 @@ impl Follower {
             tracing::error!("{why}; the primary is asked for a seed");
             *lacks.lock().unwrap_or_else(PoisonError::into_inner) = why;
             // Recorded first: the primary asks again at once, and is then answered so.
-            if let Err(e) = record.change(|state| state.system_id = None) {
+            if let Err(e) = record.change(RegionState::has_no_data) {
                 tracing::error!("{e}");
             }
             inbound.interrupt().await;

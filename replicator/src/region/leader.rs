@@ -12,7 +12,7 @@ use runtime::task::Tasks;
 use tokio::time::Instant;
 
 use super::Parts;
-use super::engine::Engine;
+use crate::engine::Engine;
 use crate::facts::LeaderFacts;
 use crate::part::lease;
 use crate::region_file::StateError;

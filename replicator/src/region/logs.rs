@@ -1,61 +1,13 @@
 //! PostgreSQL's log does not grow for ever: it is looked at once a second.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use postgres::instance::Instance;
-use runtime::task::blocking;
 
 use super::Region;
-use crate::config::LogsConfig;
-use crate::logs::{make_room, older};
-
-/// How often the log is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::logs::put_postgres_aside;
 
 impl Region {
     /// Puts PostgreSQL's log aside whenever it is as large as the configuration in force says, for ever.
     pub(super) async fn put_logs_aside(self: Arc<Self>) {
-        // An earlier daemon may have been killed before it told the collector.
-        let mut untold = true;
-        let mut failed = String::new();
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let (limits, instance) = (self.in_force().logs, self.instance.clone());
-            let looked = blocking("look at PostgreSQL's log", move || look(&instance, limits, untold)).await;
-            let error = match looked {
-                Ok(Ok(still_untold)) => {
-                    untold = still_untold;
-                    continue;
-                }
-                Ok(Err(e)) => e,
-                Err(e) => e.to_string(),
-            };
-            untold = true;
-            if failed != error {
-                tracing::warn!("PostgreSQL's log is not put aside: {error}; it is tried again");
-                failed = error;
-            }
-        }
+        put_postgres_aside(&self.instance, || self.in_force().logs).await;
     }
-}
-
-/// Puts the log aside if it is large, and tells the collector; whether that is still to be told.
-fn look(instance: &Instance, limits: LogsConfig, mut untold: bool) -> Result<bool, String> {
-    if !instance.collects_log() {
-        return Ok(untold);
-    }
-    let log = &instance.options().log_file;
-    let size_bytes = std::fs::metadata(log).map(|metadata| metadata.len()).ok();
-    if size_bytes.is_none_or(|size_bytes| size_bytes >= limits.max_size_bytes) {
-        if size_bytes.is_some() {
-            make_room(log, limits.keep).map_err(|e| e.to_string())?;
-        }
-        instance.put_log_aside(&older(log, 1)).map_err(|e| e.to_string())?;
-        untold = true;
-    }
-    if untold {
-        instance.reopen_log().map_err(|e| e.to_string())?;
-    }
-    Ok(false)
 }

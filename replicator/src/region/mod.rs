@@ -8,7 +8,6 @@ mod chronicle;
 mod cluster;
 mod control;
 mod endpoints;
-mod engine;
 mod follower;
 mod health;
 mod leader;
@@ -16,6 +15,7 @@ mod load;
 mod logs;
 mod look;
 pub mod lost;
+mod nodes;
 pub mod order;
 mod password;
 mod rejoin;
@@ -150,6 +150,7 @@ pub(crate) struct Region {
     health: Health,
     load: load::Known,
     slots: slots::Known,
+    nodes: nodes::Nodes,
     doors: Arc<Doors>,
 }
 
@@ -206,7 +207,7 @@ pub async fn run(
         // What an earlier daemon left running would go on in the directory that is moved.
         instance.stop(Stop::Immediate, rejoin::LEFT_RUNNING).await?;
     }
-    let state = reseed::set_aside(&places, state, &own.own_process)?;
+    let state = reseed::set_aside(&places, state, &own.zones_apart())?;
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
     let (volume, hold) = Volume::start_held(
@@ -259,6 +260,7 @@ pub async fn run(
         health: Health::default(),
         load: load::Known::default(),
         slots: slots::Known::default(),
+        nodes: nodes::Nodes::default(),
         doors,
     });
     let seat: Arc<dyn Seat> = region.clone();
@@ -278,6 +280,7 @@ pub async fn run(
     let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
     let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
     let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
+    let _noting_redo = Task::spawn("note the redo that there is", region.clone().note_redo());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
@@ -349,6 +352,7 @@ impl observe::facts::Source for Region {
                 postgres,
                 load: self.in_force().telemetry.load.then(|| self.load.told()),
                 endpoints: self.doors.counts(),
+                nodes: self.node_rows(),
                 promoting: record.promotion.is_some(),
                 past: record.history,
                 certificate_left_s: self.certificate_ends_s.saturating_sub(now_us / 1_000_000),

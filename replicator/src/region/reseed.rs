@@ -38,6 +38,13 @@ impl Region {
         if let Some(promotion) = record.promotion.or(agreed.promotion) {
             return Err(no(format!("a {} to {} is in progress", promotion.mode, promotion.to)));
         }
+        if let [zone] = self.own.zones_apart()[..] {
+            // Two copies with the old log beside four without one choose neither.
+            return Err(no(format!(
+                "the copies of zone {zone} are another process', and would keep the old log alone: stop that process, move volume/az-{zone} \
+                 aside on its host, take it out of the file (`own_process`, or the node's `zone`), restart this region's daemon, and reseed then"
+            )));
+        }
         let name = name_of(time::OffsetDateTime::now_utc());
         let noted = self.file.change(|state| {
             state.aside.get_or_insert(name);
@@ -56,14 +63,15 @@ fn name_of(at: time::OffsetDateTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}-{:02}-{:02}Z", at.hour(), at.minute(), at.second())
 }
 
-/// Moves aside what `state` says is to be, before anything uses it. Zones of `own_process` keep their copies.
+/// Moves aside what `state` says is to be, before anything uses it. Zones in `apart`, which other processes
+/// hold, keep their copies.
 ///
 /// # Errors
 /// When it cannot be moved; it is tried again at the next start.
 pub(super) fn set_aside(
     places: &RegionLayout,
     mut state: RegionState,
-    own_process: &[char],
+    apart: &[char],
 ) -> Result<RegionState, StateError> {
     let Some(name) = state.aside.clone() else { return Ok(state) };
     let aside = places.aside(&name);
@@ -71,7 +79,7 @@ pub(super) fn set_aside(
     let volume = aside.join("volume");
     private::make_directory(&volume).map_err(|e| failed(&aside, e))?;
     let mut moves = vec![(places.pgdata(), aside.join("pgdata")), (places.lost(), aside.join("lost"))];
-    for zone in ['a', 'b', 'c'].into_iter().filter(|zone| !own_process.contains(zone)) {
+    for zone in ['a', 'b', 'c'].into_iter().filter(|zone| !apart.contains(zone)) {
         let zone = format!("az-{zone}");
         let from = places.volume().join(&zone);
         // A mount point or a link of its own stays: what is in it moves within it.
@@ -99,7 +107,8 @@ pub(super) fn set_aside(
     for directory in [places.directory(), &aside, &volume] {
         std::fs::File::open(directory).and_then(|file| file.sync_all()).map_err(|e| failed(directory, e))?;
     }
-    (state.aside, state.system_id, state.rejoining, state.forgot) = (None, None, false, true);
+    state.has_no_data();
+    (state.aside, state.rejoining, state.forgot) = (None, false, true);
     state.role = Role::Secondary;
     state.save(&places.state())?;
     Ok(state)

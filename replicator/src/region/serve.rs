@@ -138,6 +138,9 @@ impl Daemon for Region {
                 let local = self.own.local_copies();
                 zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
             }
+            open::Purpose::Node(open) => self.attend(open, stream).await,
+            open::Purpose::Feed(open) => self.feed_node(open, stream).await,
+            open::Purpose::Backup(open) => self.send_backup(open, stream).await,
             open::Purpose::Control(ControlRequest { body: Some(body) }) if of_a_voter(&body) => {
                 let Peer::Region(name) = connection.peer() else { return Ok(()) };
                 let answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);

@@ -10,8 +10,8 @@ use bollard::Docker;
 use bollard::models::NetworkCreateRequest;
 use replicator::operator::Operator;
 use replicator_tests::ledger::{Acknowledged, Ledger};
-use replicator_tests::{REGIONS, program, text, until};
-use sqlx::{Connection, PgConnection};
+use replicator_tests::{REGIONS, connect_to, program, text, until};
+use sqlx::PgConnection;
 use tempfile::TempDir;
 use testcontainers::core::{ExecCommand, Mount};
 use testcontainers::runners::AsyncRunner;
@@ -361,9 +361,10 @@ impl Site {
         ledger
     }
 
-    /// A connection to a region.
+    /// A connection to a region, as soon as it takes one: a standby that was rewound may have applied all that
+    /// there is a moment before it lets anybody in.
     pub async fn connect(&self, region: &str) -> PgConnection {
-        PgConnection::connect(&self.url(region)).await.unwrap()
+        connect_to(&self.url(region)).await
     }
 
     // --- what is left

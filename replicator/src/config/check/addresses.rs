@@ -13,12 +13,14 @@ const KEYS: [&str; 5] = ["listen", "postgres", "writer_endpoint", "reader_endpoi
 impl Reader {
     /// No address twice.
     pub(super) fn addresses(&mut self, table: &DeTable<'_>) {
-        let tables = ["region", "witness"].into_iter().filter_map(|key| table.get(key)?.get_ref().as_table());
+        let voters = ["region", "witness"].into_iter().flat_map(|key| named(table, key));
+        let nodes = named(table, "region").flat_map(|(region, table)| {
+            named(table, "node").map(move |(node, table)| (format!("node {node} of {region}"), table))
+        });
         let mut seen: Vec<(SocketAddr, String)> = Vec::new();
-        let mut given: Vec<(Range<usize>, SocketAddr, String)> = tables
-            .flat_map(|table| table.iter())
-            .filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)))
-            .flat_map(|(name, table)| KEYS.map(|key| (name, key, table.get(key))))
+        let mut given: Vec<(Range<usize>, SocketAddr, String)> = voters
+            .chain(nodes)
+            .flat_map(|(name, table)| KEYS.map(|key| (name.clone(), key, table.get(key))))
             .filter_map(|(name, key, value)| {
                 let value = value?;
                 Some((value.span(), value.get_ref().as_str()?.parse().ok()?, format!("{key} of {name}")))
@@ -36,6 +38,13 @@ impl Reader {
             }
         }
     }
+}
+
+/// The tables in the table `key`, by name.
+fn named<'t>(table: &'t DeTable<'_>, key: &str) -> impl Iterator<Item = (String, &'t DeTable<'t>)> {
+    let tables = table.get(key).and_then(|value| value.get_ref().as_table());
+    let named = tables.into_iter().flat_map(|table| table.iter());
+    named.filter_map(|(name, value)| Some((name.get_ref().to_string(), value.get_ref().as_table()?)))
 }
 
 fn overlap(one: IpAddr, other: IpAddr) -> bool {

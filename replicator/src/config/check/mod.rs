@@ -7,6 +7,7 @@ mod commit;
 mod endpoints;
 mod failover;
 mod logs;
+mod nodes;
 mod postgresql;
 mod regions;
 mod telemetry;

@@ -12,13 +12,14 @@ use crate::config::read::{Key, Reader, Value};
 use crate::units;
 
 /// The keys of a region's table.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "role",
     "listen",
     "advertise",
     "postgres",
     "bandwidth",
     "bin_dir",
+    "node",
     "own_process",
     "settings",
     "http",
@@ -56,15 +57,7 @@ impl Reader {
         });
         let (listen, advertise) = self.places(key, table);
         let postgres = self.required(key, table, "postgres", ADDRESS, parse_address);
-        if let (Some(address), Some(value)) = (&postgres, table.get("postgres"))
-            && [WALSENDER_PORT, REWIND_PORT].contains(&address.port())
-        {
-            let what = format!(
-                "port {} is in the name of a socket of Replicator's own beside PostgreSQL's; choose another",
-                address.port()
-            );
-            let _: Option<()> = self.mistake(value.span(), what);
-        }
+        self.port_of_a_socket(table, postgres);
         let bandwidth_bits_per_second =
             self.optional(table, "bandwidth", "a rate, such as \"200Mbit/s\"", units::parse_rate);
         let settings =
@@ -74,6 +67,7 @@ impl Reader {
         let http = self.http(table, beyond);
         let writer_endpoint = self.optional(table, "writer_endpoint", ADDRESS, parse_address);
         let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
+        let nodes = self.nodes(table, &own_process);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         Some(RegionConfig {
@@ -89,7 +83,21 @@ impl Reader {
             bandwidth_bits_per_second,
             settings,
             bin_dir,
+            nodes,
         })
+    }
+
+    /// `postgres` has no port that is in the name of a socket of ours.
+    pub(super) fn port_of_a_socket(&mut self, table: &DeTable<'_>, postgres: Option<SocketAddr>) {
+        if let (Some(address), Some(value)) = (postgres, table.get("postgres"))
+            && [WALSENDER_PORT, REWIND_PORT].contains(&address.port())
+        {
+            let what = format!(
+                "port {} is in the name of a socket of Replicator's own beside PostgreSQL's; choose another",
+                address.port()
+            );
+            let _: Option<()> = self.mistake(value.span(), what);
+        }
     }
 
     /// What is told by HTTP asks nobody who he is: it stays on the machine, unless the file says otherwise.
@@ -105,12 +113,7 @@ impl Reader {
 
     fn zones(&mut self, value: &Value<'_>) -> Vec<char> {
         let wanted = "`own_process` names zones that run by themselves, such as [\"b\", \"c\"]; a region has a, b and c";
-        let zone = |zone: &Value<'_>| match zone.get_ref().as_str() {
-            Some("a") => Some('a'),
-            Some("b") => Some('b'),
-            Some("c") => Some('c'),
-            _ => None,
-        };
+        let zone = |zone: &Value<'_>| zone.get_ref().as_str().and_then(parse_zone);
         let zones = value
             .get_ref()
             .as_array()
@@ -186,6 +189,16 @@ impl Reader {
 /// What an address looks like.
 pub(super) const ADDRESS: &str = "an address with a port, such as \"127.0.0.1:7401\"";
 
-fn parse_address(text: &str) -> Option<SocketAddr> {
+pub(super) fn parse_address(text: &str) -> Option<SocketAddr> {
     text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0)
+}
+
+/// A zone by its letter.
+pub(super) fn parse_zone(text: &str) -> Option<char> {
+    match text {
+        "a" => Some('a'),
+        "b" => Some('b'),
+        "c" => Some('c'),
+        _ => None,
+    }
 }

@@ -15,6 +15,7 @@ mod lag;
 mod links;
 mod load;
 mod rejoin;
+mod replicas;
 mod telemetry;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
@@ -29,7 +30,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench commit [RUNS [PGBENCH-SECONDS]]` or `replicator-bench growth [GIB [GIB]]` or
 /// `replicator-bench drill [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench rejoin [GIB [ONE-ROW-IN]]` or
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
-/// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or
+/// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
 fn main() {
@@ -58,6 +59,7 @@ async fn measure() {
         "commit" => commit::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
+        "replicas" => replicas::run(first.unwrap_or(15)).await,
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
         "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
@@ -69,7 +71,7 @@ async fn measure() {
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, load, telemetry, lag, links"
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, telemetry, lag, links"
             )
         }
     }

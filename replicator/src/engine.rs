@@ -1,5 +1,5 @@
-//! Keeps the region's PostgreSQL running: starts it, takes over one that runs already, starts it again when
-//! it dies.
+//! Keeps a PostgreSQL running, a region's or a node's: starts it, takes over one that runs already, starts it
+//! again when it dies.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl Engine {
 ///
 /// # Errors
 /// When it cannot be stopped.
-pub(super) async fn restart(instance: &Instance) -> Result<(), InstanceError> {
+pub(crate) async fn restart(instance: &Instance) -> Result<(), InstanceError> {
     match instance.stop(Stop::Fast, RESTARTING).await {
         Err(InstanceError::NotStopped(_)) => instance.stop(Stop::Immediate, SHUTDOWN).await,
         other => other,

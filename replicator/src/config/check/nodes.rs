@@ -1,0 +1,63 @@
+//! `[region.….node.…]`: hosts of a region besides that of its daemon.
+
+use std::collections::BTreeSet;
+
+use proto::NodeName;
+use toml::de::DeTable;
+
+use super::regions::{ADDRESS, parse_address, parse_zone};
+use crate::config::model::{NODES_MAX, NodeConfig};
+use crate::config::read::{Key, Reader, Value};
+
+impl Reader {
+    /// The nodes of a region whose zones in `own_process` have processes of their own.
+    pub(super) fn nodes(&mut self, region: &DeTable<'_>, own_process: &[char]) -> Vec<NodeConfig> {
+        let Some((_, table)) = self.section(region, "node") else { return Vec::new() };
+        let named = Reader::in_order(table);
+        if let Some((name, _)) = named.get(NODES_MAX) {
+            let what = format!("a region has at most {NODES_MAX} nodes besides the host of its daemon");
+            let _: Option<()> = self.mistake(name.span(), what);
+        }
+        let mut taken: BTreeSet<char> = own_process.iter().copied().collect();
+        named.into_iter().filter_map(|(key, value)| self.node(key, value, &mut taken)).collect()
+    }
+
+    fn node(&mut self, key: &Key<'_>, value: &Value<'_>, taken: &mut BTreeSet<char>) -> Option<NodeConfig> {
+        let name = match key.get_ref().parse::<NodeName>() {
+            Ok(name) => Some(name),
+            Err(e) => self.mistake(key.span(), e.to_string()),
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            return self.mistake(value.span(), "a node is a table: postgres, zone");
+        };
+        self.known_keys(table, &["postgres", "zone"]);
+        let zone =
+            self.optional(table, "zone", "one of the region's zones: \"a\", \"b\" or \"c\"", parse_zone);
+        let postgres = self.optional(table, "postgres", ADDRESS, parse_address);
+        self.port_of_a_socket(table, postgres);
+        if let (Some(address), Some(given)) = (postgres, table.get("postgres"))
+            && address.ip().is_unspecified()
+        {
+            let what = format!(
+                "{address} is no address at which others reach a node's PostgreSQL: the region's daemon brings readers there"
+            );
+            let _: Option<()> = self.mistake(given.span(), what);
+        }
+        if let (Some(zone), Some(given)) = (zone, table.get("zone"))
+            && !taken.insert(zone)
+        {
+            let what = format!(
+                "the copies of zone {zone} are another process' already: a node's, or by `own_process`"
+            );
+            let _: Option<()> = self.mistake(given.span(), what);
+        }
+        if !table.contains_key("zone") && !table.contains_key("postgres") {
+            let what = format!(
+                "node {} does nothing: give it `postgres`, where its PostgreSQL is reached, or the `zone` whose copies it holds, or both",
+                key.get_ref()
+            );
+            return self.mistake(key.span(), what);
+        }
+        Some(NodeConfig { name: name?, zone, postgres })
+    }
+}

@@ -1,0 +1,111 @@
+//! A node's talk with its region's daemon: it says how it is, and hears what it has to know.
+
+use std::time::Duration;
+
+use proto::messages::{
+    MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeReport, NodeWord, Open, PROTOCOL_VERSION, open,
+};
+use proto::{ClusterId, NodeName};
+use tokio::sync::watch;
+use transport::{Connection, Endpoint, TransportError};
+
+use super::REPORT;
+use super::plan::{Origin, Word};
+use crate::client;
+use crate::config::Place;
+
+/// The wait before going to the region's daemon again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the region's daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the region's daemon may say nothing before the connection is given up.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// The way to the region's daemon.
+pub(super) struct Link {
+    pub(super) place: Place,
+    pub(super) node: NodeName,
+    /// Tells this process from another that says it is the same node.
+    pub(super) process: u64,
+    pub(super) cluster_id: ClusterId,
+    pub(super) endpoint: Endpoint,
+    /// What the region's daemon said last.
+    pub(super) word: watch::Sender<Option<Word>>,
+    /// The connection, while there is one.
+    pub(super) way: watch::Sender<Option<Connection>>,
+}
+
+impl Link {
+    /// The first message of a stream to the region's daemon.
+    pub(super) fn open(&self, purpose: open::Purpose) -> Open {
+        let cluster_id = self.cluster_id.0.to_vec().into();
+        Open { protocol: PROTOCOL_VERSION, cluster_id, purpose: Some(purpose) }
+    }
+
+    /// Goes to the region's daemon again and again, for ever; `report` says how the node is.
+    pub(super) async fn talk(&self, report: impl Fn() -> NodeReport) {
+        let mut last = String::new();
+        loop {
+            let ended = match self.talk_once(&report, &mut last).await {
+                Ok(()) => "the region's daemon closed the connection".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            self.way.send_replace(None);
+            if ended != last {
+                tracing::warn!("{ended}; trying again");
+                last = ended;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn talk_once(
+        &self,
+        report: &impl Fn() -> NodeReport,
+        last: &mut String,
+    ) -> Result<(), TransportError> {
+        let connection = client::connect(&self.endpoint, &self.place, PATIENCE).await?;
+        let node = NodeOpen { node: self.node.to_string(), process: self.process };
+        let stream = connection.open_stream(&self.open(open::Purpose::Node(node))).await?;
+        let (mut sender, mut receiver) = stream.split();
+        let telling = async {
+            loop {
+                sender.send(&report()).await?;
+                tokio::time::sleep(REPORT).await;
+            }
+        };
+        let hearing = async {
+            loop {
+                let word = receiver.receive::<NodeWord>(MAX_CONTROL_MESSAGE_BYTES);
+                let silent = |_| Err(TransportError::Lost("the region's daemon is silent".into()));
+                let word = tokio::time::timeout(SILENT, word).await.unwrap_or_else(silent)?;
+                self.take(word.ok_or(TransportError::Finished)?, &connection, last)?;
+            }
+        };
+        tokio::select! {
+            ended = telling => ended,
+            ended = hearing => ended,
+        }
+    }
+
+    fn take(&self, word: NodeWord, connection: &Connection, last: &mut String) -> Result<(), TransportError> {
+        if let Some(refusal) = word.refusal {
+            return Err(TransportError::Lost(refusal.reason));
+        }
+        if self.way.borrow().is_none() {
+            tracing::info!("the daemon of region {} is reached", self.place.name);
+            last.clear();
+            self.way.send_replace(Some(connection.clone()));
+        }
+        let origin = Some(word.origin).filter(|origin| !origin.is_empty()).map(Origin);
+        let said = Some(Word { origin, missing: Some(word.missing).filter(|id| *id != 0) });
+        self.word.send_if_modified(|word| {
+            let changed = *word != said;
+            *word = said;
+            changed
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,391 @@
+//! A node's PostgreSQL, and what keeps it following.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use postgres::backup::seed::Seed;
+use postgres::installation::Installations;
+use postgres::instance::account::Account;
+use postgres::instance::{Instance, InstanceError, InstanceOptions, Need, Own, Part, Stop};
+use postgres::major::Major;
+use postgres::sockets::socket_dir_for;
+use postgres::vitals::Vitals;
+use proto::RegionState;
+use proto::messages::refusal::Kind as Refused;
+use proto::messages::{BackupOpen, BackupReady, MAX_CONTROL_MESSAGE_BYTES, NodeReport, open};
+use runtime::clock::now;
+use runtime::task::{Task, blocking};
+use secondary::seed::SeedError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use transport::TransportError;
+
+use super::feed::Feed;
+use super::file::{NodeFile, NodeFileError};
+use super::link::Link;
+use super::plan::{Data, Deed, Facts, Origin, next};
+use super::{NodeError, REPORT, Source};
+use crate::config::{Config, LogsConfig, NodeConfig, RegionConfig};
+use crate::engine::{self, Engine};
+use crate::events::{Journal, Kind};
+use crate::layout::Layout;
+use crate::logs::put_postgres_aside;
+use crate::preflight::low_settings;
+
+/// How often it is looked what is to be done, besides at each word of the region's daemon.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether PostgreSQL runs with less than the writer's redo asks for.
+const LOOK_AT_NEEDS: Duration = Duration::from_secs(10);
+
+/// How long PostgreSQL may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The wait before what failed is tried again, at first; it doubles with each …
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// … up to this.
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// How long the region's daemon is waited for before PostgreSQL is started without its word.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// How long a PostgreSQL may take to stop that an earlier process has left running.
+const LEFT_RUNNING: Duration = Duration::from_secs(30);
+
+/// Why a copy of the region's data was not made.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error("the region's daemon is not reached")]
+    NoWay,
+    #[error("{0}")]
+    Busy(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    File(#[from] NodeFileError),
+    #[error("the walsender's socket: {0}")]
+    Socket(std::io::Error),
+}
+
+/// What the node says of itself.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// Why its PostgreSQL does not run, or what went wrong last; often empty.
+    detail: Mutex<String>,
+    copying: AtomicBool,
+    copied_bytes: AtomicU64,
+    copying_bytes: AtomicU64,
+    /// The connections on which its standby is fed.
+    pub(super) fed: AtomicU32,
+}
+
+impl Said {
+    fn say(&self, detail: impl Into<String>) {
+        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = detail.into();
+    }
+}
+
+/// A node's PostgreSQL, and what keeps it following.
+pub(super) struct Replica {
+    region: RegionConfig,
+    node: NodeConfig,
+    link: Arc<Link>,
+    instance: Instance,
+    file: NodeFile,
+    journal: Journal,
+    said: Arc<Said>,
+    /// How large logs get.
+    logs: Mutex<LogsConfig>,
+}
+
+/// What a standby was last seen to need.
+struct Looked {
+    at: Instant,
+    needs: Vec<Need>,
+}
+
+/// A PostgreSQL that runs, and what feeds it.
+struct Following {
+    engine: Engine,
+    _feed: Task<()>,
+}
+
+impl Replica {
+    pub(super) fn new(
+        config: &Config,
+        layout: &Layout,
+        region: &RegionConfig,
+        node: &NodeConfig,
+        listen: SocketAddr,
+        link: Arc<Link>,
+    ) -> Result<Replica, NodeError> {
+        let places = layout.region(&region.name).node(&node.name);
+        let instance = Instance::new(InstanceOptions {
+            installations: Installations::find(config.bin_dir_of(region))?,
+            account: Account::resolve(config.os_user.as_deref())?,
+            data_dir: places.pgdata(),
+            socket_dir: socket_dir_for(places.directory()),
+            listen,
+            log_file: places.postgresql_log(),
+            name: format!("{}-{}", region.name, node.name),
+            settings: config.settings_of(region),
+            hba: config.hba.clone(),
+        });
+        Ok(Replica {
+            file: NodeFile::open(&places.state(), link.cluster_id, &region.name, &node.name)?,
+            journal: Journal::open(&places.events())?,
+            region: region.clone(),
+            node: node.clone(),
+            link,
+            instance,
+            said: Arc::default(),
+            logs: Mutex::new(config.logs),
+        })
+    }
+
+    /// Keeps PostgreSQL following until `stop`, and stops it then.
+    pub(super) async fn run(&self, source: &Source, stop: &CancellationToken) {
+        let mut following = None;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.link.talk(|| self.report()) => {}
+            () = self.keep(&mut following) => {}
+            () = self.reload_when_told(source) => {}
+            () = put_postgres_aside(&self.instance, || self.logs()) => {}
+        }
+        if let Some(Following { engine, .. }) = following
+            && let Err(e) = engine.stop().await
+        {
+            tracing::error!("{e}");
+        }
+    }
+
+    fn logs(&self) -> LogsConfig {
+        *self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The data that are here, whole.
+    fn data(&self) -> Option<Data> {
+        self.file.data().filter(|_| self.instance.exists())
+    }
+
+    fn report(&self) -> NodeReport {
+        let (data, said) = (self.data(), &self.said);
+        let detail = said.detail.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let state = match (&data, detail.is_empty()) {
+            _ if said.copying.load(Ordering::Relaxed) => RegionState::Seeding,
+            (None, _) => RegionState::Waiting,
+            (Some(_), false) => RegionState::Starting,
+            (Some(_), true) if said.fed.load(Ordering::Relaxed) > 0 => RegionState::Streaming,
+            (Some(_), true) => RegionState::Disconnected,
+        };
+        NodeReport {
+            state: state.to_string(),
+            detail,
+            seed_bytes: said.copied_bytes.load(Ordering::Relaxed),
+            seed_total_bytes: said.copying_bytes.load(Ordering::Relaxed),
+            origin: data.map(|data| data.origin.0).unwrap_or_default(),
+        }
+    }
+
+    /// Does what is to be done, for ever.
+    async fn keep(&self, following: &mut Option<Following>) {
+        let mut word = self.link.word.subscribe();
+        let (begun, mut pause, mut failed) = (now(), AGAIN, String::new());
+        let mut looked = Looked { at: begun, needs: Vec::new() };
+        loop {
+            let facts = Facts {
+                data: self.data(),
+                runs: following.is_some(),
+                word: word.borrow_and_update().clone(),
+                waited: begun.elapsed() >= FIRST_WORD,
+            };
+            let tried = match next(&facts) {
+                Deed::Rest(why) => {
+                    let trouble = following.as_ref().and_then(|following| following.engine.trouble());
+                    self.said.say(trouble.or(why.map(str::to_owned)).unwrap_or_default());
+                    if self.said.fed.load(Ordering::Relaxed) > 0 {
+                        pause = AGAIN;
+                    }
+                    if following.is_some() {
+                        self.mend(&mut looked).await;
+                    }
+                    // The sender lives as long as this.
+                    let _ = tokio::time::timeout(LOOK, word.changed()).await;
+                    continue;
+                }
+                Deed::Start => self.start().await.map(|started| *following = Some(started)),
+                Deed::Copy { why, serves } => {
+                    if !serves {
+                        self.stop(following).await;
+                    }
+                    tracing::info!("the data of region {} are copied, as {why}", self.region.name);
+                    self.copy_data(following).await
+                }
+            };
+            let Err(e) = tried else { continue };
+            if failed != e.to_string() {
+                failed = e.to_string();
+                tracing::warn!("{failed}; it is tried again");
+            }
+            self.said.say(&failed);
+            // Others are sent theirs first, or the region's daemon is away: that is no failure of this node.
+            let soon = matches!(e, CopyError::Busy(_) | CopyError::NoWay);
+            tokio::time::sleep(if soon { AGAIN } else { pause }).await;
+            if !soon {
+                pause = (pause * 2).min(AGAIN_MAX);
+            }
+        }
+    }
+
+    /// A standby stops replay where the writer's settings were raised above its own: it is started again with
+    /// what it needs.
+    async fn mend(&self, looked: &mut Looked) {
+        if looked.at.elapsed() < LOOK_AT_NEEDS {
+            return;
+        }
+        looked.at = now();
+        let instance = self.instance.clone();
+        let needs = blocking("look at what the standby needs", move || instance.needs().unwrap_or_default());
+        let needs = needs.await.unwrap_or_default();
+        if needs == looked.needs {
+            return;
+        }
+        let asked = async {
+            let mut session = self.instance.session(ANSWER).await.map_err(|e| e.to_string())?;
+            Vitals::ask(&mut session, ANSWER).await.map_err(|e| e.to_string())
+        };
+        // One that does not answer is asked again.
+        let Ok(vitals) = asked.await else { return };
+        let low = low_settings(&vitals, &needs);
+        looked.needs = needs;
+        if low.is_empty() {
+            return;
+        }
+        tracing::warn!("{}: PostgreSQL is started again with that", low.join("; "));
+        if let Err(e) = engine::restart(&self.instance).await {
+            tracing::error!("{e}");
+        }
+    }
+
+    async fn stop(&self, following: &mut Option<Following>) {
+        if let Some(Following { engine, .. }) = following.take()
+            && let Err(e) = engine.stop().await
+        {
+            tracing::error!("{e}");
+        }
+    }
+
+    /// Starts PostgreSQL on the data that are here, and feeds it.
+    async fn start(&self) -> Result<Following, CopyError> {
+        self.instance.configure(Part::Standby)?;
+        let feed = Feed {
+            link: self.link.clone(),
+            data: self.data().unwrap_or_default(),
+            user_id: self.instance.options().account.user_id,
+            said: self.said.clone(),
+        };
+        let feed = feed.listen(&self.instance).map_err(CopyError::Socket)?;
+        let engine = Engine::start(self.instance.clone(), self.journal.clone());
+        Ok(Following { engine, _feed: feed })
+    }
+
+    /// Replaces the data that are here by a copy of the region's. Where PostgreSQL runs on them, they serve
+    /// until that is whole.
+    async fn copy_data(&self, following: &mut Option<Following>) -> Result<(), CopyError> {
+        self.said.copying.store(true, Ordering::Relaxed);
+        let copied = self.take_copy(following).await;
+        self.said.copying.store(false, Ordering::Relaxed);
+        self.said.copying_bytes.store(0, Ordering::Relaxed);
+        let (name, node) = (&self.region.name, &self.node.name);
+        match &copied {
+            Ok(()) => self.journal.note(
+                Kind::SeedOver,
+                format!("node {node} of {name}: its copy of the region's data is in place; it follows"),
+            ),
+            Err(CopyError::Busy(_) | CopyError::NoWay) => {}
+            Err(e) => self.journal.note(
+                Kind::SeedFailed,
+                format!("node {node} of {name}: the region's data were not copied, {e}; it is tried again"),
+            ),
+        }
+        copied
+    }
+
+    async fn take_copy(&self, following: &mut Option<Following>) -> Result<(), CopyError> {
+        let connection = self.link.way.borrow().clone().ok_or(CopyError::NoWay)?;
+        let options = self.instance.options();
+        let purpose = open::Purpose::Backup(BackupOpen { node: self.node.name.to_string() });
+        let mut stream = connection.open_stream(&self.link.open(purpose)).await?;
+        let ready: Option<BackupReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
+        let ready = ready.ok_or(TransportError::Finished)?;
+        match ready.refusal {
+            Some(refusal) if refusal.kind() == Refused::Busy => return Err(CopyError::Busy(refusal.reason)),
+            Some(refusal) => return Err(CopyError::Refused(refusal.reason)),
+            None => {}
+        }
+        if let Some(why) = options.installations.lacks(Major(ready.major)) {
+            return Err(CopyError::Refused(why));
+        }
+        self.said.copying_bytes.store(ready.total_bytes, Ordering::Relaxed);
+        let seed = Seed::begin(&options.data_dir, &options.account)?;
+        let bytes = seed.counter();
+        let receiving = secondary::seed::receive(&mut stream, seed);
+        let counting = async {
+            loop {
+                self.said.copied_bytes.store(bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+                tokio::time::sleep(REPORT).await;
+            }
+        };
+        let (unpacked, consistent_lsn) = tokio::select! {
+            received = receiving => received?,
+            () = counting => return Err(CopyError::NoWay),
+        };
+        // From here to the end there are none, should this be interrupted.
+        self.file.set(None)?;
+        self.stop(following).await;
+        // A process that was killed may have left one running.
+        self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
+        unpacked.install()?;
+        // Zero is none's.
+        let id = runtime::random::draw::<u64>().max(1);
+        self.file.set(Some(Data { id, origin: Origin(ready.origin) }))?;
+        tracing::info!(lsn = %consistent_lsn, "the copy is in place; it is consistent from {consistent_lsn} on");
+        Ok(())
+    }
+
+    /// Reads the file again each time that is asked for by a signal, and gives PostgreSQL what is its own.
+    async fn reload_when_told(&self, source: &Source) {
+        loop {
+            source.again.notified().await;
+            match self.reload(source).await {
+                Ok(()) => tracing::info!("regions.toml was read again"),
+                Err(why) => tracing::warn!("regions.toml was read again and is not taken: {why}"),
+            }
+        }
+    }
+
+    async fn reload(&self, source: &Source) -> Result<(), String> {
+        let file = source.file.clone();
+        let read = blocking("read regions.toml", move || Config::load(&file).map_err(|e| e.to_string()));
+        let config = read.await.map_err(|e| e.to_string())??;
+        let region = config.region(&self.region.name).ok_or("the file does not have this region")?;
+        source.log.limit(config.logs);
+        *self.logs.lock().unwrap_or_else(PoisonError::into_inner) = config.logs;
+        let own = Own { settings: config.settings_of(region), hba: config.hba.clone() };
+        let took = self.instance.reload(own).await.map_err(|e| e.to_string())?;
+        for (setting, took) in took {
+            tracing::info!("{setting}: {took:?}");
+        }
+        Ok(())
+    }
+}

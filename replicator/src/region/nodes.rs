@@ -1,0 +1,497 @@
+//! The region's nodes besides the host of this daemon: what is known of each, and what each is given: a copy
+//! of the region's data, and its redo. What a node does with that is its own (`node/`).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use postgres::protocol::client::ReplicationClient;
+use postgres::protocol::walsender::StandbyProgress;
+use postgres::wal::segment::SegmentSize;
+use primary::archive::Archive;
+use primary::gate::Held;
+use proto::messages::refusal::Kind;
+use proto::messages::{
+    BackupOpen, BackupReady, FeedOpen, FeedReady, MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeReport,
+    NodeStatus, NodeWord, Refusal,
+};
+use proto::{Lsn, NodeName, RegionState as State, SystemId};
+use runtime::clock::{now, steady_us};
+use runtime::task::{Task, blocking};
+use secondary::feed::{self, Heard};
+use secondary::heard::Heard as Told;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use transport::{Stream, TransportError};
+use volume::{Claim, Volume};
+
+use super::Region;
+use crate::config::NodeConfig;
+use crate::endpoint::way::Replica;
+use crate::node::REPORT;
+use crate::node::plan::Origin;
+use crate::region_file::RegionState;
+use crate::secrets;
+
+/// A node whose last word is older than this is not reached any more.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// A standby that has not said for so long how far it is does not go on. It says so every second.
+const FROZEN: Duration = Duration::from_secs(3);
+
+/// How often the end of the region's redo is noted, to tell how old what a node lacks is.
+const NOTE: Duration = Duration::from_millis(5);
+
+/// How long the redo that a backup begins with may take to be durable.
+const BACKUP_BEGINS: Duration = Duration::from_secs(30);
+
+/// So many nodes are sent a backup at once. Each takes one of the writer's `max_wal_senders`, and the network
+/// and disk that commits go by.
+const BACKUPS_MAX: usize = 2;
+
+/// What is known of the region's nodes.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    known: Mutex<BTreeMap<NodeName, Arc<Node>>>,
+    /// Counts the connections of nodes.
+    connections: AtomicU64,
+    /// When the region's redo ended where.
+    told: Mutex<Told>,
+    backups: Semaphore,
+}
+
+impl Default for Nodes {
+    fn default() -> Nodes {
+        Nodes {
+            known: Mutex::default(),
+            connections: AtomicU64::new(0),
+            told: Mutex::default(),
+            backups: Semaphore::new(BACKUPS_MAX),
+        }
+    }
+}
+
+/// What is known of a node.
+#[derive(Debug, Default)]
+struct Node {
+    /// The connection that serves it; none while none does.
+    attended: Mutex<Option<Attended>>,
+    /// How far its standby has come.
+    progress: watch::Sender<StandbyProgress>,
+    /// When it said so last, since it is fed.
+    reported: Mutex<Option<Instant>>,
+    /// The data of it whose standby has asked for redo that is not kept any more; 0 for none.
+    missing: AtomicU64,
+    /// What a backup keeps for its standby, until that is fed.
+    handed: Mutex<Option<Claim>>,
+}
+
+#[derive(Debug)]
+struct Attended {
+    number: u64,
+    process: u64,
+    /// Ends it, where the node has come again.
+    over: CancellationToken,
+    report: NodeReport,
+    at: Instant,
+}
+
+impl Nodes {
+    fn node(&self, name: &NodeName) -> Arc<Node> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    fn attended(&self) -> MutexGuard<'_, Option<Attended>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reported(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Option<Claim>> {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its report, if it is not too old.
+    fn report(&self) -> Option<NodeReport> {
+        let attended = self.attended();
+        attended.as_ref().filter(|node| node.at.elapsed() < SILENT).map(|node| node.report.clone())
+    }
+
+    /// How far its standby has applied the region's redo; none while that is not known.
+    fn applied(&self) -> Option<Lsn> {
+        self.reported().filter(|at| at.elapsed() < FROZEN).map(|_| self.progress.borrow().applied_lsn)
+    }
+}
+
+impl Region {
+    /// The region's nodes, by the configuration in force.
+    fn its_nodes(&self) -> Vec<NodeConfig> {
+        let force = self.in_force();
+        force.region(&self.own.name).map(|own| own.nodes.clone()).unwrap_or_default()
+    }
+
+    fn its_node(&self, name: &str) -> Result<NodeConfig, Refusal> {
+        let found = self.its_nodes().into_iter().find(|node| node.name.as_str() == name);
+        found.ok_or_else(|| {
+            let reason = format!(
+                "region {} has no node '{name}' in its daemon's regions.toml: add [region.{0}.node.{name}] to the file, and have it read again: replicator reload",
+                self.own.name
+            );
+            Refusal::new(Kind::NotAllowed, reason)
+        })
+    }
+
+    /// What a copy of the region's data is a copy of; none while it has none, or does not know what its
+    /// volume holds.
+    fn origin(&self) -> Option<(Origin, SystemId)> {
+        let known = |state: &RegionState| state.system_id.filter(|_| !state.rejoining);
+        let system_id = known(&self.state()).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
+        if self.state().data_number == 0 {
+            // Zero is none's.
+            let number = runtime::random::draw::<u64>().max(1);
+            let numbered = self.file.change(|state| {
+                if state.data_number == 0 && known(state).is_some() {
+                    state.data_number = number;
+                }
+            });
+            if let Err(e) = numbered {
+                tracing::error!("{e}; nodes are not served");
+            }
+        }
+        let state = self.state();
+        (state.data_number != 0).then(|| (Origin::new(state.data_number), system_id))
+    }
+
+    /// Notes when the region's redo ended where, for as long as it lives.
+    pub(super) async fn note_redo(self: Arc<Self>) {
+        let mut durable = self.volume.watch_durable();
+        loop {
+            let lsn = durable.borrow_and_update().lsn;
+            self.nodes.told().heard(steady_us(), lsn);
+            // The volume lives as long as this.
+            let _ = tokio::time::timeout(Duration::from_millis(100), durable.changed()).await;
+            tokio::time::sleep(NOTE).await;
+        }
+    }
+
+    /// Hears how a node is, and tells it what it has to know, until it goes.
+    pub(super) async fn attend(&self, open: NodeOpen, mut stream: Stream) -> Result<(), TransportError> {
+        let own = match self.its_node(&open.node) {
+            Ok(own) => own,
+            Err(refusal) => {
+                stream.send(&NodeWord { refusal: Some(refusal), ..NodeWord::default() }).await?;
+                stream.finish().await;
+                return Ok(());
+            }
+        };
+        let (name, node) = (&own.name, self.nodes.node(&own.name));
+        let number = self.nodes.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let over = CancellationToken::new();
+        let (mut sender, mut receiver) = stream.split();
+        let hearing = async {
+            while let Some(report) = receiver.receive::<NodeReport>(MAX_CONTROL_MESSAGE_BYTES).await? {
+                let mut attended = node.attended();
+                match attended.as_ref() {
+                    // The one that came last is the node.
+                    Some(other) if other.number > number => return Ok(()),
+                    Some(other) if other.number < number => {
+                        if other.process != open.process && other.at.elapsed() < SILENT {
+                            tracing::warn!(
+                                "node {name}: two processes say that they are it, and the newer one is taken; stop one of them"
+                            );
+                        }
+                        other.over.cancel();
+                    }
+                    Some(_) => {}
+                    None => tracing::info!("node {name} is reached"),
+                }
+                let (over, process, at) = (over.clone(), open.process, now());
+                *attended = Some(Attended { number, process, over, report, at });
+            }
+            Ok(())
+        };
+        let telling = async {
+            // A node that was taken out of the file is told so.
+            while self.its_node(&open.node).is_ok() {
+                let origin = self.origin().map(|(origin, _)| origin.0).unwrap_or_default();
+                let missing = node.missing.load(Ordering::Relaxed);
+                sender.send(&NodeWord { refusal: None, origin, missing }).await?;
+                tokio::time::sleep(REPORT).await;
+            }
+            let refusal = self.its_node(&open.node).err();
+            sender.send(&NodeWord { refusal, ..NodeWord::default() }).await
+        };
+        let ended = tokio::select! {
+            ended = hearing => ended,
+            ended = telling => ended,
+            () = over.cancelled() => Ok(()),
+        };
+        let mut attended = node.attended();
+        if attended.as_ref().is_some_and(|attended| attended.number == number) {
+            *attended = None;
+            // What it needs is kept by age now: it may be gone for good.
+            *node.handed() = None;
+            tracing::warn!("node {name} is gone");
+        }
+        ended
+    }
+
+    /// Feeds a node's standby from the region's volume.
+    pub(super) async fn feed_node(&self, open: FeedOpen, mut stream: Stream) -> Result<(), TransportError> {
+        let busy = |why: &str| Err(Refusal::new(Kind::Busy, why));
+        let found = self.its_node(&open.node).and_then(|own| match self.origin() {
+            Some((origin, system_id)) if origin.0 == open.origin => Ok((own.name, system_id)),
+            Some(_) => busy("the region's redo has begun anew, and the node's data go with what was before"),
+            None => busy("the region has no data yet, or its volume is being opened"),
+        });
+        let (name, system_id) = match found {
+            Ok(found) => found,
+            Err(refusal) => {
+                stream.send(&FeedReady { refusal: Some(refusal) }).await?;
+                stream.finish().await;
+                return Ok(());
+            }
+        };
+        stream.send(&FeedReady::default()).await?;
+        let node = self.nodes.node(&name);
+        let claim = node.handed().take();
+        let claim = claim.unwrap_or_else(|| self.claim(&name));
+        *node.reported() = None;
+        let missing = watch::Sender::default();
+        let keeping = keep(node.clone(), self.volume.clone(), claim, missing.subscribe(), open.data);
+        let _keeping = Task::spawn("keep redo for a node's standby", keeping);
+        let version = self.instance.installation().version.clone();
+        let heard = Heard { progress: node.progress.clone(), missing, ..Heard::default() };
+        tracing::info!("the standby of node {name} is fed");
+        let feeding = feed::serve_standby(stream, self.volume.clone(), system_id, &version, heard);
+        tokio::select! {
+            fed = feeding => match fed {
+                Ok(()) => tracing::info!("the standby of node {name} closed its connection"),
+                Err(e) => tracing::warn!("the connection of node {name}'s standby ended: {e}"),
+            },
+            // What it has goes on with nothing that the region has from here on.
+            () = self.until_other_data(&open) => tracing::info!("the standby of node {name} is fed no more"),
+        }
+        Ok(())
+    }
+
+    /// Returns once the region has other data than those that a standby is fed for.
+    async fn until_other_data(&self, open: &FeedOpen) {
+        let state = self.state();
+        let same = |state: &RegionState| Origin::new(state.data_number).0 == open.origin && !state.rejoining;
+        let mut is_same = same(&state);
+        while is_same && self.its_node(&open.node).is_ok() {
+            tokio::time::sleep(REPORT).await;
+            is_same = same(&self.state());
+        }
+    }
+
+    /// Keeps the redo from the oldest on that there is.
+    fn claim(&self, name: &NodeName) -> Claim {
+        self.volume.claim(&format!("node {name}"), self.volume.bounds().horizon_lsn)
+    }
+
+    /// Sends a node a base backup of the region's PostgreSQL.
+    pub(super) async fn send_backup(
+        &self,
+        open: BackupOpen,
+        mut stream: Stream,
+    ) -> Result<(), TransportError> {
+        let sent = match self.its_node(&open.node) {
+            Ok(own) => self.back_up(&own.name, &mut stream).await,
+            Err(refusal) => Err(refusal),
+        };
+        let name = &open.node;
+        match sent {
+            Ok(()) => tracing::info!("node {name} was sent a copy of the region's data"),
+            Err(refusal) => {
+                if refusal.kind() != Kind::Busy {
+                    tracing::warn!("node {name} is sent no copy of the region's data: {}", refusal.reason);
+                }
+                // After the first chunk it is none that the node waits for; it sees that the stream ends.
+                stream.send(&BackupReady { refusal: Some(refusal), ..BackupReady::default() }).await?;
+            }
+        }
+        stream.finish().await;
+        Ok(())
+    }
+
+    async fn back_up(&self, name: &NodeName, stream: &mut Stream) -> Result<(), Refusal> {
+        let busy = |why: &str| Refusal::new(Kind::Busy, why);
+        fn failed(why: impl ToString) -> Refusal {
+            Refusal::new(Kind::Failed, why.to_string())
+        }
+        let (origin, _) =
+            self.origin().ok_or_else(|| busy("the region has no data yet, or its volume is being opened"))?;
+        let _turn =
+            self.nodes.backups.try_acquire().map_err(|_| busy("other nodes are sent copies first"))?;
+        let instance = self.instance.clone();
+        let look = move || (instance.has_tablespaces(), instance.control_data());
+        let (tablespaces, control) = blocking("look at the data directory", look).await.map_err(failed)?;
+        if tablespaces {
+            let why = "its PostgreSQL has tablespaces besides the default ones, which are not carried";
+            return Err(failed(why));
+        }
+        let segment_size = control.map_or(SegmentSize::USUAL, |control| control.segment_size);
+        let claim = self.claim(name);
+        let connection = self.instance.local_connection();
+        let client = ReplicationClient::connect(&connection).await.map_err(failed)?;
+        let backup = client.base_backup(&format!("replicator node {name}")).await.map_err(failed)?;
+        // A walreceiver asks to start where a WAL segment begins.
+        let begin_lsn = backup.start_lsn.segment_begin(segment_size.bytes());
+        let mut durable = self.volume.watch_durable();
+        let begun = durable.wait_for(|durable| durable.lsn >= begin_lsn);
+        let late = |_| failed(format!("its redo from {begin_lsn} on is not durable yet"));
+        tokio::time::timeout(BACKUP_BEGINS, begun).await.map_err(late)?.map_err(failed)?;
+        claim.advance(begin_lsn);
+        self.still_kept(begin_lsn)?;
+        let ready = BackupReady {
+            refusal: None,
+            origin: origin.0,
+            total_bytes: backup.total_bytes,
+            major: self.instance.installation().major.0,
+        };
+        stream.send(&ready).await.map_err(failed)?;
+        let mut archive = Archive::of(backup).map_err(failed)?;
+        while let Some(chunk) = archive.next().await.map_err(failed)? {
+            // The rest would be sent for nothing.
+            self.still_kept(begin_lsn)?;
+            stream.send(&chunk).await.map_err(failed)?;
+        }
+        *self.nodes.node(name).handed() = Some(claim);
+        Ok(())
+    }
+
+    /// The redo that a backup needs is kept still: no claim keeps more than `max_size`.
+    fn still_kept(&self, begin_lsn: Lsn) -> Result<(), Refusal> {
+        let horizon_lsn = self.volume.bounds().horizon_lsn;
+        if horizon_lsn <= begin_lsn {
+            return Ok(());
+        }
+        let why = format!(
+            "the copy needs redo from {begin_lsn} on, and the oldest that the volume keeps is {horizon_lsn}: give [volume] max_size \
+             more (`replicator reload` is enough)"
+        );
+        Err(Refusal::new(Kind::Failed, why))
+    }
+
+    /// How far a PostgreSQL that has applied all redo up to `applied_lsn` is behind what the region knows;
+    /// none where the region does not know whether it is the newest itself.
+    fn behind(&self, applied_lsn: Lsn) -> Option<Duration> {
+        let (now_us, cluster) = (steady_us(), self.owner.cluster());
+        let lag_us = match (cluster.leader(), cluster.follower()) {
+            (Some(leader), _) if leads_surely(leader.facts().held()) => {
+                self.nodes.told().lag_us(now_us, applied_lsn)
+            }
+            (None, Some(follower)) => follower.inbound.state().heard.lag_us(now_us, applied_lsn),
+            (Some(_), _) | (None, None) => None,
+        };
+        lag_us.map(Duration::from_micros)
+    }
+
+    /// The nodes whose PostgreSQL can be read.
+    pub(super) fn readable_nodes(&self) -> Vec<Replica> {
+        let readable = self.its_nodes().into_iter().filter_map(|own| {
+            let at = own.postgres?;
+            let node = self.nodes.node(&own.name);
+            let streams = |report: &NodeReport| report.state == State::Streaming.as_str();
+            let origin = self.origin()?.0;
+            node.report().filter(|report| streams(report) && report.origin == origin.0)?;
+            let lag = node.applied().and_then(|lsn| self.behind(lsn));
+            Some(Replica { node: own.name, at, lag })
+        });
+        readable.collect()
+    }
+
+    /// The nodes' rows of `status`.
+    pub(super) fn node_rows(&self) -> Vec<NodeStatus> {
+        let rows = self.its_nodes().into_iter().map(|own| {
+            let node = self.nodes.node(&own.name);
+            let (report, reached) = match node.report() {
+                Some(report) => (report, true),
+                None => (NodeReport::default(), false),
+            };
+            let applied_lsn = node.applied().filter(|_| reached && own.postgres.is_some());
+            let lag = applied_lsn.and_then(|lsn| self.behind(lsn));
+            let state = match (own.postgres, reached) {
+                (_, false) => State::Unreachable.as_str().to_owned(),
+                (Some(_), true) => report.state,
+                (None, true) => String::new(),
+            };
+            NodeStatus {
+                name: own.name.to_string(),
+                zone: own.zone.map(String::from).unwrap_or_default(),
+                state,
+                applied_lsn: applied_lsn.map(|lsn| lsn.0),
+                lag_ms: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+                url: own.postgres.map(|address| secrets::url(address, None)).unwrap_or_default(),
+                detail: report.detail,
+                seed_bytes: report.seed_bytes,
+                seed_total_bytes: report.seed_total_bytes,
+            }
+        });
+        rows.collect()
+    }
+}
+
+/// Whether a primary knows that nobody else leads: then what it has is the newest.
+fn leads_surely(held: Option<Held>) -> bool {
+    match held {
+        None | Some(Held::TooFewRegions { .. } | Held::Rpo) => true,
+        Some(Held::Lease | Held::Promotion | Held::GivenUp | Held::Contradicted { .. } | Held::Unasked) => {
+            false
+        }
+    }
+}
+
+/// Keeps the redo that a node's standby has not applied, however old it is, and notes that `data` of it need
+/// some that is gone.
+async fn keep(
+    node: Arc<Node>,
+    volume: Volume,
+    claim: Claim,
+    mut missing: watch::Receiver<Option<Lsn>>,
+    data: u64,
+) {
+    // What an earlier connection said is seen already.
+    let mut progress = node.progress.subscribe();
+    loop {
+        tokio::select! {
+            Ok(()) = progress.changed() => {
+                let (segment, bounds) = (SegmentSize::USUAL.bytes(), volume.bounds());
+                let applied_lsn = progress.borrow_and_update().applied_lsn;
+                // A standby that starts asks from where its WAL segment begins.
+                claim.advance(applied_lsn.segment_begin(segment));
+                *node.reported() = Some(now());
+                // It was given nothing that was not durable: what it has is of another line. A record that
+                // ends a WAL segment counts for all of that, though the rest is still to come.
+                let most_lsn = Lsn(bounds.durable_lsn.segment_begin(segment).0 + segment);
+                if volume.is_open()
+                    && applied_lsn > most_lsn
+                    && node.missing.swap(data, Ordering::Relaxed) != data
+                {
+                    tracing::error!(
+                        "a node's standby has applied redo up to {applied_lsn}, and the region's ends at {}; its data are copied anew",
+                        bounds.durable_lsn
+                    );
+                }
+            }
+            Ok(()) = missing.changed() => {
+                if missing.borrow_and_update().is_some() {
+                    node.missing.store(data, Ordering::Relaxed);
+                }
+            }
+            else => return,
+        }
+    }
+}
