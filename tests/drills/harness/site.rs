@@ -361,8 +361,8 @@ impl Site {
         ledger
     }
 
-    /// A connection to a region, as soon as it takes one: a standby that was rewound may have applied all that
-    /// there is a moment before it lets anybody in.
+    /// A connection to a region, as soon as it takes one: a standby that was rewound may have applied all
+    /// that there is a moment before it lets anybody in.
     pub async fn connect(&self, region: &str) -> PgConnection {
         connect_to(&self.url(region)).await
     }

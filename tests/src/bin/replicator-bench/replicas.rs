@@ -42,8 +42,8 @@ pub async fn run(replicas: u64) {
     let size = size_mib(&mut writer).await;
     cluster.add_node("us-east", last);
     let begin = now();
-    cluster.start();
     assert!(cluster.run(&["reload"]).status.success());
+    cluster.start();
     cluster.until_node_streams("us-east", last).await;
     println!("one more replica of {size} MiB: {:.1} s until it streams", begin.elapsed().as_secs_f64());
 
