@@ -193,8 +193,14 @@ struct File {
     aside: Option<String>,
     #[serde(default)]
     carried: BTreeMap<String, bool>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     data_number: u64,
+}
+
+/// An older daemon reads a file without what it does not know.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl RegionState {

@@ -48,6 +48,13 @@ impl Heard {
         self.heard_us.map(|heard_us| now_us.saturating_sub(heard_us))
     }
 
+    /// Whether the oldest word that is remembered is of redo up to `applied_lsn` at most: how old what is
+    /// before that is, nobody can tell.
+    #[must_use]
+    pub fn covers(&self, applied_lsn: Lsn) -> bool {
+        self.words.front().is_some_and(|(_, lsn)| *lsn <= applied_lsn)
+    }
+
     /// How far a region that has applied all redo up to `applied_lsn` is behind, microseconds; none when the
     /// primary was never heard.
     #[must_use]
@@ -74,6 +81,7 @@ mod tests {
         }
         assert_eq!(heard.lag_us(2_050 * MS, Lsn(1000)), Some(0));
         assert_eq!(heard.lag_us(2_050 * MS, Lsn(999)), Some(1_950 * MS));
+        assert!(heard.covers(Lsn(1000)) && !heard.covers(Lsn(999)), "what is older was never heard of");
         heard.heard(2_100 * MS, Lsn(2000));
         assert_eq!(heard.lag_us(2_101 * MS, Lsn(1000)), Some(MS));
         assert_eq!(heard.lag_us(2_101 * MS, Lsn(2000)), Some(0));

@@ -64,6 +64,7 @@ pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, L
                 }
                 return Ok((seed.finish().await?, Lsn(end.end_lsn)));
             }
+            Some(seed_chunk::Body::Refusal(refusal)) => return Err(SeedError::Refused(refusal.reason)),
             None => {}
         }
     }

@@ -20,8 +20,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// How long the region's daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long the region's daemon may say nothing before the connection is given up.
-const SILENT: Duration = Duration::from_secs(5);
+/// How long the region's daemon may say nothing before the connection is given up: eight of its words.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// The way to the region's daemon.
 pub(super) struct Link {

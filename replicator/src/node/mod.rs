@@ -18,6 +18,7 @@ use postgres::installation::InstallationError;
 use postgres::instance::account::AccountError;
 use proto::messages::NodeReport;
 use proto::{NodeName, RegionName};
+use runtime::task::Task;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, TransportError};
@@ -127,9 +128,13 @@ pub async fn run(
         Some(listen) => Some(Replica::new(&config, &layout, &region, &own, listen, link.clone())?),
         None => None,
     };
+    // The copies are served whatever PostgreSQL's disk does: in a task of their own.
+    let serving = own.zone.map(|zone| {
+        Task::spawn("hold a zone's copies", zone::run(config, layout, name.clone(), zone, stop.clone()))
+    });
     let copies = async {
-        match own.zone {
-            Some(zone) => zone::run(config, layout, name.clone(), zone, stop.clone()).await?,
+        match serving {
+            Some(serving) => serving.await.map_err(|e| NodeError::Io(std::io::Error::other(e)))??,
             None => stop.cancelled().await,
         }
         Ok::<(), NodeError>(())

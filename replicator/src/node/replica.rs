@@ -10,6 +10,7 @@ use postgres::installation::Installations;
 use postgres::instance::account::Account;
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Need, Own, Part, Stop};
 use postgres::major::Major;
+use postgres::protocol::client::ReplicationClient;
 use postgres::sockets::socket_dir_for;
 use postgres::vitals::Vitals;
 use proto::RegionState;
@@ -39,6 +40,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How often it is looked whether PostgreSQL runs with less than the writer's redo asks for.
 const LOOK_AT_NEEDS: Duration = Duration::from_secs(10);
+
+/// How often PostgreSQL is asked whether it answers.
+const ASK: Duration = Duration::from_secs(1);
 
 /// How long PostgreSQL may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -74,6 +78,8 @@ enum CopyError {
     File(#[from] NodeFileError),
     #[error("the walsender's socket: {0}")]
     Socket(std::io::Error),
+    #[error("{0}")]
+    Blocking(String),
 }
 
 /// What the node says of itself.
@@ -86,6 +92,10 @@ pub(super) struct Said {
     copying_bytes: AtomicU64,
     /// The connections on which its standby is fed.
     pub(super) fed: AtomicU32,
+    /// Its PostgreSQL accepts connections, as far as whoever keeps it running knows.
+    runs: AtomicBool,
+    /// Why it does not answer all the same; empty while it does.
+    silent: Mutex<String>,
 }
 
 impl Said {
@@ -161,10 +171,11 @@ impl Replica {
             () = self.keep(&mut following) => {}
             () = self.reload_when_told(source) => {}
             () = put_postgres_aside(&self.instance, || self.logs()) => {}
+            () = self.ask_postgres() => {}
         }
-        if let Some(Following { engine, .. }) = following
-            && let Err(e) = engine.stop().await
-        {
+        self.stop(&mut following).await;
+        // One whose stop was given up just now, or that an earlier process has left running.
+        if let Err(e) = self.instance.stop(Stop::Fast, LEFT_RUNNING).await {
             tracing::error!("{e}");
         }
     }
@@ -181,16 +192,18 @@ impl Replica {
     fn report(&self) -> NodeReport {
         let (data, said) = (self.data(), &self.said);
         let detail = said.detail.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let silent = said.silent.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let state = match (&data, detail.is_empty()) {
             _ if said.copying.load(Ordering::Relaxed) => RegionState::Seeding,
             (None, _) => RegionState::Waiting,
             (Some(_), false) => RegionState::Starting,
+            (Some(_), true) if !silent.is_empty() => RegionState::Silent,
             (Some(_), true) if said.fed.load(Ordering::Relaxed) > 0 => RegionState::Streaming,
             (Some(_), true) => RegionState::Disconnected,
         };
         NodeReport {
             state: state.to_string(),
-            detail,
+            detail: if detail.is_empty() { silent } else { detail },
             seed_bytes: said.copied_bytes.load(Ordering::Relaxed),
             seed_total_bytes: said.copying_bytes.load(Ordering::Relaxed),
             origin: data.map(|data| data.origin.0).unwrap_or_default(),
@@ -212,6 +225,7 @@ impl Replica {
             let tried = match next(&facts) {
                 Deed::Rest(why) => {
                     let trouble = following.as_ref().and_then(|following| following.engine.trouble());
+                    self.said.runs.store(following.is_some() && trouble.is_none(), Ordering::Relaxed);
                     self.said.say(trouble.or(why.map(str::to_owned)).unwrap_or_default());
                     if self.said.fed.load(Ordering::Relaxed) > 0 {
                         pause = AGAIN;
@@ -224,13 +238,7 @@ impl Replica {
                     continue;
                 }
                 Deed::Start => self.start().await.map(|started| *following = Some(started)),
-                Deed::Copy { why, serves } => {
-                    if !serves {
-                        self.stop(following).await;
-                    }
-                    tracing::info!("the data of region {} are copied, as {why}", self.region.name);
-                    self.copy_data(following).await
-                }
+                Deed::Copy { why, serves } => self.copy_data(following, why, serves).await,
             };
             let Err(e) = tried else { continue };
             if failed != e.to_string() {
@@ -244,6 +252,29 @@ impl Replica {
             if !soon {
                 pause = (pause * 2).min(AGAIN_MAX);
             }
+        }
+    }
+
+    /// Asks PostgreSQL each second as a client would, for ever: a process that exists may answer nobody.
+    async fn ask_postgres(&self) {
+        let mut missed = 0;
+        loop {
+            tokio::time::sleep(ASK).await;
+            let asked = async {
+                let mut client = ReplicationClient::connect(&self.instance.watching_connection()).await?;
+                client.show("server_version").await
+            };
+            let runs = || self.said.runs.load(Ordering::Relaxed);
+            let why = match tokio::time::timeout(ANSWER, asked).await {
+                _ if !runs() => None,
+                Ok(Ok(_)) => None,
+                Ok(Err(e)) => Some(e.to_string()),
+                Err(_) => Some(format!("no answer within {} s", ANSWER.as_secs())),
+            };
+            missed = if why.is_some() { missed + 1 } else { 0 };
+            // One miss may be a restart that is not known yet.
+            let words = why.filter(|_| missed > 1).map(|why| format!("PostgreSQL does not answer: {why}"));
+            *self.said.silent.lock().unwrap_or_else(PoisonError::into_inner) = words.unwrap_or_default();
         }
     }
 
@@ -301,9 +332,18 @@ impl Replica {
 
     /// Replaces the data that are here by a copy of the region's. Where PostgreSQL runs on them, they serve
     /// until that is whole.
-    async fn copy_data(&self, following: &mut Option<Following>) -> Result<(), CopyError> {
-        self.said.copying.store(true, Ordering::Relaxed);
-        let copied = self.take_copy(following).await;
+    async fn copy_data(
+        &self,
+        following: &mut Option<Following>,
+        why: &str,
+        serves: bool,
+    ) -> Result<(), CopyError> {
+        if !serves {
+            self.stop(following).await;
+            // A process that was killed may have left one running.
+            self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
+        }
+        let copied = self.take_copy(following, why).await;
         self.said.copying.store(false, Ordering::Relaxed);
         self.said.copying_bytes.store(0, Ordering::Relaxed);
         let (name, node) = (&self.region.name, &self.node.name);
@@ -321,7 +361,7 @@ impl Replica {
         copied
     }
 
-    async fn take_copy(&self, following: &mut Option<Following>) -> Result<(), CopyError> {
+    async fn take_copy(&self, following: &mut Option<Following>, why: &str) -> Result<(), CopyError> {
         let connection = self.link.way.borrow().clone().ok_or(CopyError::NoWay)?;
         let options = self.instance.options();
         let purpose = open::Purpose::Backup(BackupOpen { node: self.node.name.to_string() });
@@ -336,8 +376,13 @@ impl Replica {
         if let Some(why) = options.installations.lacks(Major(ready.major)) {
             return Err(CopyError::Refused(why));
         }
+        tracing::info!("the data of region {} are copied, as {why}", self.region.name);
+        self.said.copying.store(true, Ordering::Relaxed);
         self.said.copying_bytes.store(ready.total_bytes, Ordering::Relaxed);
-        let seed = Seed::begin(&options.data_dir, &options.account)?;
+        let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
+        let begin = move || Seed::begin(&data_dir, &account);
+        let seed =
+            blocking("begin a copy", begin).await.map_err(|e| CopyError::Blocking(e.to_string()))??;
         let bytes = seed.counter();
         let receiving = secondary::seed::receive(&mut stream, seed);
         let counting = async {
@@ -353,9 +398,9 @@ impl Replica {
         // From here to the end there are none, should this be interrupted.
         self.file.set(None)?;
         self.stop(following).await;
-        // A process that was killed may have left one running.
         self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
-        unpacked.install()?;
+        let installed = blocking("put a copy in place", move || unpacked.install()).await;
+        installed.map_err(|e| CopyError::Blocking(e.to_string()))??;
         // Zero is none's.
         let id = runtime::random::draw::<u64>().max(1);
         self.file.set(Some(Data { id, origin: Origin(ready.origin) }))?;

@@ -205,11 +205,12 @@ impl Region {
     }
 
     fn recover_volume(&self) -> Result<Answer, Refusal> {
-        let recovered = self.volume.recover();
-        recovered.map_err(|e| Refusal::new(Kind::NotAllowed, e.to_string()))?;
-        // Redo may be lost that replicas have: they are copied anew.
+        // Redo may be lost that replicas have: they are copied anew. That is written before, as a copy that
+        // need not be does no harm.
         let renumbered = self.file.change(|state| state.data_number = 0);
         renumbered.map_err(|e| Refusal::new(Kind::Failed, e.to_string()))?;
+        let recovered = self.volume.recover();
+        recovered.map_err(|e| Refusal::new(Kind::NotAllowed, e.to_string()))?;
         tracing::warn!(
             "the volume is opened with three of its copies, on an operator's word that the others are lost for good"
         );

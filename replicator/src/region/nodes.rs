@@ -14,7 +14,7 @@ use primary::gate::Held;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     BackupOpen, BackupReady, FeedOpen, FeedReady, MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeReport,
-    NodeStatus, NodeWord, Refusal,
+    NodeStatus, NodeWord, Refusal, SeedChunk, seed_chunk,
 };
 use proto::{Lsn, NodeName, RegionState as State, SystemId};
 use runtime::clock::{now, steady_us};
@@ -30,6 +30,7 @@ use volume::{Claim, Volume};
 use super::Region;
 use crate::config::NodeConfig;
 use crate::endpoint::way::Replica;
+use crate::facts::LeaderFacts;
 use crate::node::REPORT;
 use crate::node::plan::Origin;
 use crate::region_file::RegionState;
@@ -84,9 +85,14 @@ struct Node {
     reported: Mutex<Option<Instant>>,
     /// The data of it whose standby has asked for redo that is not kept any more; 0 for none.
     missing: AtomicU64,
-    /// What a backup keeps for its standby, until that is fed.
-    handed: Mutex<Option<Claim>>,
+    /// What is kept for its standby while that is not fed.
+    handed: Mutex<Option<Arc<Claim>>>,
+    /// When it was said last that two processes say that they are it.
+    warned: Mutex<Option<Instant>>,
 }
+
+/// How often it is said that two processes say that they are the same node.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Attended {
@@ -117,8 +123,26 @@ impl Node {
         self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn handed(&self) -> MutexGuard<'_, Option<Claim>> {
+    fn handed(&self) -> MutexGuard<'_, Option<Arc<Claim>>> {
         self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time to say that two processes say that they are it.
+    fn warns(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if due {
+            *warned = Some(now());
+        }
+        due
+    }
+
+    /// Keeps this for its standby until that is fed again, while the node is there.
+    fn hand(&self, claim: Arc<Claim>) {
+        let attended = self.attended();
+        if attended.is_some() {
+            *self.handed() = Some(claim);
+        }
     }
 
     /// Its report, if it is not too old.
@@ -154,30 +178,43 @@ impl Region {
     /// What a copy of the region's data is a copy of; none while it has none, or does not know what its
     /// volume holds.
     fn origin(&self) -> Option<(Origin, SystemId)> {
-        let known = |state: &RegionState| state.system_id.filter(|_| !state.rejoining);
-        let system_id = known(&self.state()).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
-        if self.state().data_number == 0 {
-            // Zero is none's.
-            let number = runtime::random::draw::<u64>().max(1);
-            let numbered = self.file.change(|state| {
-                if state.data_number == 0 && known(state).is_some() {
+        let state = self.state();
+        let system_id = numbers(&state).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
+        (state.data_number != 0).then(|| (Origin::new(state.data_number), system_id))
+    }
+
+    /// Draws a number for the region's data, if they have none yet.
+    async fn number_data(&self) -> Result<(), String> {
+        let state = self.state();
+        if state.data_number != 0 || numbers(&state).is_none() || !self.volume.is_open() {
+            return Ok(());
+        }
+        let (file, number) = (self.file.clone(), runtime::random::draw::<u64>().max(1));
+        let draw = move || {
+            file.change(|state| {
+                if state.data_number == 0 && numbers(state).is_some() {
                     state.data_number = number;
                 }
-            });
-            if let Err(e) = numbered {
-                tracing::error!("{e}; nodes are not served");
-            }
-        }
-        let state = self.state();
-        (state.data_number != 0).then(|| (Origin::new(state.data_number), system_id))
+            })
+        };
+        let drawn = blocking("number the region's data", draw).await;
+        drawn.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
     /// Notes when the region's redo ended where, for as long as it lives.
     pub(super) async fn note_redo(self: Arc<Self>) {
-        let mut durable = self.volume.watch_durable();
+        let (mut durable, mut noted_lsn) = (self.volume.watch_durable(), Lsn::ZERO);
         loop {
             let lsn = durable.borrow_and_update().lsn;
-            self.nodes.told().heard(steady_us(), lsn);
+            if lsn < noted_lsn {
+                // It has begun anew: what was before is of another line.
+                *self.nodes.told() = Told::default();
+            }
+            noted_lsn = lsn;
+            // Before the volume is open it ends nowhere.
+            if lsn > Lsn::ZERO {
+                self.nodes.told().heard(steady_us(), lsn);
+            }
             // The volume lives as long as this.
             let _ = tokio::time::timeout(Duration::from_millis(100), durable.changed()).await;
             tokio::time::sleep(NOTE).await;
@@ -205,7 +242,9 @@ impl Region {
                     // The one that came last is the node.
                     Some(other) if other.number > number => return Ok(()),
                     Some(other) if other.number < number => {
-                        if other.process != open.process && other.at.elapsed() < SILENT {
+                        // One that was killed has not said anything for longer than this.
+                        let lives = other.at.elapsed() < REPORT * 2;
+                        if other.process != open.process && lives && node.warns() {
                             tracing::warn!(
                                 "node {name}: two processes say that they are it, and the newer one is taken; stop one of them"
                             );
@@ -222,7 +261,14 @@ impl Region {
         };
         let telling = async {
             // A node that was taken out of the file is told so.
+            let mut failed = String::new();
             while self.its_node(&open.node).is_ok() {
+                if let Err(why) = self.number_data().await
+                    && failed != why
+                {
+                    tracing::error!("node {name} is given nothing: {why}");
+                    failed = why;
+                }
                 let origin = self.origin().map(|(origin, _)| origin.0).unwrap_or_default();
                 let missing = node.missing.load(Ordering::Relaxed);
                 sender.send(&NodeWord { refusal: None, origin, missing }).await?;
@@ -250,7 +296,12 @@ impl Region {
     pub(super) async fn feed_node(&self, open: FeedOpen, mut stream: Stream) -> Result<(), TransportError> {
         let busy = |why: &str| Err(Refusal::new(Kind::Busy, why));
         let found = self.its_node(&open.node).and_then(|own| match self.origin() {
-            Some((origin, system_id)) if origin.0 == open.origin => Ok((own.name, system_id)),
+            Some((origin, system_id)) if origin.0 == open.origin => {
+                match self.nodes.node(&own.name).missing.load(Ordering::Relaxed) == open.data {
+                    true => busy("its standby needs redo that the region does not keep any more"),
+                    false => Ok((own.name, system_id)),
+                }
+            }
             Some(_) => busy("the region's redo has begun anew, and the node's data go with what was before"),
             None => busy("the region has no data yet, or its volume is being opened"),
         });
@@ -268,7 +319,7 @@ impl Region {
         let claim = claim.unwrap_or_else(|| self.claim(&name));
         *node.reported() = None;
         let missing = watch::Sender::default();
-        let keeping = keep(node.clone(), self.volume.clone(), claim, missing.subscribe(), open.data);
+        let keeping = keep(node.clone(), self.volume.clone(), claim.clone(), missing.subscribe(), open.data);
         let _keeping = Task::spawn("keep redo for a node's standby", keeping);
         let version = self.instance.installation().version.clone();
         let heard = Heard { progress: node.progress.clone(), missing, ..Heard::default() };
@@ -282,6 +333,7 @@ impl Region {
             // What it has goes on with nothing that the region has from here on.
             () = self.until_other_data(&open) => tracing::info!("the standby of node {name} is fed no more"),
         }
+        node.hand(claim);
         Ok(())
     }
 
@@ -297,8 +349,8 @@ impl Region {
     }
 
     /// Keeps the redo from the oldest on that there is.
-    fn claim(&self, name: &NodeName) -> Claim {
-        self.volume.claim(&format!("node {name}"), self.volume.bounds().horizon_lsn)
+    fn claim(&self, name: &NodeName) -> Arc<Claim> {
+        Arc::new(self.volume.claim(&format!("node {name}"), self.volume.bounds().horizon_lsn))
     }
 
     /// Sends a node a base backup of the region's PostgreSQL.
@@ -307,8 +359,9 @@ impl Region {
         open: BackupOpen,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
+        let mut begun = false;
         let sent = match self.its_node(&open.node) {
-            Ok(own) => self.back_up(&own.name, &mut stream).await,
+            Ok(own) => self.back_up(&own.name, &mut stream, &mut begun).await,
             Err(refusal) => Err(refusal),
         };
         let name = &open.node;
@@ -318,15 +371,24 @@ impl Region {
                 if refusal.kind() != Kind::Busy {
                     tracing::warn!("node {name} is sent no copy of the region's data: {}", refusal.reason);
                 }
-                // After the first chunk it is none that the node waits for; it sees that the stream ends.
-                stream.send(&BackupReady { refusal: Some(refusal), ..BackupReady::default() }).await?;
+                match begun {
+                    true => {
+                        stream.send(&SeedChunk { body: Some(seed_chunk::Body::Refusal(refusal)) }).await?
+                    }
+                    false => {
+                        stream
+                            .send(&BackupReady { refusal: Some(refusal), ..BackupReady::default() })
+                            .await?;
+                    }
+                }
             }
         }
         stream.finish().await;
         Ok(())
     }
 
-    async fn back_up(&self, name: &NodeName, stream: &mut Stream) -> Result<(), Refusal> {
+    /// `begun` once the first answer has left.
+    async fn back_up(&self, name: &NodeName, stream: &mut Stream, begun: &mut bool) -> Result<(), Refusal> {
         let busy = |why: &str| Refusal::new(Kind::Busy, why);
         fn failed(why: impl ToString) -> Refusal {
             Refusal::new(Kind::Failed, why.to_string())
@@ -350,9 +412,9 @@ impl Region {
         // A walreceiver asks to start where a WAL segment begins.
         let begin_lsn = backup.start_lsn.segment_begin(segment_size.bytes());
         let mut durable = self.volume.watch_durable();
-        let begun = durable.wait_for(|durable| durable.lsn >= begin_lsn);
+        let there = durable.wait_for(|durable| durable.lsn >= begin_lsn);
         let late = |_| failed(format!("its redo from {begin_lsn} on is not durable yet"));
-        tokio::time::timeout(BACKUP_BEGINS, begun).await.map_err(late)?.map_err(failed)?;
+        tokio::time::timeout(BACKUP_BEGINS, there).await.map_err(late)?.map_err(failed)?;
         claim.advance(begin_lsn);
         self.still_kept(begin_lsn)?;
         let ready = BackupReady {
@@ -362,13 +424,14 @@ impl Region {
             major: self.instance.installation().major.0,
         };
         stream.send(&ready).await.map_err(failed)?;
+        *begun = true;
         let mut archive = Archive::of(backup).map_err(failed)?;
         while let Some(chunk) = archive.next().await.map_err(failed)? {
             // The rest would be sent for nothing.
             self.still_kept(begin_lsn)?;
             stream.send(&chunk).await.map_err(failed)?;
         }
-        *self.nodes.node(name).handed() = Some(claim);
+        self.nodes.node(name).hand(claim);
         Ok(())
     }
 
@@ -390,10 +453,14 @@ impl Region {
     fn behind(&self, applied_lsn: Lsn) -> Option<Duration> {
         let (now_us, cluster) = (steady_us(), self.owner.cluster());
         let lag_us = match (cluster.leader(), cluster.follower()) {
-            (Some(leader), _) if leads_surely(leader.facts().held()) => {
-                self.nodes.told().lag_us(now_us, applied_lsn)
+            (Some(leader), _) if leads_surely(&leader.facts()) => {
+                let told = self.nodes.told();
+                told.lag_us(now_us, applied_lsn).filter(|_| told.covers(applied_lsn))
             }
-            (None, Some(follower)) => follower.inbound.state().heard.lag_us(now_us, applied_lsn),
+            (None, Some(follower)) => {
+                let heard = follower.inbound.state().heard;
+                heard.lag_us(now_us, applied_lsn).filter(|_| heard.covers(applied_lsn))
+            }
             (Some(_), _) | (None, None) => None,
         };
         lag_us.map(Duration::from_micros)
@@ -444,14 +511,21 @@ impl Region {
     }
 }
 
+/// The system of the data that a region has, if a copy of them can be made.
+fn numbers(state: &RegionState) -> Option<SystemId> {
+    state.system_id.filter(|_| !state.rejoining)
+}
+
 /// Whether a primary knows that nobody else leads: then what it has is the newest.
-fn leads_surely(held: Option<Held>) -> bool {
-    match held {
+fn leads_surely(leader: &LeaderFacts) -> bool {
+    let leads = match leader.held() {
         None | Some(Held::TooFewRegions { .. } | Held::Rpo) => true,
         Some(Held::Lease | Held::Promotion | Held::GivenUp | Held::Contradicted { .. } | Held::Unasked) => {
             false
         }
-    }
+    };
+    // What holds its commits is as old as the last word with its writer; its lease is known now.
+    leads && leader.lease_left_us.map_or(leader.reader.streaming, |left_us| left_us > 0)
 }
 
 /// Keeps the redo that a node's standby has not applied, however old it is, and notes that `data` of it need
@@ -459,7 +533,7 @@ fn leads_surely(held: Option<Held>) -> bool {
 async fn keep(
     node: Arc<Node>,
     volume: Volume,
-    claim: Claim,
+    claim: Arc<Claim>,
     mut missing: watch::Receiver<Option<Lsn>>,
     data: u64,
 ) {
