@@ -349,6 +349,10 @@ impl World {
         let head = &mut self.heads[index];
         let begun = head.log.reset(begin).map_err(|e| e.to_string())?;
         if let Some(generation) = begun {
+            // No copy has anything of it yet.
+            if head.log.phase() == Phase::Open || head.log.durable() != Durable::default() {
+                return Err(format!("daemon {index} calls log {generation} open, and has only begun it"));
+            }
             head.reset = Some((generation, begin));
             head.content.clear();
             head.checked = Durable::default();
