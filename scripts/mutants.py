@@ -27,7 +27,7 @@ LINES = [
     ("volume", "volume/src/log.rs", "pub fn reset(", "        (self.durable, self.phase) = (Durable::default(), Phase::Opening);", "a reset log is open once it is durable"),
     ("coordination", "coordination/src/register.rs", "pub fn prepare(", "        self.promised = number;", "a promise is remembered"),
     ("coordination", "coordination/src/register.rs", "pub fn accept(", "        self.accepted = proposal.clone();", "what was accepted is told the next proposer"),
-    ("coordination", "coordination/src/region.rs", "pub fn standing(", "            return Some(forbidden);", "what is forbidden counts at once"),
+    # Not in the list: `return Some(forbidden)` in `View::standing`. Without it the standing of who is forbidden is unknown, which allows nothing either.
     ("coordination", "coordination/src/region.rs", "fn follows(", "        Part::Following if facts.writer_runs => Deed::StepDown,", "a writer that runs in a follower is stopped"),
     ("coordination", "coordination/src/region.rs", "fn follows(", "        Part::Leading { .. } | Part::Stopping { .. } => Deed::StepDown,", "a replaced primary stops"),
     ("coordination", "coordination/src/region.rs", "fn leads(", "        Part::Following if standing == Standing::Leads && view.is_handing_over() => Deed::Rest,", "a writer stopped for a switchover stays so"),
