@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::{Journal, Kind};
 
+/// How long a PostgreSQL may take to stop that a process which was killed has left running.
+pub(crate) const LEFT_RUNNING: Duration = Duration::from_secs(30);
+
 /// How often a running PostgreSQL is looked at.
 const WATCH: Duration = Duration::from_millis(250);
 

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, connect_to, free_port, until, with_children};
+use replicator_tests::{Cluster, connect_to, fill_bulk, free_port, make_bulk, until, with_children};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::row;
@@ -92,8 +91,7 @@ async fn a_replica_comes_back_with_what_it_has_and_one_that_was_away_too_long_is
     cluster.until_level().await;
 
     // The node's process alone is killed: PostgreSQL goes on, and the next process takes it over.
-    let before =
-        std::fs::read_to_string(cluster.node("us-east", "n1").join("pgdata/postmaster.pid")).unwrap();
+    let before = cluster.node_postmaster("us-east", "n1");
     cluster.kill_node("us-east", "n1", false).await;
     until("that is told", || async { cluster.node_row("us-east", "n1")["state"] == "unreachable" }).await;
     until("its copies are away", || async {
@@ -104,8 +102,7 @@ async fn a_replica_comes_back_with_what_it_has_and_one_that_was_away_too_long_is
     cluster.start();
     cluster.until_level().await;
     cluster.until_whole("us-east").await;
-    let after = std::fs::read_to_string(cluster.node("us-east", "n1").join("pgdata/postmaster.pid")).unwrap();
-    assert_eq!(before.lines().next(), after.lines().next(), "PostgreSQL was taken over");
+    assert_eq!(cluster.node_postmaster("us-east", "n1"), before, "PostgreSQL was taken over");
 
     // All of the node, and the region's daemon: each comes back by itself.
     cluster.kill_node("us-east", "n1", true).await;
@@ -117,11 +114,9 @@ async fn a_replica_comes_back_with_what_it_has_and_one_that_was_away_too_long_is
     // Away for longer than redo is kept.
     cluster.kill_node("us-east", "n1", true).await;
     let mut primary = cluster.connect("us-east").await;
-    primary.execute("CREATE TABLE bulk (filler bytea) WITH (autovacuum_enabled = off)").await.unwrap();
+    make_bulk(&mut primary).await;
     for _ in 0..30 {
-        let rows = "INSERT INTO bulk SELECT string_agg(decode(md5(random()::text), 'hex'), '') \
-                    FROM generate_series(1, 400000) AS g GROUP BY g / 100";
-        primary.execute(rows).await.unwrap();
+        fill_bulk(&mut primary).await;
     }
     cluster.start();
     cluster.until_level().await;
@@ -157,9 +152,7 @@ async fn readers_are_spread_over_replicas_and_brought_to_none_that_does_not_go_o
     assert_eq!(seen[1], BTreeSet::from(both), "a secondary's standby and its replica");
 
     // One freezes: it does not go on, and no reader is brought to it.
-    let postmaster =
-        std::fs::read_to_string(cluster.node("us-east", "n1").join("pgdata/postmaster.pid")).unwrap();
-    let frozen = with_children(Pid::from_raw(postmaster.lines().next().unwrap().parse().unwrap()));
+    let frozen = with_children(cluster.node_postmaster("us-east", "n1"));
     for process in &frozen {
         kill(*process, Signal::SIGSTOP).unwrap();
     }

@@ -1,7 +1,6 @@
 //! A secondary is away for so long that its redo has left the primary's volume: it is seeded again by itself.
 
-use replicator_tests::now;
-use sqlx::Executor;
+use replicator_tests::{fill_bulk, make_bulk, now};
 
 use crate::harness::{Plan, drill, gap_ms};
 
@@ -21,12 +20,9 @@ async fn away_past_retention() {
         let begin = now();
         // Redo that does not compress, more than the volume keeps.
         let mut primary = site.connect("us-east").await;
-        // A vacuum of it would write it all once more, at a moment of its own, and a seed be sent in vain.
-        primary.execute("CREATE TABLE bulk (filler bytea) WITH (autovacuum_enabled = off)").await.unwrap();
+        make_bulk(&mut primary).await;
         for _ in 0..30 {
-            let rows = "INSERT INTO bulk SELECT string_agg(decode(md5(random()::text), 'hex'), '') \
-                        FROM generate_series(1, 400000) AS g GROUP BY g / 100";
-            primary.execute(rows).await.unwrap();
+            fill_bulk(&mut primary).await;
         }
         let end = now();
         site.start("eu-west").await;

@@ -27,7 +27,7 @@ use postgres::installation::Installation;
 use replicator::config::Config;
 use replicator::layout::Layout;
 use replicator::operator::Operator;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -319,8 +319,13 @@ impl Cluster {
     /// The process of a region's PostgreSQL.
     #[must_use]
     pub fn postmaster(&self, region: &str) -> Pid {
-        let content = std::fs::read_to_string(self.region(region).join("pgdata/postmaster.pid")).unwrap();
-        Pid::from_raw(content.lines().next().unwrap().trim().parse().unwrap())
+        postmaster_in(&self.region(region))
+    }
+
+    /// The process of a node's PostgreSQL.
+    #[must_use]
+    pub fn node_postmaster(&self, region: &str, node: &str) -> Pid {
+        postmaster_in(&self.node(region, node))
     }
 
     /// Kills a region's daemon and, `with_postgresql`, its PostgreSQL, as kill -9 does.
@@ -492,6 +497,25 @@ pub async fn connect_to(url: &str) -> PgConnection {
         }
         pause().await;
     }
+}
+
+/// The process of the PostgreSQL in `place`.
+fn postmaster_in(place: &Path) -> Pid {
+    let content = std::fs::read_to_string(place.join("pgdata/postmaster.pid")).unwrap();
+    Pid::from_raw(content.lines().next().unwrap().trim().parse().unwrap())
+}
+
+/// Makes a table for [`fill_bulk`]. A vacuum would write it all once more, at a moment of its own: none does.
+pub async fn make_bulk(connection: &mut PgConnection) {
+    let table = "CREATE TABLE bulk (filler bytea) WITH (autovacuum_enabled = off)";
+    connection.execute(table).await.unwrap();
+}
+
+/// Writes some 6 MiB of redo that does not compress.
+pub async fn fill_bulk(connection: &mut PgConnection) {
+    let rows = "INSERT INTO bulk SELECT string_agg(decode(md5(random()::text), 'hex'), '') \
+                FROM generate_series(1, 400000) AS g GROUP BY g / 100";
+    connection.execute(rows).await.unwrap();
 }
 
 /// Kills the process that holds `lock` and, `with_postgresql`, the PostgreSQL in `place`.

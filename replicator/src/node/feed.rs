@@ -15,7 +15,7 @@ use transport::TransportError;
 
 use super::link::Link;
 use super::plan::Data;
-use super::replica::Said;
+use super::said::Said;
 use crate::endpoint::relay::{down, up};
 
 /// How long the region's daemon may take to begin to feed a standby.

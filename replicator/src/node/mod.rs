@@ -9,6 +9,7 @@ mod file;
 mod link;
 pub mod plan;
 mod replica;
+mod said;
 
 use std::path::PathBuf;
 use std::sync::Arc;

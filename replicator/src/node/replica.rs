@@ -1,7 +1,7 @@
 //! A node's PostgreSQL, and what keeps it following.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +13,8 @@ use postgres::major::Major;
 use postgres::protocol::client::ReplicationClient;
 use postgres::sockets::socket_dir_for;
 use postgres::vitals::Vitals;
-use proto::RegionState;
 use proto::messages::refusal::Kind as Refused;
-use proto::messages::{BackupOpen, BackupReady, MAX_CONTROL_MESSAGE_BYTES, NodeReport, open};
+use proto::messages::{BackupOpen, BackupReady, MAX_CONTROL_MESSAGE_BYTES, open};
 use runtime::clock::now;
 use runtime::task::{Task, blocking};
 use secondary::seed::SeedError;
@@ -27,9 +26,10 @@ use super::feed::Feed;
 use super::file::{NodeFile, NodeFileError};
 use super::link::Link;
 use super::plan::{Data, Deed, Facts, Origin, next};
+use super::said::Said;
 use super::{NodeError, REPORT, Source};
 use crate::config::{Config, LogsConfig, NodeConfig, RegionConfig};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, LEFT_RUNNING};
 use crate::events::{Journal, Kind};
 use crate::layout::Layout;
 use crate::logs::put_postgres_aside;
@@ -56,9 +56,6 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// How long the region's daemon is waited for before PostgreSQL is started without its word.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 
-/// How long a PostgreSQL may take to stop that an earlier process has left running.
-const LEFT_RUNNING: Duration = Duration::from_secs(30);
-
 /// Why a copy of the region's data was not made.
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
@@ -80,28 +77,6 @@ enum CopyError {
     Socket(std::io::Error),
     #[error("{0}")]
     Blocking(String),
-}
-
-/// What the node says of itself.
-#[derive(Debug, Default)]
-pub(super) struct Said {
-    /// Why its PostgreSQL does not run, or what went wrong last; often empty.
-    detail: Mutex<String>,
-    copying: AtomicBool,
-    copied_bytes: AtomicU64,
-    copying_bytes: AtomicU64,
-    /// The connections on which its standby is fed.
-    pub(super) fed: AtomicU32,
-    /// Its PostgreSQL accepts connections, as far as whoever keeps it running knows.
-    runs: AtomicBool,
-    /// Why it does not answer all the same; empty while it does.
-    silent: Mutex<String>,
-}
-
-impl Said {
-    fn say(&self, detail: impl Into<String>) {
-        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = detail.into();
-    }
 }
 
 /// A node's PostgreSQL, and what keeps it following.
@@ -167,15 +142,13 @@ impl Replica {
         let mut following = None;
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.link.talk(|| self.report()) => {}
+            () = self.link.talk(|| self.said.report(self.data())) => {}
             () = self.keep(&mut following) => {}
             () = self.reload_when_told(source) => {}
             () = put_postgres_aside(&self.instance, || self.logs()) => {}
             () = self.ask_postgres() => {}
         }
-        self.stop(&mut following).await;
-        // One whose stop was given up just now, or that an earlier process has left running.
-        if let Err(e) = self.instance.stop(Stop::Fast, LEFT_RUNNING).await {
+        if let Err(e) = self.stop(&mut following, Stop::Fast).await {
             tracing::error!("{e}");
         }
     }
@@ -187,27 +160,6 @@ impl Replica {
     /// The data that are here, whole.
     fn data(&self) -> Option<Data> {
         self.file.data().filter(|_| self.instance.exists())
-    }
-
-    fn report(&self) -> NodeReport {
-        let (data, said) = (self.data(), &self.said);
-        let detail = said.detail.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let silent = said.silent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let state = match (&data, detail.is_empty()) {
-            _ if said.copying.load(Ordering::Relaxed) => RegionState::Seeding,
-            (None, _) => RegionState::Waiting,
-            (Some(_), false) => RegionState::Starting,
-            (Some(_), true) if !silent.is_empty() => RegionState::Silent,
-            (Some(_), true) if said.fed.load(Ordering::Relaxed) > 0 => RegionState::Streaming,
-            (Some(_), true) => RegionState::Disconnected,
-        };
-        NodeReport {
-            state: state.to_string(),
-            detail: if detail.is_empty() { silent } else { detail },
-            seed_bytes: said.copied_bytes.load(Ordering::Relaxed),
-            seed_total_bytes: said.copying_bytes.load(Ordering::Relaxed),
-            origin: data.map(|data| data.origin.0).unwrap_or_default(),
-        }
     }
 
     /// Does what is to be done, for ever.
@@ -274,7 +226,7 @@ impl Replica {
             missed = if why.is_some() { missed + 1 } else { 0 };
             // One miss may be a restart that is not known yet.
             let words = why.filter(|_| missed > 1).map(|why| format!("PostgreSQL does not answer: {why}"));
-            *self.said.silent.lock().unwrap_or_else(PoisonError::into_inner) = words.unwrap_or_default();
+            self.said.is_silent(words.unwrap_or_default());
         }
     }
 
@@ -308,12 +260,15 @@ impl Replica {
         }
     }
 
-    async fn stop(&self, following: &mut Option<Following>) {
+    /// Stops PostgreSQL: the one that is kept running, if one is, and else `how` one whose stop was given up,
+    /// or that a process which was killed has left running.
+    async fn stop(&self, following: &mut Option<Following>, how: Stop) -> Result<(), InstanceError> {
         if let Some(Following { engine, .. }) = following.take()
             && let Err(e) = engine.stop().await
         {
             tracing::error!("{e}");
         }
+        self.instance.stop(how, LEFT_RUNNING).await
     }
 
     /// Starts PostgreSQL on the data that are here, and feeds it.
@@ -339,9 +294,7 @@ impl Replica {
         serves: bool,
     ) -> Result<(), CopyError> {
         if !serves {
-            self.stop(following).await;
-            // A process that was killed may have left one running.
-            self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
+            self.stop(following, Stop::Immediate).await?;
         }
         let copied = self.take_copy(following, why).await;
         self.said.copying.store(false, Ordering::Relaxed);
@@ -397,8 +350,7 @@ impl Replica {
         };
         // From here to the end there are none, should this be interrupted.
         self.file.set(None)?;
-        self.stop(following).await;
-        self.instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
+        self.stop(following, Stop::Immediate).await?;
         let installed = blocking("put a copy in place", move || unpacked.install()).await;
         installed.map_err(|e| CopyError::Blocking(e.to_string()))??;
         // Zero is none's.

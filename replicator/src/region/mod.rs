@@ -43,6 +43,7 @@ use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::serve::Door;
 use crate::endpoint::door::Doors;
+use crate::engine::LEFT_RUNNING;
 use crate::events::{Journal, Kind};
 use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
@@ -205,7 +206,7 @@ pub async fn run(
     });
     if state.aside.is_some() {
         // What an earlier daemon left running would go on in the directory that is moved.
-        instance.stop(Stop::Immediate, rejoin::LEFT_RUNNING).await?;
+        instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
     }
     let state = reseed::set_aside(&places, state, &own.zones_apart())?;
     let version = installations.for_data(&places.pgdata())?.version.clone();

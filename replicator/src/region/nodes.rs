@@ -42,6 +42,9 @@ const SILENT: Duration = Duration::from_secs(2);
 /// A standby that has not said for so long how far it is does not go on. It says so every second.
 const FROZEN: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether the region has come to have nodes.
+const NO_NODES: Duration = Duration::from_secs(1);
+
 /// How often the end of the region's redo is noted, to tell how old what a node lacks is.
 const NOTE: Duration = Duration::from_millis(5);
 
@@ -179,20 +182,20 @@ impl Region {
     /// volume holds.
     fn origin(&self) -> Option<(Origin, SystemId)> {
         let state = self.state();
-        let system_id = numbers(&state).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
+        let system_id = copyable(&state).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
         (state.data_number != 0).then(|| (Origin::new(state.data_number), system_id))
     }
 
     /// Draws a number for the region's data, if they have none yet.
     async fn number_data(&self) -> Result<(), String> {
         let state = self.state();
-        if state.data_number != 0 || numbers(&state).is_none() || !self.volume.is_open() {
+        if state.data_number != 0 || copyable(&state).is_none() || !self.volume.is_open() {
             return Ok(());
         }
         let (file, number) = (self.file.clone(), runtime::random::draw::<u64>().max(1));
         let draw = move || {
             file.change(|state| {
-                if state.data_number == 0 && numbers(state).is_some() {
+                if state.data_number == 0 && copyable(state).is_some() {
                     state.data_number = number;
                 }
             })
@@ -205,6 +208,11 @@ impl Region {
     pub(super) async fn note_redo(self: Arc<Self>) {
         let (mut durable, mut noted_lsn) = (self.volume.watch_durable(), Lsn::ZERO);
         loop {
+            // Nobody asks for it without them; they may come while everything goes on.
+            if self.its_nodes().is_empty() {
+                tokio::time::sleep(NO_NODES).await;
+                continue;
+            }
             let lsn = durable.borrow_and_update().lsn;
             if lsn < noted_lsn {
                 // It has begun anew: what was before is of another line.
@@ -339,12 +347,10 @@ impl Region {
 
     /// Returns once the region has other data than those that a standby is fed for.
     async fn until_other_data(&self, open: &FeedOpen) {
-        let state = self.state();
-        let same = |state: &RegionState| Origin::new(state.data_number).0 == open.origin && !state.rejoining;
-        let mut is_same = same(&state);
-        while is_same && self.its_node(&open.node).is_ok() {
+        let is_same =
+            |state: &RegionState| Origin::new(state.data_number).0 == open.origin && !state.rejoining;
+        while is_same(&self.state()) && self.its_node(&open.node).is_ok() {
             tokio::time::sleep(REPORT).await;
-            is_same = same(&self.state());
         }
     }
 
@@ -448,33 +454,28 @@ impl Region {
         Err(Refusal::new(Kind::Failed, why))
     }
 
-    /// How far a PostgreSQL that has applied all redo up to `applied_lsn` is behind what the region knows;
-    /// none where the region does not know whether it is the newest itself.
-    fn behind(&self, applied_lsn: Lsn) -> Option<Duration> {
-        let (now_us, cluster) = (steady_us(), self.owner.cluster());
-        let lag_us = match (cluster.leader(), cluster.follower()) {
-            (Some(leader), _) if leads_surely(&leader.facts()) => {
-                let told = self.nodes.told();
-                told.lag_us(now_us, applied_lsn).filter(|_| told.covers(applied_lsn))
-            }
-            (None, Some(follower)) => {
-                let heard = follower.inbound.state().heard;
-                heard.lag_us(now_us, applied_lsn).filter(|_| heard.covers(applied_lsn))
-            }
-            (Some(_), _) | (None, None) => None,
-        };
-        lag_us.map(Duration::from_micros)
+    /// When the region's redo ended where, by which it is told how old what a replica lacks is; none where
+    /// the region does not know whether it is the newest itself.
+    fn newest(&self) -> Option<Told> {
+        let cluster = self.owner.cluster();
+        match (cluster.leader(), cluster.follower()) {
+            (Some(leader), _) => leads_surely(&leader.facts()).then(|| self.nodes.told().clone()),
+            (None, Some(follower)) => Some(follower.inbound.state().heard),
+            (None, None) => None,
+        }
     }
 
     /// The nodes whose PostgreSQL can be read.
     pub(super) fn readable_nodes(&self) -> Vec<Replica> {
-        let readable = self.its_nodes().into_iter().filter_map(|own| {
+        let nodes = self.its_nodes();
+        let Some((origin, _)) = self.origin().filter(|_| !nodes.is_empty()) else { return Vec::new() };
+        let newest = self.newest();
+        let readable = nodes.into_iter().filter_map(|own| {
             let at = own.postgres?;
             let node = self.nodes.node(&own.name);
             let streams = |report: &NodeReport| report.state == State::Streaming.as_str();
-            let origin = self.origin()?.0;
             node.report().filter(|report| streams(report) && report.origin == origin.0)?;
-            let lag = node.applied().and_then(|lsn| self.behind(lsn));
+            let lag = behind(newest.as_ref(), node.applied());
             Some(Replica { node: own.name, at, lag })
         });
         readable.collect()
@@ -482,14 +483,16 @@ impl Region {
 
     /// The nodes' rows of `status`.
     pub(super) fn node_rows(&self) -> Vec<NodeStatus> {
-        let rows = self.its_nodes().into_iter().map(|own| {
+        let nodes = self.its_nodes();
+        let newest = if nodes.is_empty() { None } else { self.newest() };
+        let rows = nodes.into_iter().map(|own| {
             let node = self.nodes.node(&own.name);
             let (report, reached) = match node.report() {
                 Some(report) => (report, true),
                 None => (NodeReport::default(), false),
             };
             let applied_lsn = node.applied().filter(|_| reached && own.postgres.is_some());
-            let lag = applied_lsn.and_then(|lsn| self.behind(lsn));
+            let lag = behind(newest.as_ref(), applied_lsn);
             let state = match (own.postgres, reached) {
                 (_, false) => State::Unreachable.as_str().to_owned(),
                 (Some(_), true) => report.state,
@@ -511,8 +514,16 @@ impl Region {
     }
 }
 
+/// How far a PostgreSQL that has applied all redo up to `applied_lsn` is behind; none while that is not
+/// known.
+fn behind(newest: Option<&Told>, applied_lsn: Option<Lsn>) -> Option<Duration> {
+    let (newest, applied_lsn) = newest.zip(applied_lsn)?;
+    let lag_us = newest.lag_us(steady_us(), applied_lsn).filter(|_| newest.covers(applied_lsn));
+    lag_us.map(Duration::from_micros)
+}
+
 /// The system of the data that a region has, if a copy of them can be made.
-fn numbers(state: &RegionState) -> Option<SystemId> {
+fn copyable(state: &RegionState) -> Option<SystemId> {
     state.system_id.filter(|_| !state.rejoining)
 }
 

@@ -25,12 +25,10 @@ use transport::Stream;
 
 use super::follower::{FollowError, Follower};
 use super::lost;
+use crate::engine::LEFT_RUNNING;
 use crate::events::Kind;
 use crate::region_file::RegionState;
 use crate::secrets;
-
-/// How long a PostgreSQL may take to stop that a daemon which was killed has left running.
-pub(super) const LEFT_RUNNING: Duration = Duration::from_secs(30);
 
 /// How long a standby that was killed may take to end its recovery, before its data are rewound.
 const SETTLE: Duration = Duration::from_secs(60);

@@ -343,7 +343,7 @@ pub async fn join(
         match parsed {
             Ok((id, ..)) if local.contains(&id) => {
                 let reason = format!(
-                    "copy {id} is held by the region's daemon itself; name zone '{}' in `own_process` of its region",
+                    "copy {id} is held by the region's daemon itself; name zone '{}' in `own_process` of its region, or as the `zone` of a node",
                     id.zone()
                 );
                 let refusal = m::Refusal::new(m::refusal::Kind::NotAllowed, reason);

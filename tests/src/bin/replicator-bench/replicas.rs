@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use replicator_tests::bench::{pgbench_init, pgbench_with};
-use replicator_tests::{Cluster, connect_to, now};
+use replicator_tests::{Cluster, connect_to, fill_bulk, make_bulk, now};
 use runtime::task::Task;
 use sqlx::{Executor, PgConnection};
 
@@ -32,11 +32,9 @@ pub async fn run(replicas: u64) {
     println!("TPC-B, 8 clients, with {} replicas: {alone:.0} tps", first.len());
 
     let mut writer = connect_to(&url).await;
-    writer.execute("CREATE TABLE bulk (filler bytea) WITH (autovacuum_enabled = off)").await.unwrap();
+    make_bulk(&mut writer).await;
     while size_mib(&mut writer).await < SIZE_MIB {
-        let rows = "INSERT INTO bulk SELECT string_agg(decode(md5(random()::text), 'hex'), '') \
-                    FROM generate_series(1, 400000) AS g GROUP BY g / 100";
-        writer.execute(rows).await.unwrap();
+        fill_bulk(&mut writer).await;
     }
     cluster.until_level().await;
     let size = size_mib(&mut writer).await;
