@@ -1,7 +1,7 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz
+.PHONY: help setup build image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz pictures
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,3 +66,7 @@ bench-links: build ## redo and bulk over an emulated long, lossy link, with each
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh
+
+pictures: build ## the pictures of the page and the terminal view in docs/pictures, of regions with load, by chromium
+	@scripts/setup.sh browser
+	cargo nextest run --release --workspace --locked --run-ignored only --no-capture -E 'test(/^browser::pictures/)'

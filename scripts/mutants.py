@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-# (simulation, file, the function that holds the line, the line, what it is for)
+# (simulation, file, the function that holds the line, the line, what it is for, and where code does not compile without it, what stands in its place)
 LINES = [
     ("volume", "volume/src/copy/keeper.rs", "fn promise(", "            self.store.write_meta(meta)?;", "a promise is on disk before it is given"),
     ("volume", "volume/src/copy/keeper.rs", "fn adopt(", "                    self.store.cut(lsn)?;", "what the chosen log lacks is cut off"),
@@ -29,9 +29,9 @@ LINES = [
     ("coordination", "coordination/src/register.rs", "pub fn accept(", "        self.accepted = proposal.clone();", "what was accepted is told the next proposer"),
     # Not in the list: `return Some(forbidden)` in `View::standing`. Without it the standing of who is forbidden is unknown, which allows nothing either.
     ("coordination", "coordination/src/region.rs", "fn follows(", "        Part::Following if facts.writer_runs => Deed::StepDown,", "a writer that runs in a follower is stopped"),
-    ("coordination", "coordination/src/region.rs", "fn follows(", "        Part::Leading { .. } | Part::Stopping { .. } => Deed::StepDown,", "a replaced primary stops"),
+    ("coordination", "coordination/src/region.rs", "fn obey(", "    let runs = matches!(facts.part, Part::Leading { .. } | Part::Stopping { .. }) || facts.writer_runs;", "a vote waits until the writer has stopped", "    let runs = false;"),
     ("coordination", "coordination/src/region.rs", "fn leads(", "        Part::Following if standing == Standing::Leads && view.is_handing_over() => Deed::Rest,", "a writer stopped for a switchover stays so"),
-    ("coordination", "coordination/src/region.rs", "fn begin(", "        (Database::Standby, _) if !facts.has_data || facts.rejoining => Deed::Refuse(Hindrance::NoData),", "data that are being replaced lead nothing"),
+    # Nor that data which are being replaced lead nothing (`begin`): such a region says so in its grant, and is not chosen; the table of `region.rs` tests it.
     ("coordination", "replicator/src/part/deeds.rs", "async fn step_down(", "        self.hold();", "a replaced primary acknowledges nothing while it stops"),
     ("coordination", "replicator/src/part/answers.rs", "pub async fn vote(", "                self.cluster.shut_out();", "the old primary is not answered after a vote"),
     ("coordination", "primary/src/release.rs", "pub fn release(", "        Leadership::Confirmed if !facts.lease.holds(facts.now_us, facts.supported_us) => Some(Held::Lease),", "nothing is acknowledged without a lease"),
@@ -58,13 +58,13 @@ def build():
     return subprocess.run(command, cwd=TREE, capture_output=True, text=True)
 
 
-def without(text, function, line):
-    """`text` with that line of the function deleted; a match arm that was its guard goes on with the arrow alone."""
+def without(text, function, line, instead=""):
+    """`text` with that line of the function deleted, or `instead` of it; a match arm that was its guard goes on with the arrow alone."""
     head, found, body = text.partition(function)
     if not found or text.count(function) > 1 or line + "\n" not in body:
         raise SystemExit(f"mutants: {function}…) is not there once, or without this line: {line.strip()}")
     guard = line.strip().startswith("if ") and line.endswith("=>")
-    return head + function + body.replace(line + "\n", "                =>\n" if guard else "", 1)
+    return head + function + body.replace(line + "\n", "                =>\n" if guard else instead and instead + "\n", 1)
 
 
 def simulate(kind, seeds):
@@ -89,16 +89,16 @@ def main():
     options.add_argument("--only", default="", help="only lines whose file or purpose has this word")
     options = options.parse_args()
     prepare()
-    for _, file, function, line, _ in LINES:
-        without((TREE / file).read_text(), function, line)
+    for _, file, function, line, _, *instead in LINES:
+        without((TREE / file).read_text(), function, line, *instead)
     missed = 0
     print(f"{'seed':>6}  {'took':>6}  {'file':34}  what the deleted line is for")
-    for kind, file, function, line, purpose in LINES:
+    for kind, file, function, line, purpose, *instead in LINES:
         if options.only not in file and options.only not in purpose:
             continue
         path = TREE / file
         whole = path.read_text()
-        path.write_text(without(whole, function, line))
+        path.write_text(without(whole, function, line, *instead))
         built = build()
         if built.returncode:
             seed, said, took = "none", "does not compile: " + next(iter(re.findall(r"^error.*", built.stderr, re.M)), ""), 0

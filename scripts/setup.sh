@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine, and says what it does. Says nothing when nothing is missing.
-# `scripts/setup.sh check` also installs what `make check` uses beyond a build: cargo-deny, three minutes' work on two cores, and Prometheus' promtool,
-# which is taken out of its Debian package into target/tools: no server is installed.
+# `scripts/setup.sh check` also installs what `make check` uses beyond a build: cargo-deny, three minutes' work on two cores; Prometheus' promtool,
+# which is taken out of its Debian package into target/tools: no server is installed; chromium and its driver, for the tests of the page.
+# `scripts/setup.sh browser` installs chromium and its driver alone.
 set -euo pipefail
 
 as_root() {
@@ -64,4 +65,12 @@ if [ "${1:-}" = check ] && ! command -v promtool >/dev/null && [ ! -x target/too
         echo "setup: promtool could not be had; make check will say what it has not checked" >&2
     fi
     rm -rf "$package"
+fi
+
+if [[ "${1:-}" = check || "${1:-}" = browser ]] && ! command -v chromedriver >/dev/null; then
+    echo "setup: installing chromium and chromium-driver"
+    browser=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
+    if ! command -v apt-get >/dev/null || ! { as_root "${browser[@]}" >/dev/null 2>&1 || { as_root apt-get update -qq && as_root "${browser[@]}" >/dev/null; }; }; then
+        echo "setup: chromium could not be installed; make check will say what it has not checked" >&2
+    fi
 fi

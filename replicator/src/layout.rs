@@ -152,6 +152,12 @@ impl RegionLayout {
         self.directory.join("superuser.pgpass")
     }
 
+    /// What the page asks of those who are not on this machine.
+    #[must_use]
+    pub fn page_token(&self) -> PathBuf {
+        self.directory.join("page.token")
+    }
+
     /// Held by the running daemon.
     #[must_use]
     pub fn lock(&self) -> PathBuf {

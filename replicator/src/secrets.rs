@@ -1,4 +1,5 @@
-//! The superuser's password: one for the cluster, kept in every region in files of mode 0600.
+//! The superuser's password, one for the cluster, and the token of a region's page: kept in files of mode
+//! 0600.
 //!
 //! While it is given another one, that lies beside it as the next: see `region/password.rs`.
 
@@ -18,6 +19,22 @@ static WRITING: Mutex<()> = Mutex::new(());
 pub fn draw() -> String {
     let bytes: [u8; 24] = runtime::random::draw();
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What the region's page asks of those who are not on this machine; drawn when it is first needed.
+///
+/// # Errors
+/// When it cannot be read, or kept.
+pub fn page_token(layout: &RegionLayout) -> io::Result<String> {
+    let _one = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    match std::fs::read_to_string(layout.page_token()) {
+        Ok(token) if !token.trim().is_empty() => return Ok(token.trim().to_owned()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let token = draw();
+    write_durably(&layout.page_token(), token.as_bytes())?;
+    Ok(token)
 }
 
 /// Keeps the password, also in the form that libpq reads.

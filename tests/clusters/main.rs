@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod automatic;
+mod browser;
 mod crashes;
 mod drill;
 mod endpoints;

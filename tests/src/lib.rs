@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 pub mod bench;
+pub mod browser;
 pub mod collector;
 pub mod lags;
 pub mod ledger;

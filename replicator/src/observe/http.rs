@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::health::{self, Health};
 use super::{Observer, connections};
 use crate::daemon::listen;
-use crate::{page, units};
+use crate::layout::RegionLayout;
+use crate::{page, secrets, units};
 
 /// What is answered at each path. Read only: nothing here changes anything.
-pub fn router(observer: Arc<Observer>, page: Arc<dyn page::Source>) -> Router {
+pub fn router(observer: Arc<Observer>, page: Arc<dyn page::Source>, token: Option<String>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }).options(|| async { "alive\n" }))
         .route("/readyz", get(ready).options(ready))
@@ -25,22 +26,35 @@ pub fn router(observer: Arc<Observer>, page: Arc<dyn page::Source>) -> Router {
         .route("/replica", get(replica).options(replica))
         .route("/metrics", get(metrics))
         .with_state(observer)
-        .merge(page::router(page))
+        .merge(page::router(page, token))
 }
 
-/// Answers at `address` until `stop`. An address that cannot be had stops nothing else: it is tried again.
+/// Answers at `address` until `stop`; the page where others reach it with a token, which `layout` keeps. An
+/// address that cannot be had stops nothing else: it is tried again.
 pub async fn serve(
     address: SocketAddr,
     observer: Arc<Observer>,
     page: Arc<dyn page::Source>,
+    layout: &RegionLayout,
     stop: CancellationToken,
 ) {
+    let token = match secrets::page_token(layout) {
+        _ if address.ip().is_loopback() => None,
+        Ok(token) => Some(token),
+        Err(e) => {
+            tracing::error!(
+                "{}: {e}; nothing is answered at http://{address}",
+                layout.page_token().display()
+            );
+            return stop.cancelled().await;
+        }
+    };
     let Some(listener) = listen::bind(address, "`http`", &stop).await else { return };
     tracing::info!("the page, health checks and metrics at http://{address}");
     // Whoever asks at the end is not waited for.
     tokio::select! {
         () = stop.cancelled() => {}
-        never = connections::serve(listener, router(observer, page)) => match never {},
+        never = connections::serve(listener, router(observer, page, token)) => match never {},
     }
 }
 

@@ -15,6 +15,7 @@ use super::metrics::{self, Lags};
 use super::vitals::{self, Newest};
 use super::{export, http};
 use crate::config::{RegionConfig, TelemetryConfig};
+use crate::layout::RegionLayout;
 use crate::page;
 
 /// How often lags are looked at.
@@ -111,6 +112,7 @@ pub async fn run(
     own: &RegionConfig,
     telemetry: &TelemetryConfig,
     instance: Instance,
+    layout: &RegionLayout,
     stop: CancellationToken,
 ) {
     let variable = |name: &str| std::env::var(name).ok();
@@ -131,7 +133,7 @@ pub async fn run(
         Task::spawn("send metrics and traces", export::run(destination, observer.clone(), tracer))
     });
     match own.http {
-        Some(address) => http::serve(address, observer, page, stop).await,
+        Some(address) => http::serve(address, observer, page, layout, stop).await,
         None => stop.cancelled().await,
     }
 }

@@ -1,4 +1,5 @@
-//! The page that every region's daemon shows: one file, read-only, which asks for [`json`] each second.
+//! The page that every region's daemon shows: one file, read-only, which asks for [`json`] again
+//! and again.
 //!
 //! The numbers are those of `status --json`, `history` and `events`. Nothing here knows a region's parts: the
 //! daemon hands in [`Facts`].
@@ -104,6 +105,8 @@ pub struct Facts<'a> {
     pub asked: &'a str,
     /// How far all regions are.
     pub status: &'a ClusterStatus,
+    /// What tells this record from others: the page gives it back.
+    pub mark: String,
     /// The record of who leads, as the daemon knows it.
     pub record: &'a Leadership,
     /// The samples of each region of `status`, in that order.
@@ -120,10 +123,10 @@ struct Finding {
     text: String,
 }
 
-/// What the page asks for each second.
+/// What the page asks for.
 #[must_use]
 pub fn json(facts: Facts<'_>) -> String {
-    let Facts { at_us, asked, status, record, samples, journals, max_lag } = facts;
+    let Facts { at_us, asked, status, mark, record, samples, journals, max_lag } = facts;
     let verdict = judge(status, max_lag);
     let findings = verdict.findings.into_iter();
     let findings: Vec<Finding> =
@@ -138,6 +141,7 @@ pub fn json(facts: Facts<'_>) -> String {
     json!({
         "at_ms": at_us / 1000,
         "asked": asked,
+        "record": mark,
         "cluster": status.cluster,
         "epoch": status.epoch,
         "primary": status.primary,
@@ -263,6 +267,7 @@ mod tests {
             at_us: 9_000,
             asked: "eu-west",
             status: &status,
+            mark: "1.1".into(),
             record: &record,
             samples: vec![hour.after(0)],
             journals: Vec::new(),

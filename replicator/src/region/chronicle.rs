@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use coordination::register::Accepted;
 use proto::messages::{
     ClusterStatus, CopyState, Event, EventsRequest, RegionStatus, RegionStatusRequest, RegionView,
     control_request, control_response,
@@ -140,6 +141,20 @@ impl page::Source for Region {
         self.page_facts(after_ms)
     }
 
+    fn record_changed(&self, seen: String) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.voter.changed();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if mark(&self.voter.view().accepted) != seen {
+                    return;
+                }
+                changed.await;
+            }
+        })
+    }
+
     fn load(&self, question: Question) -> Pin<Box<dyn Future<Output = Option<String>> + Send + '_>> {
         Box::pin(async move {
             match self.load_of(question).await {
@@ -155,6 +170,11 @@ impl page::Source for Region {
     fn now_s(&self) -> i64 {
         wall_us().div_euclid(1_000_000)
     }
+}
+
+/// What tells this record from others.
+fn mark(accepted: &Accepted) -> String {
+    accepted.number.to_string()
 }
 
 /// What happens at the daemon's start: it is noted, and so is what the file says now and did not at the last
@@ -343,11 +363,13 @@ impl Region {
         let own = self.journal.newest(EVENTS_MAX).into_iter().map(Event::from).collect();
         let mut journals = self.chronicle.others_events();
         journals.push((self.own.name.to_string(), own));
+        let accepted = self.voter.view().accepted;
         Some(page::json(Facts {
             at_us: wall_us(),
             asked: self.own.name.as_str(),
             status: &status,
-            record: &self.voter.accepted(),
+            mark: mark(&accepted),
+            record: &accepted.record,
             samples,
             journals,
             max_lag: verdict::MAX_LAG,

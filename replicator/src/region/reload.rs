@@ -185,6 +185,7 @@ impl Region {
                 own,
                 &force.telemetry,
                 self.instance.clone(),
+                &self.layout,
                 round.clone(),
             );
             let again = async {

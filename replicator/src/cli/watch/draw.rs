@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use coordination::leadership::{Promotion, Step};
-use proto::messages::{ClusterStatus, CopyState, RegionStatus};
+use proto::messages::{ClusterStatus, CopyState, NodeStatus, RegionStatus};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -23,7 +23,8 @@ const WIDE: u16 = 132;
 pub(super) fn draw(model: &Model, frame: &mut Frame<'_>) {
     let status = model.asked.as_ref().and_then(|asked| asked.status.as_ref().ok());
     let promotion = model.asked.as_ref().and_then(|asked| asked.promotion.as_ref());
-    let regions = status.map_or(0, |status| status.regions.len());
+    let rows = |status: &ClusterStatus| status.regions.iter().map(|row| 1 + row.nodes.len()).sum();
+    let regions: usize = status.map_or(0, rows);
     let findings = model.verdict.findings.len();
     let height = |lines: usize| u16::try_from(lines).unwrap_or(u16::MAX);
     let areas = Layout::vertical([
@@ -96,7 +97,7 @@ fn regions_table(model: &Model, status: &ClusterStatus, frame: &mut Frame<'_>, a
     let wide = area.width >= WIDE;
     let mut heads = vec!["Region", "Role", "State", "Durable", "Visible", "Behind", "a  b  c"];
     let mut widths = vec![
-        Constraint::Length(width(status, |row| row.name.chars().count(), 6)),
+        Constraint::Length(width(status)),
         Constraint::Length(9),
         Constraint::Length(12),
         Constraint::Length(8),
@@ -113,10 +114,10 @@ fn regions_table(model: &Model, status: &ClusterStatus, frame: &mut Frame<'_>, a
         widths.iter().map(|width| if let Constraint::Length(n) = width { n + 1 } else { 0 }).sum();
     let room = usize::from(area.width.saturating_sub(fixed));
     widths.push(Constraint::Min(10));
-    let rows = status.regions.iter().map(|row| {
+    let dash = || "-".to_owned();
+    let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
+    let region = |row: &RegionStatus| {
         let course = model.courses.get(&row.name);
-        let dash = || "-".to_owned();
-        let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
         let mut cells = vec![
             Cell::from(row.name.clone()).style(Style::new().add_modifier(Modifier::BOLD)),
             Cell::from(row.role.clone()),
@@ -136,23 +137,49 @@ fn regions_table(model: &Model, status: &ClusterStatus, frame: &mut Frame<'_>, a
             _ => Line::default(),
         }));
         Row::new(cells)
-    });
+    };
+    let node = |node: &NodeStatus| {
+        let (state, level) = node_state(node);
+        Row::new([
+            Cell::from(format!("  {}", node.name)),
+            Cell::from(if node.url.is_empty() { "node" } else { "replica" }),
+            Cell::from(state).style(level_style(level)),
+            Cell::from("-"),
+            Cell::from(ms(node.lag_ms)),
+        ])
+    };
+    let rows =
+        status.regions.iter().flat_map(|row| [region(row)].into_iter().chain(row.nodes.iter().map(node)));
     let head = Row::new(heads).style(Style::new().add_modifier(Modifier::DIM));
     let title = format!("regions of {}", status.cluster);
     frame.render_widget(Table::new(rows, widths).header(head).block(block(&title)), area);
 }
 
-fn width(status: &ClusterStatus, of: impl Fn(&RegionStatus) -> usize, least: usize) -> u16 {
-    let width = status.regions.iter().map(of).max().unwrap_or(0).clamp(least, 24);
-    u16::try_from(width).unwrap_or(24)
+/// Of the column of names; those of nodes stand two to the right.
+fn width(status: &ClusterStatus) -> u16 {
+    let length = |name: &str| name.chars().count();
+    let nodes = status.regions.iter().flat_map(|row| row.nodes.iter()).map(|node| length(&node.name) + 2);
+    let widest = status.regions.iter().map(|row| length(&row.name)).chain(nodes).max().unwrap_or(0);
+    u16::try_from(widest.clamp(6, 24)).unwrap_or(24)
 }
 
 fn state(row: &RegionStatus) -> String {
-    match row.seed_total_bytes {
-        total if total > 0 && row.state == "seeding" => {
-            format!("seeding {} %", percent(row.seed_bytes, total))
-        }
-        _ => row.state.clone(),
+    seeding(&row.state, row.seed_bytes, row.seed_total_bytes)
+}
+
+fn seeding(state: &str, sent_bytes: u64, total_bytes: u64) -> String {
+    match state {
+        "seeding" if total_bytes > 0 => format!("seeding {} %", percent(sent_bytes, total_bytes)),
+        _ => state.to_owned(),
+    }
+}
+
+/// A node without PostgreSQL has nothing to say: it holds a zone's copies, which stand with the region.
+fn node_state(node: &NodeStatus) -> (String, Level) {
+    match node.state.as_str() {
+        "" => ("-".into(), Level::Well),
+        "streaming" => (node.state.clone(), Level::Well),
+        state => (seeding(state, node.seed_bytes, node.seed_total_bytes), Level::Degraded),
     }
 }
 
@@ -297,11 +324,20 @@ mod tests {
         shown(&model, 80, 24);
         let order = Order::new(1, proto::Epoch(1), Mode::Switchover, &"eu-west".parse().unwrap());
         let record = Leadership::first(proto::Epoch(1), "us-east".parse().unwrap());
+        let node = NodeStatus {
+            name: "n2".into(),
+            zone: "b".into(),
+            state: "lagging".into(),
+            lag_ms: Some(7_000),
+            url: "127.0.0.1:6402".into(),
+            ..NodeStatus::default()
+        };
+        let primary = RegionStatus { nodes: vec![node], ..row("us-east", "primary", Some(0)) };
         let status = ClusterStatus {
             cluster: "demo".into(),
             epoch: 1,
             primary: "us-east".into(),
-            regions: vec![row("us-east", "primary", Some(0)), row("eu-west", "secondary", Some(9_000))],
+            regions: vec![primary, row("eu-west", "secondary", Some(9_000))],
             notes: Vec::new(),
         };
         let event =
@@ -318,6 +354,7 @@ mod tests {
             "primary us-east",
             "●● ○● ●●",
             "9.0 s",
+            "  n2    replica   lagging      -        7.0 s",
             "switchover from us-east to eu-west",
             "us-east stops its writer",
             "copy b1 of us-east: absent",

@@ -100,14 +100,15 @@ impl Reader {
         }
     }
 
-    /// What is told by HTTP asks nobody who he is: it stays on the machine, unless the file says otherwise.
+    /// Health checks and metrics ask nobody who he is: they stay on the machine, unless the file says
+    /// otherwise.
     fn http(&mut self, table: &DeTable<'_>, beyond: bool) -> Option<SocketAddr> {
         let http = self.optional(table, "http", ADDRESS, parse_address)?;
         if http.ip().is_loopback() || beyond {
             return Some(http);
         }
-        let what = "`http` is an address that other machines reach, and whoever asks there is answered: take one of 127.0.0.1, \
-                    or say http_beyond_loopback = true in [telemetry]";
+        let what = "`http` is an address that other machines reach, and health checks and metrics are answered whoever asks there: take one of \
+                    127.0.0.1, or say http_beyond_loopback = true in [telemetry]";
         self.mistake(table.get("http")?.span(), what)
     }
 

@@ -489,7 +489,8 @@ impl World {
         nodes.iter().take(self.regions).map(|slot| slot.disk.contents()).collect()
     }
 
-    /// One region leads and acknowledges, everybody knows, and all hold the same.
+    /// One region leads and acknowledges, everybody knows, no other one's PostgreSQL takes writes, and all
+    /// hold the same.
     fn is_whole(&self) -> bool {
         let nodes = lock(&self.nodes);
         let Some(nodes): Option<Vec<Arc<Node>>> = nodes.iter().map(|slot| slot.node.clone()).collect() else {
@@ -511,7 +512,8 @@ impl World {
             !node.has_data() || newest.len() > log.len() + 60 || !newest.starts_with(&log)
         };
         let level = !nodes.iter().take(self.regions).any(behind);
-        agree && leads && level && self.checks.acknowledged_lately()
+        let stray = nodes.iter().any(|node| node.strays());
+        agree && leads && level && !stray && self.checks.acknowledged_lately()
     }
 
     fn describe(&self) -> String {

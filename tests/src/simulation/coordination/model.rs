@@ -55,6 +55,8 @@ pub(super) struct Leading {
     pub(super) answered: Vec<Option<u64>>,
     /// How far each region's redo is durable.
     pub(super) durable: Vec<usize>,
+    /// The region knows that it is replaced, and PostgreSQL was told to stop.
+    pub(super) stopping: bool,
     /// What ships, writes and asks for it; it ends with this.
     _tasks: Tasks,
 }
@@ -133,6 +135,9 @@ impl Model {
         if leading.acknowledged < upto && !world.has_begun(leading.epoch) {
             let (epoch, me) = (leading.epoch, self.index);
             world.checks.fail(format!("{me} acknowledges in epoch {epoch}, whose promotion is not over"));
+        }
+        if leading.acknowledged < upto && leading.stopping {
+            world.checks.fail(format!("{} acknowledges while it stops, as it is replaced", self.index));
         }
         while leading.acknowledged < upto {
             let at = leading.acknowledged;
@@ -256,6 +261,8 @@ impl Cluster for Model {
             redo.forks.push((timeline, len));
             redo.timeline = u32::try_from(epoch.0).unwrap_or(u32::MAX);
             self.disk.promoted.store(true, Ordering::Relaxed);
+            // It takes writes from here on, whether anybody waits for it or not.
+            self.disk.writer_left.store(true, Ordering::Relaxed);
         }
         self.takes(50_000).await;
         Ok(())
@@ -301,6 +308,7 @@ impl Cluster for Model {
             acknowledged: self.disk.len(),
             answered: vec![None; count],
             durable: vec![0; count],
+            stopping: false,
             _tasks: tasks,
         };
         world.tell(|| format!("{} leads epoch {epoch} from {}", self.index, leading.acknowledged));
@@ -314,6 +322,9 @@ impl Cluster for Model {
     }
 
     async fn stop_leading(&self) -> Result<(), Trouble> {
+        if let Some(leading) = &mut lock(&self.state).leading {
+            leading.stopping = true;
+        }
         self.takes(60_000).await;
         self.disk.writer_left.store(false, Ordering::Relaxed);
         lock(&self.state).leading = None;

@@ -11,7 +11,7 @@ use coordination::automatic::Rules;
 use coordination::leadership::{Change, Loss, Next, Order};
 use coordination::region::Part;
 use coordination::register::Accepted;
-use coordination::{Leadership, Lineage, Mode};
+use coordination::{Leadership, Lineage, Mode, Standing};
 use primary::release::Leadership as Confirmed;
 use primary::shipper::machine::{Log, Plan, Position, Redo as Has, plan};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
@@ -194,6 +194,12 @@ impl Node {
         self.model().is_some_and(|model| lock(&model.state).leading.as_ref().is_some_and(|l| l.running))
     }
 
+    /// A PostgreSQL that takes writes runs where none may.
+    pub(super) fn strays(&self) -> bool {
+        let forbidden = self.voter.standing().is_some_and(Standing::forbids);
+        forbidden && self.model().is_some_and(|model| model.observe().writer_runs)
+    }
+
     pub(super) fn acknowledges(&self) -> bool {
         let acknowledges = |leading: &Leading| leading.running && leading.leadership == Confirmed::Confirmed;
         self.model().is_some_and(|model| lock(&model.state).leading.as_ref().is_some_and(acknowledges))
@@ -227,9 +233,10 @@ impl Node {
         let promotion =
             record.promotion.as_ref().map(|p| (p.step, p.to.clone(), p.coordinator.clone(), p.attempt));
         format!(
-            "{}: {part:?}, rejoining {}; {} rows; accepted {} {} {promotion:?}, standing {:?}, voters {:?}",
+            "{}: {part:?}, rejoining {}, strays {}; {} rows; accepted {} {} {promotion:?}, standing {:?}, voters {:?}",
             self.index,
             kept.rejoining,
+            self.strays(),
             self.disk.len(),
             record.epoch,
             record.primary,
@@ -481,9 +488,6 @@ impl Node {
     ) -> Option<usize> {
         let owner = self.owner.as_ref()?;
         let state = &mut *lock(&owner.cluster().state);
-        if !owner.still_admits(&world.places[id.0].name, id.1) {
-            state.stream = None;
-        }
         let taking = state.stream.as_mut().filter(|taking| taking.id == id)?;
         let mine = &mut *lock(&self.disk.redo);
         let history = theirs.history();
@@ -520,7 +524,12 @@ impl Node {
             }
         }
         state.primary_len = theirs.log.len();
-        Some(mine.log.len())
+        // What was shut out is not stored any more; whoever is not supported gets no answer in any case.
+        let answered = owner.still_admits(&world.places[id.0].name, id.1);
+        if !answered {
+            state.stream = None;
+        }
+        answered.then_some(mine.log.len())
     }
 
     /// Takes everything anew, as a follower does: what is here beyond what it has in common with that is kept
