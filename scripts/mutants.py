@@ -33,7 +33,7 @@ LINES = [
     ("coordination", "coordination/src/region.rs", "fn leads(", "        Part::Following if standing == Standing::Leads && view.is_handing_over() => Deed::Rest,", "a writer stopped for a switchover stays so"),
     # Nor that data which are being replaced lead nothing (`begin`): such a region says so in its grant, and is not chosen; the table of `region.rs` tests it.
     ("coordination", "replicator/src/part/deeds.rs", "async fn step_down(", "        self.hold();", "a replaced primary acknowledges nothing while it stops"),
-    ("coordination", "replicator/src/part/answers.rs", "pub async fn vote(", "                self.cluster.shut_out();", "the old primary is not answered after a vote"),
+    # Nor that a vote shuts the old primary's stream out (`vote`): before each report the record is looked at, and `get_ready` and `take_over` do it again.
     ("coordination", "primary/src/release.rs", "pub fn release(", "        Leadership::Confirmed if !facts.lease.holds(facts.now_us, facts.supported_us) => Some(Held::Lease),", "nothing is acknowledged without a lease"),
     ("coordination", "replicator/src/voter/mod.rs", "pub fn support(", "                *answered = now();", "what was answered a primary counts for its lease"),
 ]

@@ -5,12 +5,16 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use runtime::private::{self, DIRECTORY_MODE};
 
 use crate::below::Below;
 use crate::environment::clean_environment;
 use crate::major::Major;
+
+/// Of each directory of programs that was asked, whether its server can encrypt.
+static ENCRYPTS: Mutex<BTreeMap<PathBuf, bool>> = Mutex::new(BTreeMap::new());
 
 /// A PostgreSQL on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +132,26 @@ impl Installation {
             return Err(InstallationError::MinorTooOld { bin_dir: shown, version, needed });
         }
         Ok(Installation { bin_dir: bin_dir.to_owned(), major, version })
+    }
+
+    /// Whether its server can encrypt: not every build can.
+    #[must_use]
+    pub fn encrypts(&self) -> bool {
+        let known = ENCRYPTS.lock().unwrap_or_else(PoisonError::into_inner).get(&self.bin_dir).copied();
+        if let Some(known) = known {
+            return known;
+        }
+        let mut command = Command::new(self.bin_dir.join("postgres"));
+        clean_environment(&mut command);
+        // A build without encryption knows no ciphers.
+        let said = command.arg("--describe-config").output();
+        let told =
+            said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let ciphers = told.lines().find_map(|line| line.strip_prefix("ssl_ciphers\t"));
+        let encrypts =
+            ciphers.and_then(|line| line.split('\t').nth(3)).is_some_and(|ciphers| ciphers != "none");
+        ENCRYPTS.lock().unwrap_or_else(PoisonError::into_inner).insert(self.bin_dir.clone(), encrypts);
+        encrypts
     }
 
     /// Has its server read `settings` as a configuration file, in a directory of their own that is removed

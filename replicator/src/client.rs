@@ -39,7 +39,7 @@ pub async fn request(
     let asking = async {
         let connection = connect(endpoint, place, patience).await?;
         let answer = request_on(&connection, cluster_id, body).await;
-        connection.close("answered");
+        connection.close_and_tell("answered").await;
         answer
     };
     tokio::time::timeout(patience, asking).await.unwrap_or(Err(AskError::Slow(patience.as_millis())))

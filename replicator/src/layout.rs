@@ -152,6 +152,12 @@ impl RegionLayout {
         self.directory.join("superuser.pgpass")
     }
 
+    /// The certificate and key by which PostgreSQL's clients know it, beside the region's own.
+    #[must_use]
+    pub fn server_identity(&self) -> PathBuf {
+        self.identity().join("postgresql")
+    }
+
     /// What the page asks of those who are not on this machine.
     #[must_use]
     pub fn page_token(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use proto::messages::{
@@ -167,7 +168,7 @@ impl Operator {
         if let Ok(passfile) = passfile
             && passfile.exists()
         {
-            row.url = format!("{}?passfile={}", row.url, passfile.display());
+            row.url = format!("{}?passfile={}", row.url, in_a_url(&passfile));
         }
     }
 
@@ -213,13 +214,23 @@ impl Operator {
         let Answer::Url(url) = self.ask_any(None, body).await? else {
             return Err(OperatorError::OtherAnswer("url"));
         };
+        let (url, asks) = url.split_once('?').unwrap_or((url.as_str(), ""));
+        // By the authority whose certificates the daemons have.
+        let verified = match asks {
+            secrets::VERIFIES => {
+                let authority = self.layout.operator().join("ca.pem");
+                let authority = std::path::absolute(&authority).unwrap_or(authority);
+                format!("&{}&sslrootcert={}", secrets::VERIFIES, in_a_url(&authority))
+            }
+            _ => String::new(),
+        };
         if region.is_some() {
-            return Ok(format!("{url}?{PATIENT}"));
+            return Ok(format!("{url}?{PATIENT}{verified}"));
         }
         // The password is the same in every region.
         let (user, rest) = url.split_once('@').ok_or(OperatorError::OtherAnswer("url without a host"))?;
         let database = rest.split_once('/').map_or("postgres", |(_, database)| database);
-        Ok(format!("{user}@{hosts}/{database}?{attributes}{PATIENT}"))
+        Ok(format!("{user}@{hosts}/{database}?{attributes}{PATIENT}{verified}"))
     }
 
     /// Orders a region to lead; each step is told as it is recorded.
@@ -570,4 +581,13 @@ impl Operator {
         answers.sort();
         Err(OperatorError::Nobody(answers.concat()))
     }
+}
+
+/// A path as a part of a connection string.
+fn in_a_url(path: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte);
+    let bytes = path.as_os_str().as_encoded_bytes().iter();
+    bytes
+        .map(|byte| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }

@@ -95,6 +95,9 @@ pub fn url(address: SocketAddr, password: Option<&str>) -> String {
     }
 }
 
+/// What a connection string says where the server proves who it is, by a certificate of the cluster's.
+pub const VERIFIES: &str = "sslmode=verify-full";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -357,6 +357,7 @@ async fn pictures() {
     .await;
     let since = browser.client.find(fantoccini::Locator::Id("load-since")).await.unwrap();
     since.select_by_value("300").await.unwrap();
+    browser.run("document.activeElement.blur(); window.scrollTo(0, 0);").await;
     let begin = now();
     while begin.elapsed() < Duration::from_secs(20) {
         pause().await;

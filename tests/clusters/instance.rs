@@ -42,6 +42,7 @@ impl Alone {
             name: "alone".into(),
             settings: BTreeMap::new(),
             hba: Vec::new(),
+            certificate: None,
         });
         instance.create("secret").unwrap();
         let alone = Alone { instance, _directory: directory };

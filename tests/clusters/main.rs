@@ -24,6 +24,7 @@ mod promotion;
 mod reload;
 mod secure;
 mod streaming;
+mod tls;
 mod volume;
 mod voters;
 mod wan;

@@ -285,6 +285,7 @@ fn a_process_of_another_account_is_not_taken_for_the_postmaster() {
         name: "alone".into(),
         settings: std::collections::BTreeMap::new(),
         hba: Vec::new(),
+        certificate: None,
     });
     let process_of = |user: Option<u32>| {
         let mut command = Command::new("sleep");

@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use postgres::instance::account::Account;
 
-use crate::{free_port, postgresql, text};
+use crate::{Cluster, free_port, postgresql, text, with_children};
 
 /// The middle one of `values`, which are not none.
 #[must_use]
@@ -246,11 +247,30 @@ pub fn sending_seconds(postmaster: u32, processes: &[u32]) -> f64 {
     walsenders.chain(processes.iter().copied()).map(processor_seconds).sum()
 }
 
+/// Seconds of processor time that the daemons and PostgreSQLs of `cluster` have used, those of ended sessions
+/// among them.
+#[must_use]
+pub fn spent_seconds(cluster: &Cluster) -> f64 {
+    let of_region = |region: &&str| {
+        let postmaster = cluster.postmaster(region);
+        let processes = with_children(postmaster).into_iter().chain([cluster.daemon(region)]);
+        let own: f64 = processes.map(|pid| times(pid.as_raw().unsigned_abs(), 11..13)).sum();
+        // What ended is counted by who began it.
+        own + times(postmaster.as_raw().unsigned_abs(), 13..15)
+    };
+    cluster.regions.iter().map(of_region).sum()
+}
+
 /// Seconds of processor time a process has used.
 fn processor_seconds(pid: u32) -> f64 {
+    times(pid, 11..13)
+}
+
+/// These times of a process, from the third field on of what Linux says of it, seconds.
+fn times(pid: u32, fields: Range<usize>) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<f64> =
+    let said: Vec<f64> =
         stat.rsplit(')').next().unwrap_or("").split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
-    // utime and stime, in the hundredths of a second that Linux shows them in.
-    fields.get(11..13).map_or(0.0, |times| times.iter().sum::<f64>() / 100.0)
+    // Of hundredths of a second: a process' own are the 11th and 12th, those of its ended children the next.
+    said.get(fields).map_or(0.0, |times| times.iter().sum::<f64>() / 100.0)
 }

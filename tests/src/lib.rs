@@ -90,6 +90,21 @@ impl Cluster {
         std::fs::write(self.file(), format!("{lines}{text}")).unwrap();
     }
 
+    /// A cluster for a benchmark: a client of this machine may connect without encryption, as it does to
+    /// the stock PostgreSQL beside it.
+    #[must_use]
+    pub fn for_bench(secondaries: usize) -> Cluster {
+        let cluster = Cluster::new(secondaries);
+        cluster.configure("postgresql.hba = [\"host all all 127.0.0.1/32 scram-sha-256\"]\n");
+        cluster
+    }
+
+    /// The connection string of a region's PostgreSQL without encryption.
+    #[must_use]
+    pub fn clear_url(&self, region: &str) -> String {
+        self.printed(&["url", "--region", region]).replace("sslmode=verify-full", "sslmode=disable")
+    }
+
     /// Adds a witness to a cluster that is not up yet.
     pub fn add_witness(&self, name: &str) {
         let text = std::fs::read_to_string(self.file()).unwrap();

@@ -16,6 +16,12 @@ use crate::stream::Stream;
 /// A peer that says nothing for this long is gone. A sign of life leaves every fifth of it.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// How long a connection that is closed is waited for until the other side was told, and how often that is
+/// looked at.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
+/// See [`TOLD_WITHIN`].
+const TOLD: Duration = Duration::from_micros(100);
+
 /// Streams that one peer may have open at once.
 const STREAMS_MAX: u32 = 64;
 
@@ -130,6 +136,18 @@ impl Connection {
     /// Closes the connection; the peer is told why.
     pub fn close(&self, why: &str) {
         self.connection.close(VarInt::from_u32(0), why.as_bytes());
+    }
+
+    /// Closes it, and returns when that was sent: the process may end right after. The other side would keep
+    /// the connection's place for as long as it may be idle.
+    pub async fn close_and_tell(&self, why: &str) {
+        self.close(why);
+        let told = async {
+            while self.connection.stats().frame_tx.connection_close == 0 {
+                tokio::time::sleep(TOLD).await;
+            }
+        };
+        let _ = tokio::time::timeout(TOLD_WITHIN, told).await;
     }
 
     /// What crossed the network so far.

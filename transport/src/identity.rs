@@ -1,6 +1,8 @@
 //! Who is who: the cluster's certificate authority, and the certificates of its regions and operators.
 //!
-//! A region's certificate has the region's name as its only DNS name; an operator's has `operator`.
+//! A region's certificate has the region's name as its only DNS name; an operator's has `operator`. A
+//! server's, by which PostgreSQL's clients know it, has the names and addresses they connect to, and makes
+//! nobody a peer.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -50,9 +52,15 @@ impl Peer {
         }
     }
 
-    /// Who a verified certificate belongs to; `None` when its names are not exactly one peer's.
+    /// Who a verified certificate belongs to; `None` when its names are not exactly one peer's, or it may not
+    /// ask for anything: a server's key lies where the database's account reads it.
     #[must_use]
     pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Peer> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let usage = parsed.extended_key_usage().ok()??;
+        if !(usage.value.client_auth && usage.value.server_auth) {
+            return None;
+        }
         let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
         let mut names = certificate.valid_dns_names();
         match (names.next(), names.next()) {
@@ -169,11 +177,56 @@ impl Authority {
         write_private(&directory.join("key.pem"), &key.serialize_pem())
     }
 
+    /// Makes a certificate for a server that clients reach under `names`, host names or addresses: `cert.pem`
+    /// and `key.pem` in `directory`.
+    ///
+    /// # Errors
+    /// When a name is none, or a file cannot be written.
+    pub fn issue_server(
+        &self,
+        directory: &Path,
+        called: &str,
+        names: &[String],
+        now: OffsetDateTime,
+        validity: Duration,
+    ) -> Result<(), IdentityError> {
+        let mut params = CertificateParams::new(names.to_vec())?;
+        params.distinguished_name.push(DnType::CommonName, called);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = now - Duration::hours(1);
+        params.not_after = now + validity;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        make_directory(directory)?;
+        write_private(&directory.join("key.pem"), &key.serialize_pem())?;
+        write_private(&directory.join("cert.pem"), &certificate)
+    }
+
     /// The cluster.
     #[must_use]
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster_id
     }
+}
+
+/// The names and addresses of the certificate in `file`, in order, and when it ends, seconds since 1970. None
+/// where there is no certificate.
+#[must_use]
+pub fn names_in(file: &Path) -> Option<(Vec<String>, i64)> {
+    let pem = std::fs::read(file).ok()?;
+    let certificate = CertificateDer::from_pem_slice(&pem).ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+    let alternatives = parsed.subject_alternative_name().ok()??;
+    let address = |bytes: &[u8]| match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(|four| std::net::IpAddr::from(four).to_string()),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(|sixteen| std::net::IpAddr::from(sixteen).to_string()),
+    };
+    let names = alternatives.value.general_names.iter().filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+        x509_parser::extensions::GeneralName::IPAddress(bytes) => address(bytes),
+        _ => None,
+    });
+    Some((names.collect(), parsed.validity().not_after.timestamp()))
 }
 
 /// A certificate with its key and the authority it is verified by.

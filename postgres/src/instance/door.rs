@@ -34,6 +34,12 @@ local all         all      scram-sha-256
 host  all         all      all scram-sha-256
 ";
 
+/// The same of a server that has a certificate: a password crosses no network in the clear.
+const OTHERS_ENCRYPTED: &str = "\
+local   all       all      scram-sha-256
+hostssl all       all      all scram-sha-256
+";
+
 /// Who may connect.
 const RULES: &str = "pg_hba.conf";
 
@@ -92,13 +98,14 @@ impl Instance {
     }
 
     /// Who is let in by `pg_hba.conf`. Ours first, so that nobody shuts the daemon out; then the user's; then
-    /// a password for everybody else.
-    fn rules(own: &Own, open: bool) -> String {
+    /// a password for everybody else, encrypted where it can be.
+    fn rules(&self, own: &Own, open: bool) -> String {
         if !open {
             return format!("# Others are let in once what is here may be acknowledged\n{OURS}");
         }
         let theirs: String = own.hba.iter().map(|line| format!("{line}\n")).collect();
-        format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{OTHERS}")
+        let others = if self.encrypts_with(own) { OTHERS_ENCRYPTED } else { OTHERS };
+        format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{others}")
     }
 
     fn write_rules(&self, open: bool) -> Result<(), InstanceError> {
@@ -116,7 +123,7 @@ impl Instance {
     }
 
     fn write_rules_of(&self, own: &Own, open: bool) -> Result<(), InstanceError> {
-        let rules = Instance::rules(own, open);
+        let rules = self.rules(own, open);
         if self.read(RULES).is_ok_and(|written| written == rules) {
             return Ok(());
         }

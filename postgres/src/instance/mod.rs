@@ -17,6 +17,7 @@ mod promotion;
 mod reload;
 mod settings;
 mod slot;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -65,6 +66,9 @@ pub struct InstanceOptions {
     pub settings: BTreeMap<String, String>,
     /// The user's own lines of `pg_hba.conf`, to begin with; what they do not match, a password lets in.
     pub hba: Vec<String>,
+    /// Where the certificate lies by which clients know it (`cert.pem`, `key.pem`): they are let in over the
+    /// network only encrypted. None, or nothing there: without encryption.
+    pub certificate: Option<PathBuf>,
 }
 
 /// The part an instance plays.
@@ -243,7 +247,7 @@ impl Instance {
             Part::Writer { .. } => self.remove(STANDBY)?,
         }
         self.options.account.make_private(&self.options.socket_dir)?;
-        Ok(())
+        self.place_certificate(&self.own())
     }
 
     /// The reader's slot of an instance that was a writer would keep redo on a standby that nobody reads
@@ -481,6 +485,7 @@ impl Instance {
                 self.settings(&own, &head, &synchronous)
             }
             None => {
+                self.place_certificate(&own)?;
                 let written = self.read(OURS)?;
                 self.settings(&own, written.lines().next().unwrap_or("#"), &synchronous_in(&written))
             }
@@ -520,6 +525,7 @@ impl Instance {
         let mut text = format!("{head}\n");
         text.extend(settings.iter().map(|(key, value)| setting(key, value)));
         text.extend(ours.iter().map(|(key, value)| setting(key, value)));
+        text.extend(self.tls_settings(own).iter().map(|(key, value)| setting(key, value)));
         text.extend(
             log::settings(settings, &self.options.log_file).iter().map(|(key, value)| setting(key, value)),
         );

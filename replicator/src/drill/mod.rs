@@ -472,6 +472,7 @@ impl Drill {
             name: postgres::sockets::REHEARSAL.into(),
             settings: self.config.settings_of(&self.own),
             hba: Vec::new(),
+            certificate: None,
         }))
     }
 }

@@ -1,6 +1,7 @@
 //! Takes clients in, holds them while nobody leads, and brings them to a PostgreSQL.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,14 @@ use proto::RegionName;
 use proto::messages::{Refusal, SessionOpen, SessionReady, refusal::Kind as Why};
 use runtime::task::Tasks;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch as latest;
 use tokio_util::sync::CancellationToken;
 use transport::{Stream, TransportError};
 
 use super::Kind;
+use super::farewell;
 use super::relay::{Ended, Far, pass};
 use super::tally::{Counts, Tally};
 use super::tunnel::{self, Tunnels};
@@ -29,16 +31,6 @@ const CONNECT: Duration = Duration::from_secs(1);
 
 /// The wait before a way that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
-
-/// How long a client that is turned away may take to say its first words, which must be read before it hears
-/// why.
-const FIRST_WORDS: Duration = Duration::from_secs(1);
-
-/// The first words of a client that are read, bytes: PostgreSQL takes no more.
-const FIRST_WORDS_BYTES: u64 = 10_000;
-
-/// The codes by which a client asks for encryption, by TLS and by GSSAPI.
-const ENCRYPT: [u32; 2] = [80_877_103, 80_877_104];
 
 /// Clients that may be told at once why they are turned away. Others are closed without a word.
 const TOLD_MAX: u64 = 64;
@@ -61,6 +53,8 @@ pub struct Doors {
     me: RegionName,
     /// The region's own PostgreSQL.
     here: SocketAddr,
+    /// The directory of the certificate by which clients know that.
+    certificate: PathBuf,
     regions: Vec<RegionName>,
     tunnels: Tunnels,
     knows: latest::Sender<Knows>,
@@ -76,11 +70,13 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// The endpoints of the region that `knows` so much at first, whose PostgreSQL listens at `listen`.
+    /// The endpoints of the region that `knows` so much at first, whose PostgreSQL listens at `listen`,
+    /// and has its certificate in the directory `certificate`.
     #[must_use]
     pub fn new(
         knows: Knows,
         listen: SocketAddr,
+        certificate: PathBuf,
         regions: Vec<RegionName>,
         tunnels: Tunnels,
         limits: EndpointsConfig,
@@ -88,6 +84,7 @@ impl Doors {
         Doors {
             me: knows.me.clone(),
             here: reachable(listen),
+            certificate,
             regions,
             tunnels,
             knows: latest::Sender::new(knows),
@@ -308,15 +305,9 @@ impl Doors {
     }
 
     /// Tells a client why it is turned away, as PostgreSQL does.
-    async fn turn_away(&self, mut client: TcpStream, code: &str, why: &str) {
+    async fn turn_away(&self, client: TcpStream, code: &str, why: &str) {
         let Some(_place) = self.told.enter(TOLD_MAX) else { return };
-        let telling = async {
-            hear_out(&mut client).await?;
-            client.write_all(&error_response("FATAL", code, why)).await?;
-            client.shutdown().await
-        };
-        // It may have gone, which is all that was wanted of it.
-        let _ = tokio::time::timeout(FIRST_WORDS, telling).await;
+        farewell::tell(client, &error_response("FATAL", code, why), &self.certificate).await;
     }
 
     /// Brings a client of another region to this region's PostgreSQL.
@@ -374,22 +365,6 @@ impl Doors {
             }
         };
         Ok((self.connect(&Near::Own).await?, cut))
-    }
-}
-
-/// Reads what a client says first: what lies unread when a connection is closed takes the answer with it. A
-/// client that asks for encryption hears that there is none; whoever does not insist goes on and hears why.
-async fn hear_out(client: &mut TcpStream) -> std::io::Result<()> {
-    loop {
-        let (length, code) = (client.read_u32().await?, client.read_u32().await?);
-        if ENCRYPT.contains(&code) {
-            client.write_all(b"N").await?;
-            continue;
-        }
-        let rest = u64::from(length).saturating_sub(8).min(FIRST_WORDS_BYTES);
-        let mut first_words = Vec::new();
-        client.take(rest).read_to_end(&mut first_words).await?;
-        return Ok(());
     }
 }
 

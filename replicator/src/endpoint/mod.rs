@@ -13,6 +13,7 @@
 //! - [`tally`]: what an endpoint did, as numbers.
 
 pub mod door;
+mod farewell;
 pub mod relay;
 pub mod tally;
 pub mod tunnel;

@@ -1,14 +1,18 @@
-//! The certificates of a cluster's regions, witnesses and operator, and the authority that issues them.
+//! The certificates of a cluster's regions, witnesses and operator, those by which PostgreSQL's clients
+//! know its servers, and the authority that issues them.
+
+use std::collections::BTreeSet;
 
 use proto::ClusterId;
 use time::OffsetDateTime;
-use transport::identity::CERTIFICATE_DAYS;
+use transport::identity::{CERTIFICATE_DAYS, names_in};
 use transport::{Authority, IdentityError, Peer};
 
 use crate::config::Config;
 use crate::layout::{Layout, make_passable};
 
-/// Makes the authority and the certificates that are missing; with `renew`, all certificates anew.
+/// Makes the authority and the certificates that are missing; with `renew`, all certificates anew. Servers
+/// get another where clients reach them under other names than before.
 ///
 /// # Errors
 /// When a file cannot be written, or the authority's key is elsewhere.
@@ -25,10 +29,21 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         .chain([(Peer::Operator, layout.operator())])
         .filter(|(_, directory)| renew || !directory.join("cert.pem").exists())
         .collect();
-    if wanted.is_empty() {
+    let names = names_of_servers(config);
+    let servers: Vec<_> = config
+        .regions
+        .iter()
+        .map(|region| (region.name.to_string(), layout.region(&region.name).server_identity()))
+        .filter(|(_, directory)| {
+            renew || names_in(&directory.join("cert.pem")).is_none_or(|(now, _)| now != names)
+        })
+        .collect();
+    // Where the authority's key is elsewhere, servers go on with what they have.
+    let has_authority = layout.authority().join("ca.key").exists();
+    if wanted.is_empty() && (servers.is_empty() || !has_authority) {
         return Ok(());
     }
-    let authority = if layout.authority().join("ca.key").exists() {
+    let authority = if has_authority {
         Authority::open(&layout.authority())?
     } else {
         Authority::create(&layout.authority(), &config.cluster, ClusterId(runtime::random::draw()), now)?
@@ -39,5 +54,74 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         }
         authority.issue(&directory, &peer, now, time::Duration::days(CERTIFICATE_DAYS))?;
     }
+    for (region, directory) in servers {
+        let called = format!("PostgreSQL of {region}");
+        authority.issue_server(&directory, &called, &names, now, time::Duration::days(CERTIFICATE_DAYS))?;
+    }
     Ok(())
+}
+
+/// The names and addresses under which clients reach a PostgreSQL of the cluster: an endpoint of one region
+/// brings them to another's.
+fn names_of_servers(config: &Config) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    for region in &config.regions {
+        let nodes = region.nodes.iter().filter_map(|node| node.postgres);
+        let own =
+            [Some(region.postgres), region.writer_endpoint, region.reader_endpoint].into_iter().flatten();
+        for ip in own.chain(nodes).map(|address| address.ip()).filter(|ip| !ip.is_unspecified()) {
+            names.insert(ip.to_string());
+            if ip.is_loopback() {
+                names.insert("localhost".into());
+            }
+        }
+        if let Some((host, _)) = region.advertise.rsplit_once(':') {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            names.insert(host.to_owned());
+        }
+    }
+    // In the order in which a certificate has them: names, then addresses.
+    let (addresses, hosts): (Vec<_>, Vec<_>) =
+        names.into_iter().partition(|name| name.parse::<std::net::IpAddr>().is_ok());
+    hosts.into_iter().chain(addresses).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(endpoint: &str) -> Config {
+        let text = format!(
+            "cluster = \"c\"\n[region.a]\nrole = \"primary\"\nlisten = \"127.0.0.1:7401\"\nadvertise = \"a.example:7401\"\n\
+             postgres = \"127.0.0.1:6401\"\n[region.b]\nrole = \"secondary\"\nlisten = \"10.0.0.2:7401\"\n\
+             postgres = \"10.0.0.2:6401\"\nwriter_endpoint = \"{endpoint}:5432\"\n"
+        );
+        Config::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_server_s_certificate_has_the_names_that_clients_use_and_follows_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().to_owned());
+        let names = |region: &str| {
+            let place = layout.region(&region.parse().unwrap()).server_identity();
+            names_in(&place.join("cert.pem")).unwrap().0
+        };
+        make(&config("10.0.0.9"), &layout, false).unwrap();
+        let expected = ["a.example", "localhost", "10.0.0.2", "10.0.0.9", "127.0.0.1"];
+        assert_eq!((names("a"), names("b")), (expected.map(str::to_owned).to_vec(), names("a")));
+
+        let key =
+            || std::fs::read(layout.region(&"a".parse().unwrap()).server_identity().join("key.pem")).unwrap();
+        let before = key();
+        make(&config("10.0.0.9"), &layout, false).unwrap();
+        assert_eq!(key(), before, "nothing is another");
+        make(&config("10.0.0.10"), &layout, false).unwrap();
+        assert!(key() != before && names("a").contains(&"10.0.0.10".to_owned()));
+
+        // Where the authority's key is kept elsewhere, servers go on with what they have.
+        std::fs::remove_file(layout.authority().join("ca.key")).unwrap();
+        make(&config("10.0.0.11"), &layout, false).unwrap();
+        assert!(names("a").contains(&"10.0.0.10".to_owned()));
+    }
 }

@@ -115,6 +115,7 @@ fn instance(
         name: region.name.to_string(),
         settings: config.settings_of(region),
         hba: config.hba.clone(),
+        certificate: None,
         data_dir,
     })))
 }

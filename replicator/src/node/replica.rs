@@ -124,6 +124,7 @@ impl Replica {
             name: format!("{}-{}", region.name, node.name),
             settings: config.settings_of(region),
             hba: config.hba.clone(),
+            certificate: Some(layout.region(&region.name).server_identity()),
         });
         Ok(Replica {
             file: NodeFile::open(&places.state(), link.cluster_id, &region.name, &node.name)?,

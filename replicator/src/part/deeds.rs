@@ -299,8 +299,9 @@ impl<C: Cluster> Owner<C> {
     async fn get_ready(&self, epoch: Epoch, from: Option<(RegionName, Lsn)>) -> Result<Lsn, Refusal> {
         self.able_follower()?;
         let wanted = || self.voter.view().accepted.record.gathers(&self.me, epoch);
+        // The vote has done so; were anything stored after this answer, the fork would lie before it.
+        self.cluster.shut_out();
         if let Some((from, to_lsn)) = from {
-            self.cluster.shut_out();
             let gathering = self.cluster.gather(&from, epoch, to_lsn, wanted);
             let what = format!("gather the redo that {from} has");
             within(GATHER, &what, gathering).await.map_err(busy)?;

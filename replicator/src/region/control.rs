@@ -120,7 +120,8 @@ impl Region {
         }
         let password = secrets::load(&self.layout)
             .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
-        Ok(Answer::Url(secrets::url(region.postgres, Some(&password))))
+        let url = secrets::url(region.postgres, Some(&password));
+        Ok(Answer::Url(if self.instance.encrypts() { format!("{url}?{}", secrets::VERIFIES) } else { url }))
     }
 
     /// What this daemon knows by itself.
@@ -163,12 +164,12 @@ impl Region {
     /// What needs somebody soon, though the region serves.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.health.low_disks();
-        let left_days = (self.certificate_ends_s - wall_us() / 1_000_000).div_euclid(86_400);
+        let left_days = (self.certificates_end_s() - wall_us() / 1_000_000).div_euclid(86_400);
         if left_days < CERTIFICATE_DAYS {
             let ends =
                 if left_days < 0 { "has ended".to_owned() } else { format!("ends in {left_days} days") };
-            let words = "no region lets this one in then; see replicator certs --renew";
-            warnings.push(format!("its certificate {ends}: {words}"));
+            let words = "then no region lets this one in, or no client trusts its PostgreSQL; see replicator certs --renew";
+            warnings.push(format!("a certificate of it {ends}: {words}"));
         }
         let record = self.voter.accepted();
         let leads = record.primary == self.own.name && self.in_force().failover.automatic;

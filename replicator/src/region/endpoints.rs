@@ -34,7 +34,8 @@ impl Doors {
         let places = others.map(RegionConfig::place);
         let regions = parts.config.regions.iter().map(|region| region.name.clone()).collect();
         let tunnels = Tunnels::new(parts.endpoint.clone(), parts.cluster_id, places);
-        Doors::new(knows, parts.own.postgres, regions, tunnels, parts.config.endpoints)
+        let certificate = parts.layout.server_identity();
+        Doors::new(knows, parts.own.postgres, certificate, regions, tunnels, parts.config.endpoints)
     }
 }
 

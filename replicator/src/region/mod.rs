@@ -27,6 +27,7 @@ mod voters;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use coordination::Leadership;
 use postgres::installation::{InstallationError, Installations};
@@ -35,6 +36,7 @@ use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
 use postgres::sockets::socket_dir_for;
 use proto::{ClusterId, Epoch, RegionName};
 use tokio_util::sync::CancellationToken;
+use transport::identity::names_in;
 use transport::{Endpoint, Identity, TransportError};
 use volume::{Volume, VolumeError, VolumeOptions};
 
@@ -128,7 +130,9 @@ pub(crate) struct Parts {
     /// Cancelled when this daemon is to end and be started again.
     pub(crate) again: CancellationToken,
     /// When the daemon's certificate ends, seconds since 1970.
-    pub(crate) certificate_ends_s: i64,
+    certificate_ends_s: i64,
+    /// The same of the certificate of its PostgreSQL; never where there is none.
+    pub(crate) server_certificate_ends_s: AtomicI64,
     pub(crate) journal: Journal,
     pub(crate) chronicle: Chronicle,
     /// Follows sampled batches.
@@ -203,6 +207,7 @@ pub async fn run(
         name: name.to_string(),
         settings: config.settings_of(&own),
         hba: config.hba.clone(),
+        certificate: Some(places.server_identity()),
     });
     if state.aside.is_some() {
         // What an earlier daemon left running would go on in the directory that is moved.
@@ -240,6 +245,7 @@ pub async fn run(
         own,
         cluster_id,
         endpoint,
+        server_certificate_ends_s: AtomicI64::new(server_certificate_ends_s(&places)),
         layout: places,
         volume,
         instance,
@@ -331,6 +337,18 @@ pub(crate) fn load_state(
     Ok(state)
 }
 
+/// When the certificate of a region's PostgreSQL ends, seconds since 1970; never where there is none.
+pub(crate) fn server_certificate_ends_s(places: &RegionLayout) -> i64 {
+    names_in(&places.server_identity().join("cert.pem")).map_or(i64::MAX, |(_, ends_s)| ends_s)
+}
+
+impl Parts {
+    /// When the first of the region's certificates ends, seconds since 1970.
+    pub(crate) fn certificates_end_s(&self) -> i64 {
+        self.certificate_ends_s.min(self.server_certificate_ends_s.load(Ordering::Relaxed))
+    }
+}
+
 impl observe::facts::Source for Region {
     fn tracer(&self) -> Tracer {
         self.parts.tracer.clone()
@@ -356,7 +374,7 @@ impl observe::facts::Source for Region {
                 nodes: self.node_rows(),
                 promoting: record.promotion.is_some(),
                 past: record.history,
-                certificate_left_s: self.certificate_ends_s.saturating_sub(now_us / 1_000_000),
+                certificate_left_s: self.certificates_end_s().saturating_sub(now_us / 1_000_000),
                 now_us,
             }
         })

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres::instance::{Own, ReloadError, Took};
@@ -124,19 +125,32 @@ impl Region {
         if keys.iter().any(|key| matches!(key.fate, Fate::Refused(_))) {
             return Ok(keys.into_iter().map(refuse).collect());
         }
-        let took = match self.reload_postgres(&old, &new).await {
+        let certificate = self.instance.has_another_certificate();
+        let took = match self.reload_postgres(&old, &new, certificate).await {
             Ok(took) => took,
             Err(why) => return Ok(keys.into_iter().map(|key| refuse_postgres(key, &why)).collect()),
         };
         self.take(&old, &new);
-        Ok(answer(&keys, &own_of(&new, name), took))
+        let mut answer = answer(&keys, &own_of(&new, name), took);
+        if certificate {
+            let ends_s = super::server_certificate_ends_s(&self.layout);
+            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
+            let (key, detail) = ("the certificate of PostgreSQL".into(), String::new());
+            answer.push(ReloadedKey { key, outcome: Outcome::Applied.into(), detail });
+        }
+        Ok(answer)
     }
 
-    /// Gives PostgreSQL its part of the configuration, if that is another; of each setting that is, and of
-    /// those that wait for a start, when it holds.
-    async fn reload_postgres(&self, old: &Config, new: &Config) -> Result<BTreeMap<String, Took>, String> {
+    /// Gives PostgreSQL its part of the configuration, if that or its `certificate` is another; of each
+    /// setting that is, and of those that wait for a start, when it holds.
+    async fn reload_postgres(
+        &self,
+        old: &Config,
+        new: &Config,
+        certificate: bool,
+    ) -> Result<BTreeMap<String, Took>, String> {
         let (before, after) = (own_of(old, &self.own.name), own_of(new, &self.own.name));
-        if before == after {
+        if before == after && !certificate {
             return Ok(self.instance.waiting().await);
         }
         let (installation, settings) = (self.instance.installation().clone(), after.settings.clone());

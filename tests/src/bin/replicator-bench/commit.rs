@@ -25,11 +25,11 @@ pub async fn run(runs: u64, seconds: u64) {
     for stock in &stocks {
         pgbench_init(&stock.url(0));
     }
-    let (ours, local) = (Cluster::new(0), Cluster::new(0));
+    let (ours, local) = (Cluster::for_bench(0), Cluster::for_bench(0));
     local.configure("commit = \"local\"\n");
     for cluster in [&ours, &local] {
         cluster.start();
-        pgbench_init(&cluster.printed(&["url", "--region", "us-east"]));
+        pgbench_init(&cluster.clear_url("us-east"));
     }
     let mut results: [Vec<Run>; 5] = Default::default();
     for _ in 0..runs {
@@ -42,7 +42,7 @@ pub async fn run(runs: u64, seconds: u64) {
             stock.release(receivers);
         }
         for (index, cluster) in [(3, &ours), (4, &local)] {
-            let url = cluster.printed(&["url", "--region", "us-east"]);
+            let url = cluster.clear_url("us-east");
             let number = |pid: nix::unistd::Pid| u32::try_from(pid.as_raw()).unwrap();
             let (postmaster, daemon) =
                 (number(cluster.postmaster("us-east")), number(cluster.daemon("us-east")));

@@ -46,8 +46,9 @@ pub async fn run(secondaries: usize, transactions: u64) {
     count(&processes, &url, transactions);
     drop(stock);
 
-    let cluster = Cluster::up(secondaries);
-    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let cluster = Cluster::for_bench(secondaries);
+    cluster.start();
+    let url = cluster.clear_url("us-east");
     pgbench_init(&url);
     let _ = pgbench_transactions(&url, CLIENTS, WARM_UP);
     cluster.until_level().await;

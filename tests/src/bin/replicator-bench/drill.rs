@@ -16,8 +16,9 @@ pub async fn run(rounds: u64, seconds: u64) {
     println!(
         "Everything shares this machine's processors and one disk: a region of its own would share neither with the primary.\n"
     );
-    let cluster = Arc::new(Cluster::up(1));
-    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let cluster = Arc::new(Cluster::for_bench(1));
+    cluster.start();
+    let url = cluster.clear_url("us-east");
     pgbench_init(&url);
     let (mut tps, mut lags) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let drills = Arc::new(AtomicUsize::new(0));

@@ -13,14 +13,14 @@ pub async fn run(seconds: u64) {
         "rows with the clock's time, each 40 ms at the primary, looked for at eu-west; and replicator_visible_lag_seconds.\n\
          {seconds} s in each state, on this machine's processors. Off: what the daemon says less the truth, ms.\n"
     );
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::for_bench(2);
     let (http, relayed) = (free_port(), free_port());
     let relay = Relay::open(relayed, cluster.address("eu-west")).await;
     cluster.configure_region("us-east", &format!("http = \"127.0.0.1:{http}\""));
     cluster.configure_region("eu-west", &format!("advertise = \"127.0.0.1:{relayed}\""));
     cluster.start();
     cluster.until_level().await;
-    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let url = cluster.clear_url("us-east");
     let beats = Beats::begin(PgConnection::connect(&url).await.unwrap()).await;
     let mut secondary = cluster.connect("eu-west").await;
     arrives(&mut secondary).await;

@@ -39,7 +39,7 @@ struct Cost {
 }
 
 async fn measure(looks: bool, sessions: u64, seconds: u64) -> Cost {
-    let cluster = Cluster::new(1);
+    let cluster = Cluster::for_bench(1);
     let port = free_port();
     cluster.configure(&format!(
         "telemetry.load = {looks}\npostgresql.settings = {{ max_connections = \"{}\" }}\n",
@@ -47,7 +47,7 @@ async fn measure(looks: bool, sessions: u64, seconds: u64) -> Cost {
     ));
     cluster.configure_region("us-east", &format!("http = \"127.0.0.1:{port}\""));
     cluster.start();
-    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let url = cluster.clear_url("us-east");
     let mut busy = Vec::new();
     for n in 0..sessions {
         let mut session = PgConnection::connect(&url).await.unwrap();

@@ -89,9 +89,9 @@ async fn regions(secondaries: usize, seconds: u64) {
     let (stock_tps, _) = pgbench(&stock.url(0), seconds, async || {}).await;
     drop(stock);
 
-    let cluster = Cluster::up(secondaries);
-    let (primary, secondary) =
-        (cluster.printed(&["url", "--region", "us-east"]), cluster.printed(&["url", "--region", "eu-west"]));
+    let cluster = Cluster::for_bench(secondaries);
+    cluster.start();
+    let (primary, secondary) = (cluster.clear_url("us-east"), cluster.clear_url("eu-west"));
     let ours_visible = visible_after(&primary, &secondary).await;
     let mut worst_ms = 0;
     let before = counters(&cluster);

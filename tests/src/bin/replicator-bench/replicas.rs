@@ -19,14 +19,14 @@ const SIZE_MIB: u64 = 1024;
 
 /// One region with `replicas`, the last of which is added once there is 1 GiB to copy.
 pub async fn run(replicas: u64) {
-    let cluster = Cluster::new(0);
+    let cluster = Cluster::for_bench(0);
     let names: Vec<String> = (1..=replicas).map(|number| format!("n{number}")).collect();
     let (last, first) = names.split_last().expect("at least one");
     for node in first {
         cluster.add_node("us-east", node);
     }
     cluster.start();
-    let url = cluster.printed(&["url", "--region", "us-east"]);
+    let url = cluster.clear_url("us-east");
     pgbench_init(&url);
     let alone = pgbench_with(&url, 8, &["-T", "10"]);
     println!("TPC-B, 8 clients, with {} replicas: {alone:.0} tps", first.len());

@@ -1,0 +1,123 @@
+//! PostgreSQL's clients: encrypted, and at a server that proves who it is.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use replicator_tests::{Cluster, installation, postgresql, text};
+use runtime::task::Task;
+use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Whether the session of this connection string is encrypted, and where its server takes writes.
+async fn session(url: &str) -> Result<(bool, bool), sqlx::Error> {
+    let mut session = PgConnection::connect(url).await?;
+    let asked = "SELECT ssl, NOT pg_is_in_recovery() FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    sqlx::query_as(asked).fetch_one(&mut session).await
+}
+
+/// Why a client is not let in, or does not want to be.
+async fn refusal(url: &str) -> String {
+    session(url).await.expect_err("nobody gets in").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_let_in_encrypted_and_only_trust_a_server_of_the_cluster() {
+    if !installation().encrypts() {
+        println!("not tested: this PostgreSQL was built without encryption");
+        return;
+    }
+    let cluster = Cluster::up(1);
+    let url = cluster.printed(&["url", "--region", "us-east"]);
+    assert!(url.contains("&sslmode=verify-full&sslrootcert=/"), "{url}");
+    assert_eq!(session(&url).await.unwrap(), (true, true));
+    let asked = Command::new(postgresql("psql")).args([&url, "-Atc", "SELECT 1"]).output().unwrap();
+    assert_eq!(text(&asked.stdout).trim(), "1", "{}", text(&asked.stderr));
+    let clear = refusal(&url.replace("verify-full", "disable")).await;
+    assert!(clear.contains("no encryption"), "{clear}");
+
+    // In its place: another cluster's server, and one that says it cannot encrypt.
+    let other = Cluster::up(0);
+    let port = |cluster: &Cluster, region: &str| {
+        let url = cluster.printed(&["url", "--region", region]);
+        url.split('/').nth(2).and_then(|host| host.rsplit_once(':')).unwrap().1.to_owned()
+    };
+    let in_its_place = |port: &str, own: &str| url.replace(&format!(":{own}/"), &format!(":{port}/"));
+    let stranger = refusal(&in_its_place(&port(&other, "us-east"), &port(&cluster, "us-east"))).await;
+    assert!(stranger.contains("certificate"), "{stranger}");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let between = listener.local_addr().unwrap().port().to_string();
+    let _between = Task::spawn("a man in the middle", async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut asks = [0; 8];
+            let _ = client.read_exact(&mut asks).await;
+            let _ = client.write_all(b"N").await;
+        }
+    });
+    let downgraded = refusal(&in_its_place(&between, &port(&cluster, "us-east"))).await;
+    assert!(downgraded.to_lowercase().contains("tls"), "{downgraded}");
+
+    // The key is PostgreSQL's account's alone, and in no data directory.
+    let place = cluster.region("us-east");
+    let key = std::fs::metadata(place.join("run/server.key")).unwrap();
+    assert_eq!(
+        (key.permissions().mode() & 0o777, key.uid()),
+        (0o600, place.join("pgdata").metadata().unwrap().uid())
+    );
+    assert!(!place.join("pgdata/server.key").exists());
+    // It makes nobody a peer: that account has it.
+    let certificate = place.join("identity/postgresql/cert.pem");
+    let stolen = tempfile::tempdir().unwrap();
+    let identity = place.join("identity");
+    for (from, to) in [
+        (certificate.clone(), "cert.pem"),
+        (place.join("run/server.key"), "key.pem"),
+        (identity.join("ca.pem"), "ca.pem"),
+        (identity.join("cluster.id"), "cluster.id"),
+    ] {
+        std::fs::copy(from, stolen.path().join(to)).unwrap();
+    }
+    let refused = transport::Identity::load(stolen.path()).map(|identity| identity.peer).unwrap_err();
+    assert!(refused.to_string().contains("neither one region nor an operator"), "{refused}");
+
+    // The same string leads to the writer wherever it is.
+    let writer = cluster.printed(&["url", "--writer"]);
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    let where_it_is = "SELECT ssl, inet_server_port() FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let asked = Command::new(postgresql("psql")).args([&writer, "-Atc", where_it_is]).output().unwrap();
+    let eu_west = cluster.printed(&["url", "--region", "eu-west"]);
+    let expected = format!("t|{}", port(&cluster, "eu-west"));
+    assert_eq!(text(&asked.stdout).trim(), expected, "{}", text(&asked.stderr));
+    assert_eq!(session(&eu_west).await.unwrap(), (true, true));
+
+    // Another certificate, and nothing restarts.
+    let mut open = PgConnection::connect(&eu_west).await.unwrap();
+    let loaded = "SELECT pg_conf_load_time()::text";
+    let (postmaster, before): (_, String) =
+        (cluster.postmaster("eu-west"), sqlx::query_scalar(loaded).fetch_one(&mut open).await.unwrap());
+    let _ = cluster.printed(&["certs", "--renew"]);
+    let said = cluster.printed(&["reload", "--region", "eu-west"]);
+    assert!(said.contains("the certificate of PostgreSQL"), "{said}");
+    let placed = std::fs::read(cluster.region("eu-west").join("run/server.crt")).unwrap();
+    assert_eq!(
+        placed,
+        std::fs::read(cluster.region("eu-west").join("identity/postgresql/cert.pem")).unwrap()
+    );
+    assert_eq!(session(&eu_west).await.unwrap(), (true, true));
+    let after: String = sqlx::query_scalar(loaded)
+        .fetch_one(&mut PgConnection::connect(&eu_west).await.unwrap())
+        .await
+        .unwrap();
+    assert!(cluster.postmaster("eu-west") == postmaster && after != before);
+    let one: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&mut open).await.unwrap();
+    assert_eq!(one, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sets_encryption_himself_is_left_alone() {
+    let cluster = Cluster::new(0);
+    cluster.configure("postgresql.settings = { ssl = \"off\" }\n");
+    cluster.start();
+    let url = cluster.printed(&["url", "--region", "us-east"]);
+    assert!(!url.contains("sslmode"), "{url}");
+    assert_eq!(session(&format!("{url}&sslmode=disable")).await.unwrap(), (false, true));
+}
