@@ -16,6 +16,7 @@ use transport::{Connection, Endpoint, Peer, Stream, TransportError};
 use crate::config::{Config, WitnessConfig};
 use crate::daemon::authority::{Asked, Condition, Names};
 use crate::daemon::enter::enter;
+use crate::daemon::renewal;
 use crate::daemon::serve::{Daemon, Door, accept};
 use crate::events::notice::{Notice, Seen};
 use crate::events::{Journal, Kind as EventKind};
@@ -71,6 +72,7 @@ pub async fn run(
         () = accept(&witness, &endpoint, &serving) => {}
         () = witness.voter.clone().watch_only() => {}
         () = witness.note_events(&own.name) => {}
+        never = renewal::watch(&endpoint, places.identity(), &identity, |_| {}) => match never {},
     }
     witness.voter.stop();
     endpoint.close().await;

@@ -3,7 +3,8 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
-use replicator_tests::{Cluster, installation, postgresql, text};
+use replicator_tests::ledger::Ledger;
+use replicator_tests::{Cluster, installation, postgresql, text, until};
 use runtime::task::Task;
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,6 +111,49 @@ async fn clients_are_let_in_encrypted_and_only_trust_a_server_of_the_cluster() {
     assert!(cluster.postmaster("eu-west") == postmaster && after != before);
     let one: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&mut open).await.unwrap();
     assert_eq!(one, 1);
+}
+
+/// Certificates are made anew again and again, and then the authority, while rows are written: no stream
+/// between regions breaks, and no commit is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_and_the_authority_turn_over_under_load() {
+    let cluster = Cluster::new(2);
+    cluster.configure("commit = { regions = 1 }\n");
+    cluster.add_witness("third-site");
+    cluster.start();
+    let urls = ["us-east", "eu-west"].map(|region| cluster.printed(&["url", "--region", region]));
+    let ledger = Ledger::start_at(urls.to_vec(), 4).await;
+    ledger.until_written(100).await;
+    let log = |name: &str| std::fs::read_to_string(cluster.region(name).join("daemon.log")).unwrap();
+    let daemons = ["us-east", "eu-west", "ap-northeast", "third-site"];
+    let said = |word: &str| daemons.map(log).concat().lines().filter(|line| line.contains(word)).count();
+    let (breaks, uses) = ("no longer receiving redo", "the certificate is another");
+    assert_eq!(said(breaks), 0);
+    let held = || cluster.printed(&["events", "--json"]).matches("commits-held").count();
+    let before = held();
+    let steps = ["--renew", "--renew", "--new-authority", "--renew", "--drop-old-authority"];
+    for (done, step) in steps.iter().enumerate() {
+        let _ = cluster.printed(&["certs", step]);
+        until("all daemons use it", || async { said(uses) == daemons.len() * (done + 1) }).await;
+        until("PostgreSQL uses its own", || async {
+            cluster.regions.iter().map(|region| cluster.region(region)).all(|place| {
+                let [placed, given] = ["run/server.crt", "identity/postgresql/cert.pem"];
+                std::fs::read(place.join(placed)).unwrap() == std::fs::read(place.join(given)).unwrap()
+            })
+        })
+        .await;
+        ledger.until_written(50).await;
+        // Whoever comes anew is let in, and knows whom it speaks with.
+        assert_eq!(cluster.status()["regions"].as_array().unwrap().len(), 3);
+        assert_eq!(session(&cluster.printed(&["url", "--region", "us-east"])).await.unwrap().1, true);
+    }
+    // Also those connect anew that were connected all the time: a promotion asks every voter.
+    assert_eq!(said(breaks), 0, "{}", cluster.logs());
+    assert_eq!(held(), before, "{}", cluster.printed(&["events"]));
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    ledger.until_written(50).await;
+    cluster.until_level().await;
+    ledger.acknowledged().await.assert_in_all(&cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

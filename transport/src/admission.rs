@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::TransportError;
 use crate::congestion::Congestion;
 use crate::connection::{Connection, Traffic, classify, peer_of, transport_config};
+use crate::credentials::Credentials;
 use crate::identity::Peer;
 
 /// A handshake that takes longer is given up.
@@ -137,7 +138,7 @@ impl Drop for PeerPlace<'_> {
 /// Carries handshakes out side by side: a slow or hostile peer holds up nobody else.
 pub(crate) async fn accept_all(
     endpoint: quinn::Endpoint,
-    server: ServerConfig,
+    used: Credentials,
     congestion: Congestion,
     accept: mpsc::Sender<Connection>,
 ) {
@@ -163,7 +164,7 @@ pub(crate) async fn accept_all(
         let (admission, accept) = (admission.clone(), accept.clone());
         let traffic = Traffic::of(&incoming.orig_dst_cid());
         let transport = transport_config(&congestion, address.ip(), traffic);
-        let mut server = server.clone();
+        let mut server = used.server();
         connections.spawn(async move {
             let place = HandshakePlace(&admission, address.ip());
             let Ok(transport) = transport else { return };

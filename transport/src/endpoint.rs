@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::RegionName;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, ServerConfig, VarInt};
+use quinn::VarInt;
 use runtime::task::Tasks;
-use rustls::server::WebPkiClientVerifier;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -16,14 +14,8 @@ use crate::TransportError;
 use crate::admission::accept_all;
 use crate::congestion::Congestion;
 use crate::connection::{Connection, Traffic, classify, peer_of, transport_config};
+use crate::credentials::Credentials;
 use crate::identity::{Identity, Peer};
-
-/// What both sides must agree to speak.
-const ALPN: &[u8] = b"replicator/1";
-
-/// Connections that wait for their handshakes, and what those may have sent meanwhile: for all together.
-const INCOMING_MAX: usize = 1024;
-const INCOMING_BYTES_MAX: u64 = 4 << 20;
 
 /// The most addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -38,7 +30,7 @@ const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     endpoint: quinn::Endpoint,
-    client: ClientConfig,
+    used: Credentials,
     congestion: Congestion,
     accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
     /// What accepts: it ends with the last handle.
@@ -55,20 +47,30 @@ impl Endpoint {
         let address = listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let failed = |reason: String| TransportError::Bind { address: address.to_string(), reason };
         let congestion = Congestion::from_environment().map_err(&failed)?;
-        let (client, server) = configs(identity).map_err(&failed)?;
+        let used = Credentials::of(identity).map_err(&failed)?;
         let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
         let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
-        let accepts = listen.map(|_| server.clone());
+        let accepts = listen.map(|_| used.server());
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), accepts, socket, runtime);
         let endpoint = endpoint.map_err(|e| failed(e.to_string()))?;
         let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.
         let (accept, accepted) = mpsc::channel(1);
         if listen.is_some() {
-            tasks.spawn(accept_all(endpoint.clone(), server, congestion.clone(), accept));
+            tasks.spawn(accept_all(endpoint.clone(), used.clone(), congestion.clone(), accept));
         }
         let accepted = Arc::new(tokio::sync::Mutex::new(accepted));
-        Ok(Endpoint { endpoint, client, congestion, accepted, _tasks: tasks })
+        Ok(Endpoint { endpoint, used, congestion, accepted, _tasks: tasks })
+    }
+
+    /// Uses another certificate for connections that begin from now on; those that there are go on.
+    /// Nothing is changed unless its own authorities would let it in.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn renew(&self, identity: &Identity) -> Result<(), String> {
+        identity.verify()?;
+        self.used.replace(identity)
     }
 
     /// The bound address.
@@ -110,7 +112,7 @@ impl Endpoint {
     ) -> Result<Connection, TransportError> {
         let unreachable =
             |reason: String| TransportError::Unreachable { address: address.to_string(), reason };
-        let mut client = self.client.clone();
+        let mut client = self.used.client();
         let transport = transport_config(&self.congestion, address.ip(), traffic).map_err(&unreachable)?;
         client.transport_config(transport).initial_dst_cid_provider(Arc::new(move || traffic.draw_id()));
         let connecting = self.endpoint.connect_with(client, address, expect.as_str());
@@ -191,32 +193,6 @@ impl Endpoint {
         self.endpoint.close(VarInt::from_u32(0), b"the daemon is stopping");
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
-}
-
-fn configs(identity: &Identity) -> Result<(ClientConfig, ServerConfig), String> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let text = |e: rustls::Error| e.to_string();
-    let mut client = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(text)?
-        .with_root_certificates(identity.roots.clone())
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(text)?;
-    client.alpn_protocols = vec![ALPN.to_vec()];
-    let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider.clone());
-    let mut server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(text)?
-        .with_client_cert_verifier(verifier.build().map_err(|e| e.to_string())?)
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(text)?;
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    let client = QuicClientConfig::try_from(client).map_err(|e| e.to_string())?;
-    let client = ClientConfig::new(Arc::new(client));
-    let server = QuicServerConfig::try_from(server).map_err(|e| e.to_string())?;
-    let mut server = ServerConfig::with_crypto(Arc::new(server));
-    server.max_incoming(INCOMING_MAX).incoming_buffer_size_total(INCOMING_BYTES_MAX);
-    Ok((client, server))
 }
 
 fn bind_socket(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {

@@ -13,10 +13,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use runtime::clock::wall_us;
 use runtime::private;
 use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
 /// The name in an operator's certificate; no region may have it.
@@ -105,9 +107,17 @@ pub enum IdentityError {
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: String,
+    /// The certificates of those that are trusted: its own, and for a while that of the one before it, or
+    /// after.
+    trusted: String,
     cluster_id: ClusterId,
 }
+
+/// The certificates that are trusted, where they are more than the authority's own.
+const TRUSTED: &str = "trusted.pem";
+
+/// The authority that is to follow, below the directory of the one before.
+const NEXT: &str = "next";
 
 impl Authority {
     /// Makes a new authority in `directory` for the cluster named `cluster`, with a new cluster id.
@@ -121,7 +131,9 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<Authority, IdentityError> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("Replicator cluster {cluster}"));
+        // The one that follows has another name: some look for who has issued a certificate by that alone.
+        let id: u32 = runtime::random::draw();
+        params.distinguished_name.push(DnType::CommonName, format!("Replicator cluster {cluster} {id:08x}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         // Clocks of other machines may be a little behind.
@@ -148,7 +160,65 @@ impl Authority {
         let certificate = read(&directory.join("ca.pem"))?;
         let key = KeyPair::from_pem(&read_private(&path)?)?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key)?;
-        Ok(Authority { issuer, certificate, cluster_id: read_cluster_id(directory)? })
+        let trusted = match directory.join(TRUSTED) {
+            several if several.exists() => read(&several)?,
+            _ => certificate,
+        };
+        Ok(Authority { issuer, trusted, cluster_id: read_cluster_id(directory)? })
+    }
+
+    /// Makes the authority that is to follow the one in `directory`, for the same cluster: it is trusted
+    /// beside that from now on, and issues nothing before [`Authority::succeed`]. Where there is one
+    /// already it is left as it is.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn prepare_next(directory: &Path, cluster: &str, now: OffsetDateTime) -> Result<(), IdentityError> {
+        let (now_used, next) = (Authority::open(directory)?, directory.join(NEXT));
+        if !next.join("ca.key").exists() {
+            Authority::create(&next, cluster, now_used.cluster_id, now)?;
+        }
+        let new = read(&next.join("ca.pem"))?;
+        if !now_used.trusted.contains(&new) {
+            write_private(&directory.join(TRUSTED), &(now_used.trusted + &new))?;
+        }
+        Ok(())
+    }
+
+    /// The authority that was to follow takes the place of the one in `directory`, which stays trusted.
+    /// Nothing where none was to.
+    ///
+    /// # Errors
+    /// When a file cannot be written. It can be done again.
+    pub fn succeed(directory: &Path) -> Result<(), IdentityError> {
+        let next = directory.join(NEXT);
+        if !next.join("ca.key").exists() {
+            return Ok(());
+        }
+        for file in ["ca.key", "ca.pem"] {
+            write_private(&directory.join(file), &read_private(&next.join(file))?)?;
+        }
+        std::fs::remove_dir_all(&next).map_err(at(&next))
+    }
+
+    /// Only the authority in `directory` is trusted from now on.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn trust_no_other(directory: &Path) -> Result<(), IdentityError> {
+        let several = directory.join(TRUSTED);
+        match std::fs::remove_file(&several) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(at(&several)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes who is trusted into `directory`, an identity's.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn tell_trusted(&self, directory: &Path) -> Result<(), IdentityError> {
+        write_private(&directory.join("ca.pem"), &self.trusted)
     }
 
     /// Makes a certificate for `peer` in `directory`, with all that an [`Identity`] needs.
@@ -166,15 +236,17 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, peer.dns_name());
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
         params.not_before = now - Duration::hours(1);
         params.not_after = now + validity;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         make_directory(directory)?;
         write_private(&directory.join("cluster.id"), &self.cluster_id.to_string())?;
-        write_private(&directory.join("ca.pem"), &self.certificate)?;
-        write_private(&directory.join("cert.pem"), &certificate)?;
-        write_private(&directory.join("key.pem"), &key.serialize_pem())
+        self.tell_trusted(directory)?;
+        // Whoever reads both meanwhile sees that they are not a pair, and reads again.
+        write_private(&directory.join("key.pem"), &key.serialize_pem())?;
+        write_private(&directory.join("cert.pem"), &certificate)
     }
 
     /// Makes a certificate for a server that clients reach under `names`, host names or addresses: `cert.pem`
@@ -193,6 +265,7 @@ impl Authority {
         let mut params = CertificateParams::new(names.to_vec())?;
         params.distinguished_name.push(DnType::CommonName, called);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
         params.not_before = now - Duration::hours(1);
         params.not_after = now + validity;
         let key = KeyPair::generate()?;
@@ -262,31 +335,60 @@ impl Identity {
     /// # Errors
     /// When a file is missing, unusable, or a key that others may read.
     pub fn load(directory: &Path) -> Result<Identity, IdentityError> {
+        Identity::load_trusting(directory, &directory.join("ca.pem"))
+    }
+
+    /// The same, which trusts the authorities in the file `ca_path` instead of those beside it.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn load_trusting(directory: &Path, ca_path: &Path) -> Result<Identity, IdentityError> {
         let path = directory.join("cert.pem");
         if !path.exists() {
             return Err(IdentityError::Missing(directory.display().to_string()));
         }
         let unusable =
             |path: &PathBuf, what: String| IdentityError::Unusable { path: path.display().to_string(), what };
-        let certificate = CertificateDer::from_pem_slice(read(&path)?.as_bytes());
-        let certificate = certificate.map_err(|e| unusable(&path, e.to_string()))?;
-        let peer = Peer::of_certificate(&certificate)
+        // The first is its own; those that lead to the authority follow.
+        let chain = certificates_in(&path)?;
+        let certificate = chain.first().ok_or_else(|| unusable(&path, "it holds no certificate".into()))?;
+        let peer = Peer::of_certificate(certificate)
             .ok_or_else(|| unusable(&path, "it names neither one region nor an operator".into()))?;
         let (_, parsed) =
-            x509_parser::parse_x509_certificate(&certificate).map_err(|e| unusable(&path, e.to_string()))?;
+            x509_parser::parse_x509_certificate(certificate).map_err(|e| unusable(&path, e.to_string()))?;
         let ends_s = parsed.validity().not_after.timestamp();
         let key_path = directory.join("key.pem");
         let key = PrivateKeyDer::from_pem_slice(read_private(&key_path)?.as_bytes());
         let key = key.map_err(|e| unusable(&key_path, e.to_string()))?;
-        let ca_path = directory.join("ca.pem");
         let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(read(&ca_path)?.as_bytes());
-        root.map_err(|e| e.to_string())
-            .and_then(|root| roots.add(root).map_err(|e| e.to_string()))
-            .map_err(|what| unusable(&ca_path, what))?;
+        for root in certificates_in(ca_path)? {
+            roots.add(root).map_err(|e| unusable(&ca_path.to_owned(), e.to_string()))?;
+        }
         let cluster_id = read_cluster_id(directory)?;
-        Ok(Identity { peer, cluster_id, ends_s, chain: vec![certificate], key, roots: Arc::new(roots) })
+        Ok(Identity { peer, cluster_id, ends_s, chain, key, roots: Arc::new(roots) })
     }
+
+    /// Whether one who trusts its authorities would let it in now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn verify(&self) -> Result<(), String> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider);
+        let verifier = verifier.build().map_err(|e| e.to_string())?;
+        let (own, leading) = self.chain.split_first().ok_or("there is no certificate")?;
+        let now_us = u64::try_from(wall_us()).unwrap_or(0);
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_micros(now_us));
+        verifier.verify_client_cert(own, leading, now).map(drop).map_err(|e| e.to_string())
+    }
+}
+
+/// The certificates in a file, at least one.
+fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let unusable = |what: String| IdentityError::Unusable { path: path.display().to_string(), what };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(read(path)?.as_bytes()).collect();
+    let found = found.map_err(|e| unusable(e.to_string()))?;
+    if found.is_empty() { Err(unusable("it holds no certificate".into())) } else { Ok(found) }
 }
 
 fn read_cluster_id(directory: &Path) -> Result<ClusterId, IdentityError> {

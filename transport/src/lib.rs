@@ -6,6 +6,7 @@
 mod admission;
 pub mod congestion;
 pub mod connection;
+mod credentials;
 pub mod egress;
 pub mod endpoint;
 pub mod identity;

@@ -103,6 +103,66 @@ async fn foreign_and_expired_certificates_are_refused() {
     assert!(nobody.is_err(), "nobody was let in");
 }
 
+/// One after the other, as an operator does: both authorities are trusted, then certificates are the new
+/// one's, then the old one is trusted no more. A connection that is there goes on through all of it.
+#[tokio::test]
+async fn certificates_and_authorities_turn_over_under_an_open_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let client = listen(&identity(directory.path(), &ca, "us-east", 1));
+    let late = listen(&identity(directory.path(), &ca, "ap-south", 1));
+    let address = server.local_address().unwrap();
+    let connection = client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
+    let accepted = server.accept().await.unwrap();
+    let mut stream = connection.open_stream(&Open::default()).await.unwrap();
+    let mut other = accepted.accept_stream().await.unwrap();
+    let _: Open = other.receive(1000).await.unwrap().unwrap();
+
+    let authorities = directory.path().join("ca");
+    let now = time::OffsetDateTime::now_utc();
+    Authority::prepare_next(&authorities, "test", now).unwrap();
+    Authority::prepare_next(&authorities, "test", now).unwrap();
+    let both = Authority::open(&authorities).unwrap();
+    for (name, endpoint) in [("eu-west", &server), ("us-east", &client)] {
+        both.tell_trusted(&place(name)).unwrap();
+        endpoint.renew(&Identity::load(&place(name)).unwrap()).unwrap();
+    }
+    Authority::succeed(&authorities).unwrap();
+    let new = Authority::open(&authorities).unwrap();
+    assert_eq!(new.cluster_id(), ca.cluster_id(), "it is the same cluster");
+    client.renew(&identity(directory.path(), &new, "us-east", 1)).unwrap();
+    for client in [&client, &late] {
+        client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
+        server.accept().await.unwrap();
+    }
+    // The one that was forgotten trusts the old authority alone.
+    server.renew(&identity(directory.path(), &new, "eu-west", 1)).unwrap();
+    let forgotten = late.connect(address, &region("eu-west"), PATIENCE).await.unwrap_err();
+    assert!(matches!(forgotten, TransportError::Certificate { .. }), "{forgotten}");
+    Authority::trust_no_other(&authorities).unwrap();
+    Authority::open(&authorities).unwrap().tell_trusted(&place("eu-west")).unwrap();
+    server.renew(&Identity::load(&place("eu-west")).unwrap()).unwrap();
+    client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
+    server.accept().await.unwrap();
+
+    // What would shut the daemon out is not taken: a certificate of the old authority, or one that has ended.
+    let refused = server.renew(&identity(directory.path(), &ca, "eu-west", 1)).map_err(|_| ());
+    new.tell_trusted(&place("eu-west")).unwrap();
+    assert!(refused.is_ok(), "it came with its own authority");
+    assert!(
+        server
+            .renew(&Identity::load_trusting(&place("eu-west"), &authorities.join("ca.pem")).unwrap())
+            .is_err()
+    );
+    assert!(server.renew(&identity(directory.path(), &new, "eu-west", 0)).is_err());
+
+    other.send(&Heartbeat { number: 5, durable_lsn: 6 }).await.unwrap();
+    let heartbeat: Heartbeat = stream.receive(1000).await.unwrap().unwrap();
+    assert_eq!(heartbeat.number, 5, "the connection that was there goes on");
+}
+
 #[tokio::test]
 async fn hostile_bytes_leave_the_port_working() {
     let directory = tempfile::tempdir().unwrap();

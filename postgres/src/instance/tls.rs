@@ -1,8 +1,8 @@
 //! The certificate by which clients know the server, and whether it has one.
 //!
-//! The daemon's directory holds it, where PostgreSQL's account need not reach; each start and reload puts a
-//! copy beside the server's sockets, which is its account's. It is in no data directory: those are copied from
-//! region to region.
+//! The daemon's directory holds it, where PostgreSQL's account need not reach; each start and reload puts
+//! a copy beside the server's sockets, which is its account's. It is in no data directory: those are
+//! copied from region to region.
 
 use std::path::Path;
 

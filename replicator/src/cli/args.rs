@@ -278,9 +278,15 @@ pub(super) enum Command {
         after_help = help::CERTS
     )]
     Certs {
-        /// Make new certificates also where there are some
+        /// Make new certificates also where there are some; by the new authority, if one was made
         #[arg(long)]
         renew: bool,
+        /// Make a new authority, which is trusted beside the one that there is: the first of three steps
+        #[arg(long, conflicts_with_all = ["renew", "drop_old_authority"])]
+        new_authority: bool,
+        /// Trust the old authority no more, once every certificate is the new one's: the last step
+        #[arg(long, conflicts_with = "renew")]
+        drop_old_authority: bool,
     },
 }
 

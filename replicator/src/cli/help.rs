@@ -133,7 +133,18 @@ For example:
 /// `replicator certs`.
 pub(super) const CERTS: &str = "\
 `up` does this by itself. To run regions on other machines, copy <data>/regions/<region>/identity
-to each. The authority's key, <data>/authority/ca.key, belongs on none of them.";
+to each. The authority's key, <data>/authority/ca.key, belongs on none of them. Daemons use what
+is copied there within seconds, and no connection breaks.
+
+Another authority, while everything goes on:
+  1. replicator certs --new-authority; copy every identity, and operator: both are trusted
+  2. replicator certs --renew; copy again: certificates are the new one's
+  3. replicator certs --drop-old-authority; copy again: the old one is trusted no more";
+
+/// After the first step to another authority.
+pub(super) const AUTHORITY_PREPARED: &str = "\
+A new authority is made, and trusted beside the old one. Copy every `identity`, and `operator`, to where
+they are used; once all daemons have them, go on: replicator certs --renew";
 
 /// `replicator lost show`.
 pub(super) const LOST_SHOW: &str = "\

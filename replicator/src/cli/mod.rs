@@ -123,7 +123,17 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}: {} regions, no mistakes", cli.places.config.display(), config.regions.len());
             Ok(())
         }
-        Command::Certs { renew } => {
+        Command::Certs { new_authority: true, .. } => {
+            local::certificates::prepare_authority(&config, &layout)?;
+            println!("{}", help::AUTHORITY_PREPARED);
+            Ok(())
+        }
+        Command::Certs { drop_old_authority: true, .. } => {
+            local::certificates::drop_old_authority(&config, &layout)?;
+            println!("only the new authority is trusted; copy every `identity`, and `operator`, once more");
+            Ok(())
+        }
+        Command::Certs { renew, .. } => {
             local::certificates::make(&config, &layout, renew)?;
             println!("{}", layout.data().display());
             Ok(())

@@ -1,6 +1,7 @@
 //! What every daemon shares, a region's, a witness' and a zone's process: how it begins, and what it lets in.
 //!
 //! - [`enter`]: its directory, alone in it ([`lock`]), with the right certificate.
+//! - [`renewal`]: another certificate is used while it works.
 //! - [`tree`]: whether that directory is open to other accounts, which it may not be.
 //! - [`authority`]: the one table of who may ask what of whom. It decides, and does nothing.
 //! - [`message`]: which first messages no correct peer can send.
@@ -13,5 +14,6 @@ pub mod enter;
 pub mod listen;
 pub mod lock;
 pub mod message;
+pub mod renewal;
 pub mod serve;
 pub mod tree;

@@ -37,8 +37,8 @@ enum First {
     Startup(u32),
 }
 
-/// Tells `client` these `words`, an error as PostgreSQL sends it, and lets it go. `certificate` is the directory
-/// of that by which clients know the region's PostgreSQL; without one nothing is encrypted.
+/// Tells `client` these `words`, an error as PostgreSQL sends it, and lets it go. `certificate` is the
+/// directory of that by which clients know the region's PostgreSQL; without one nothing is encrypted.
 pub(super) async fn tell(client: TcpStream, words: &[u8], certificate: &Path) {
     // It may have gone, which is all that was wanted of it.
     let _ = tokio::time::timeout(FIRST_WORDS, speak(client, words, certificate)).await;

@@ -2,11 +2,12 @@
 //! know its servers, and the authority that issues them.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use proto::ClusterId;
 use time::OffsetDateTime;
 use transport::identity::{CERTIFICATE_DAYS, names_in};
-use transport::{Authority, IdentityError, Peer};
+use transport::{Authority, Identity, IdentityError, Peer};
 
 use crate::config::Config;
 use crate::layout::{Layout, make_passable};
@@ -19,8 +20,7 @@ use crate::layout::{Layout, make_passable};
 pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), IdentityError> {
     let io = |source| IdentityError::Io { path: layout.data().display().to_string(), source };
     make_passable(layout.data()).map_err(io)?;
-    let now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(runtime::clock::wall_us()) * 1000)
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let now = now();
     let directories = config.voters().into_iter().map(|voter| {
         let identity = layout.region(&voter.name).identity();
         (Peer::Region(voter.name), identity)
@@ -44,6 +44,10 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         return Ok(());
     }
     let authority = if has_authority {
+        if renew {
+            // Where another authority was prepared, it is its turn.
+            Authority::succeed(&layout.authority())?;
+        }
         Authority::open(&layout.authority())?
     } else {
         Authority::create(&layout.authority(), &config.cluster, ClusterId(runtime::random::draw()), now)?
@@ -59,6 +63,49 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         authority.issue_server(&directory, &called, &names, now, time::Duration::days(CERTIFICATE_DAYS))?;
     }
     Ok(())
+}
+
+/// Makes the authority that is to follow, and has all that is here trust both.
+///
+/// # Errors
+/// When the authority's key is not here, or a file cannot be written.
+pub fn prepare_authority(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
+    Authority::prepare_next(&layout.authority(), &config.cluster, now())?;
+    tell_trusted(config, layout)
+}
+
+/// Has nobody trust the authority before this one any more.
+///
+/// # Errors
+/// When a certificate here is not this authority's yet, or a file cannot be written.
+pub fn drop_old_authority(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
+    let own = layout.authority().join("ca.pem");
+    for directory in identities(config, layout) {
+        let loaded = Identity::load_trusting(&directory, &own)?;
+        loaded.verify().map_err(|why| IdentityError::Unusable {
+            path: directory.join("cert.pem").display().to_string(),
+            what: format!("it is not of the new authority yet: {why}"),
+        })?;
+    }
+    Authority::trust_no_other(&layout.authority())?;
+    tell_trusted(config, layout)
+}
+
+/// The directories of identities that are here.
+fn identities(config: &Config, layout: &Layout) -> Vec<PathBuf> {
+    let voters = config.voters().into_iter().map(|voter| layout.region(&voter.name).identity());
+    let all = voters.chain([layout.operator()]);
+    all.filter(|directory| directory.join("cert.pem").exists()).collect()
+}
+
+fn tell_trusted(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
+    let authority = Authority::open(&layout.authority())?;
+    identities(config, layout).iter().try_for_each(|directory| authority.tell_trusted(directory))
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(runtime::clock::wall_us()) * 1000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// The names and addresses under which clients reach a PostgreSQL of the cluster: an endpoint of one region

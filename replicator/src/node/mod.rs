@@ -26,6 +26,7 @@ use transport::{Endpoint, TransportError};
 
 use crate::config::Config;
 use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::renewal;
 use crate::layout::{Layout, make_passable};
 use crate::logs::DaemonLog;
 use crate::zone::{self, ZoneError};
@@ -152,7 +153,11 @@ pub async fn run(
         link.endpoint.close().await;
         Ok(())
     };
-    tokio::try_join!(copies, follows)?;
+    let renewing = renewal::watch(&link.endpoint, places.identity(), &identity, |_| {});
+    tokio::select! {
+        done = async { tokio::try_join!(copies, follows) } => drop(done?),
+        never = renewing => match never {},
+    }
     tracing::info!("node {node} of region {name} has stopped");
     Ok(())
 }

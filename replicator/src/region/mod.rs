@@ -4,6 +4,7 @@
 //! ([`crate::part`]) on them, and answers operators and other regions.
 
 mod automatic;
+mod certificates;
 mod chronicle;
 mod cluster;
 mod control;
@@ -27,7 +28,7 @@ mod voters;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 
 use coordination::Leadership;
 use postgres::installation::{InstallationError, Installations};
@@ -36,7 +37,6 @@ use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
 use postgres::sockets::socket_dir_for;
 use proto::{ClusterId, Epoch, RegionName};
 use tokio_util::sync::CancellationToken;
-use transport::identity::names_in;
 use transport::{Endpoint, Identity, TransportError};
 use volume::{Volume, VolumeError, VolumeOptions};
 
@@ -130,7 +130,7 @@ pub(crate) struct Parts {
     /// Cancelled when this daemon is to end and be started again.
     pub(crate) again: CancellationToken,
     /// When the daemon's certificate ends, seconds since 1970.
-    certificate_ends_s: i64,
+    pub(crate) certificate_ends_s: AtomicI64,
     /// The same of the certificate of its PostgreSQL; never where there is none.
     pub(crate) server_certificate_ends_s: AtomicI64,
     pub(crate) journal: Journal,
@@ -245,14 +245,14 @@ pub async fn run(
         own,
         cluster_id,
         endpoint,
-        server_certificate_ends_s: AtomicI64::new(server_certificate_ends_s(&places)),
+        server_certificate_ends_s: AtomicI64::new(certificates::server_ends_s(&places)),
         layout: places,
         volume,
         instance,
         file: file.clone(),
         voter: voter.clone(),
         again: CancellationToken::new(),
-        certificate_ends_s: identity.ends_s,
+        certificate_ends_s: AtomicI64::new(identity.ends_s),
         journal,
         chronicle,
         tracer: Tracer::of(name.as_str()),
@@ -289,6 +289,7 @@ pub async fn run(
     let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
     let _noting_redo = Task::spawn("note the redo that there is", region.clone().note_redo());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
+    let _renewing = Task::spawn("use other certificates", region.clone().renew_certificates(identity));
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
@@ -335,18 +336,6 @@ pub(crate) fn load_state(
     let state = RegionState::new(identity.cluster_id, name.clone(), role, first, id);
     state.save(&path)?;
     Ok(state)
-}
-
-/// When the certificate of a region's PostgreSQL ends, seconds since 1970; never where there is none.
-pub(crate) fn server_certificate_ends_s(places: &RegionLayout) -> i64 {
-    names_in(&places.server_identity().join("cert.pem")).map_or(i64::MAX, |(_, ends_s)| ends_s)
-}
-
-impl Parts {
-    /// When the first of the region's certificates ends, seconds since 1970.
-    pub(crate) fn certificates_end_s(&self) -> i64 {
-        self.certificate_ends_s.min(self.server_certificate_ends_s.load(Ordering::Relaxed))
-    }
 }
 
 impl observe::facts::Source for Region {

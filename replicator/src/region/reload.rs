@@ -133,7 +133,7 @@ impl Region {
         self.take(&old, &new);
         let mut answer = answer(&keys, &own_of(&new, name), took);
         if certificate {
-            let ends_s = super::server_certificate_ends_s(&self.layout);
+            let ends_s = super::certificates::server_ends_s(&self.layout);
             self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
             let (key, detail) = ("the certificate of PostgreSQL".into(), String::new());
             answer.push(ReloadedKey { key, outcome: Outcome::Applied.into(), detail });

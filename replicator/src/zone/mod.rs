@@ -33,6 +33,7 @@ use crate::client;
 use crate::config::{Config, RegionConfig};
 use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::renewal;
 use crate::daemon::serve::{Door, first_message};
 use crate::layout::Layout;
 use wire::MAX_ANSWER_BYTES;
@@ -115,6 +116,7 @@ pub async fn run(
     tokio::select! {
         () = stop.cancelled() => {}
         ended = zone.serve() => ended?,
+        never = renewal::watch(&zone.endpoint, places.identity(), &identity, |_| {}) => match never {},
     }
     zone.endpoint.close().await;
     tracing::info!("zone {} of region {name} has stopped", zone.zone);

@@ -1,0 +1,95 @@
+//! A daemon's certificate is replaced while it works: by `replicator certs`, by hand, or by whatever renews
+//! certificates on its machine. The files are looked at again and again, and what is whole is taken.
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use runtime::task::blocking;
+use transport::{Endpoint, Identity};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What an identity is read from.
+const FILES: [&str; 3] = ["cert.pem", "key.pem", "ca.pem"];
+
+/// The contents of an identity's files.
+type Contents = Vec<Vec<u8>>;
+
+/// What was found at one look.
+enum Found {
+    /// Nothing new, or nothing whole.
+    Nothing,
+    /// Another identity.
+    Another(Box<Identity>, Contents),
+    /// Files that cannot be used, and why.
+    Unusable(Contents, String),
+}
+
+/// Has `endpoint` use the identity in `directory` whenever that is another than `now`, and tells `taken` of it.
+/// Connections that there are go on. One that cannot be used is told once, and the daemon goes on with what it
+/// has.
+pub async fn watch(
+    endpoint: &Endpoint,
+    directory: PathBuf,
+    now: &Identity,
+    taken: impl Fn(&Identity),
+) -> Infallible {
+    let mut used = contents(&directory);
+    let (peer, cluster_id) = (now.peer.clone(), now.cluster_id);
+    // What did not do at the last look: files are written one after the other.
+    let (mut doubtful, mut told) = (Contents::new(), Contents::new());
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (place, known) = (directory.clone(), used.clone());
+        let looked = blocking("look at the certificate", move || look(&place, &known)).await;
+        let found = match looked.unwrap_or(Found::Nothing) {
+            Found::Another(identity, contents)
+                if identity.peer != peer || identity.cluster_id != cluster_id =>
+            {
+                Found::Unusable(
+                    contents,
+                    format!("it is that of '{}', of another cluster or name", identity.peer),
+                )
+            }
+            Found::Another(identity, contents) => match endpoint.renew(&identity) {
+                Ok(()) => {
+                    tracing::info!("the certificate is another, and is used for connections from now on");
+                    taken(&identity);
+                    used = contents;
+                    Found::Nothing
+                }
+                Err(why) => Found::Unusable(contents, why),
+            },
+            found => found,
+        };
+        let Found::Unusable(contents, why) = found else { continue };
+        if contents == doubtful && contents != told {
+            tracing::error!(
+                "{}: {why}; this daemon goes on with the certificate that it has",
+                directory.display()
+            );
+            told.clone_from(&contents);
+        }
+        doubtful = contents;
+    }
+}
+
+fn contents(directory: &Path) -> Contents {
+    // What is not there is empty.
+    FILES.iter().map(|file| std::fs::read(directory.join(file)).unwrap_or_default()).collect()
+}
+
+fn look(directory: &Path, used: &Contents) -> Found {
+    let found = contents(directory);
+    if found == *used {
+        return Found::Nothing;
+    }
+    match Identity::load(directory) {
+        // It was read once more: what was whole then is what is used.
+        Ok(identity) if contents(directory) == found => Found::Another(Box::new(identity), found),
+        Ok(_) => Found::Nothing,
+        Err(e) => Found::Unusable(found, e.to_string()),
+    }
+}
