@@ -67,12 +67,13 @@ pub async fn run(
     let started = format!("witness {}: the daemon has started; it votes on who leads", own.name);
     witness.journal.note(EventKind::DaemonStarted, started);
     let serving = Tasks::new();
+    let renewing = Box::pin(renewal::watch(&endpoint, places.identity(), &identity, |_| {}));
     tokio::select! {
         () = stop.cancelled() => {}
         () = accept(&witness, &endpoint, &serving) => {}
         () = witness.voter.clone().watch_only() => {}
         () = witness.note_events(&own.name) => {}
-        never = renewal::watch(&endpoint, places.identity(), &identity, |_| {}) => match never {},
+        never = renewing => match never {},
     }
     witness.voter.stop();
     endpoint.close().await;

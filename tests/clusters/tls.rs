@@ -145,7 +145,7 @@ async fn certificates_and_the_authority_turn_over_under_load() {
         ledger.until_written(50).await;
         // Whoever comes anew is let in, and knows whom it speaks with.
         assert_eq!(cluster.status()["regions"].as_array().unwrap().len(), 3);
-        assert_eq!(session(&cluster.printed(&["url", "--region", "us-east"])).await.unwrap().1, true);
+        assert!(session(&cluster.printed(&["url", "--region", "us-east"])).await.unwrap().1);
     }
     // Also those connect anew that were connected all the time: a promotion asks every voter.
     assert_eq!(said(breaks), 0, "{}", cluster.logs());

@@ -153,9 +153,10 @@ pub async fn run(
         link.endpoint.close().await;
         Ok(())
     };
-    let renewing = renewal::watch(&link.endpoint, places.identity(), &identity, |_| {});
+    let works = Box::pin(async { tokio::try_join!(copies, follows) });
+    let renewing = Box::pin(renewal::watch(&link.endpoint, places.identity(), &identity, |_| {}));
     tokio::select! {
-        done = async { tokio::try_join!(copies, follows) } => drop(done?),
+        done = works => drop(done?),
         never = renewing => match never {},
     }
     tracing::info!("node {node} of region {name} has stopped");

@@ -105,9 +105,8 @@ impl Observer {
 
 /// Tells monitoring of the region what the file asks for, until `stop`. Without anything asked for, nothing
 /// runs.
-pub async fn run(
-    source: Arc<dyn Source>,
-    page: Arc<dyn page::Source>,
+pub async fn run<S: Source + page::Source>(
+    source: Arc<S>,
     cluster: &str,
     own: &RegionConfig,
     telemetry: &TelemetryConfig,
@@ -120,7 +119,7 @@ pub async fn run(
     if own.http.is_none() && otlp.is_none() {
         return;
     }
-    let tracer = source.tracer();
+    let (tracer, page) = (source.tracer(), source.clone());
     let traced = otlp.as_ref().is_some_and(|destination| destination.traces);
     let per_second = if traced { telemetry.traces_per_second } else { 0 };
     let _sampling = Sampling::begin(tracer.clone(), per_second);

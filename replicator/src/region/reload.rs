@@ -194,7 +194,6 @@ impl Region {
             let round = stop.child_token();
             let telling = observe::watch::run(
                 self.clone(),
-                self.clone(),
                 &force.cluster,
                 own,
                 &force.telemetry,

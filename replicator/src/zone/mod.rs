@@ -113,10 +113,11 @@ pub async fn run(
         copies: Mutex::new(Vec::new()),
         lane: Lane::start(),
     };
+    let renewing = Box::pin(renewal::watch(&zone.endpoint, places.identity(), &identity, |_| {}));
     tokio::select! {
         () = stop.cancelled() => {}
         ended = zone.serve() => ended?,
-        never = renewal::watch(&zone.endpoint, places.identity(), &identity, |_| {}) => match never {},
+        never = renewing => match never {},
     }
     zone.endpoint.close().await;
     tracing::info!("zone {} of region {name} has stopped", zone.zone);
