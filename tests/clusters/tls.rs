@@ -120,6 +120,7 @@ async fn certificates_and_the_authority_turn_over_under_load() {
     let cluster = Cluster::new(2);
     cluster.configure("commit = { regions = 1 }\n");
     cluster.add_witness("third-site");
+    cluster.add_node("us-east", "n2");
     cluster.start();
     let urls = ["us-east", "eu-west"].map(|region| cluster.printed(&["url", "--region", region]));
     let ledger = Ledger::start_at(urls.to_vec(), 4).await;
@@ -131,29 +132,105 @@ async fn certificates_and_the_authority_turn_over_under_load() {
     assert_eq!(said(breaks), 0);
     let held = || cluster.printed(&["events", "--json"]).matches("commits-held").count();
     let before = held();
+    let early = cluster.run(&["certs", "--drop-old-authority"]);
+    assert!(early.status.success(), "there is one authority: {}", text(&early.stderr));
     let steps = ["--renew", "--renew", "--new-authority", "--renew", "--drop-old-authority"];
     for (done, step) in steps.iter().enumerate() {
         let _ = cluster.printed(&["certs", step]);
+        if *step == "--new-authority" {
+            let early = cluster.run(&["certs", "--drop-old-authority"]);
+            assert!(
+                text(&early.stderr).contains("not of the new authority yet")
+                    || text(&early.stderr).contains("has issued nothing yet"),
+                "{}",
+                text(&early.stderr)
+            );
+        }
         until("all daemons use it", || async { said(uses) == daemons.len() * (done + 1) }).await;
-        until("PostgreSQL uses its own", || async {
-            cluster.regions.iter().map(|region| cluster.region(region)).all(|place| {
-                let [placed, given] = ["run/server.crt", "identity/postgresql/cert.pem"];
-                std::fs::read(place.join(placed)).unwrap() == std::fs::read(place.join(given)).unwrap()
+        let places = cluster.regions.iter().map(|region| (*region, cluster.region(region)));
+        let places: Vec<_> = places.chain([("us-east", cluster.node("us-east", "n2"))]).collect();
+        until("each PostgreSQL is given its own", || async {
+            places.iter().all(|(region, place)| {
+                let given = cluster.region(region).join("identity/postgresql/cert.pem");
+                std::fs::read(place.join("run/server.crt")).unwrap() == std::fs::read(given).unwrap()
             })
         })
         .await;
         ledger.until_written(50).await;
         // Whoever comes anew is let in, and knows whom it speaks with.
         assert_eq!(cluster.status()["regions"].as_array().unwrap().len(), 3);
-        assert!(session(&cluster.printed(&["url", "--region", "us-east"])).await.unwrap().1);
+        // After the last step by the new authority alone.
+        let urls = cluster.regions.iter().map(|region| cluster.printed(&["url", "--region", region]));
+        for url in urls.chain([cluster.node_url("us-east", "n2")]) {
+            until("its PostgreSQL is known", || async {
+                session(&url).await.is_ok_and(|(encrypted, _)| encrypted)
+            })
+            .await;
+        }
     }
     // Also those connect anew that were connected all the time: a promotion asks every voter.
     assert_eq!(said(breaks), 0, "{}", cluster.logs());
     assert_eq!(held(), before, "{}", cluster.printed(&["events"]));
     let _ = cluster.printed(&["promote", "--region", "eu-west"]);
     ledger.until_written(50).await;
+    let acknowledged = ledger.acknowledged().await;
     cluster.until_level().await;
-    ledger.acknowledged().await.assert_in_all(&cluster).await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+/// A region that an earlier version made lets its clients in as before, and encrypts once it has a
+/// certificate. What is no pair is not taken, whatever happens to PostgreSQL meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_comes_to_a_running_region_and_only_with_its_key() {
+    let cluster = Cluster::new(0);
+    cluster.start();
+    let place = cluster.region("us-east").join("identity/postgresql");
+    let _ = cluster.printed(&["down"]);
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::remove_file(cluster.region("us-east").join("run/server.crt")).unwrap();
+    cluster.start_region("us-east");
+    cluster.until_streams("us-east").await;
+    let url = || cluster.printed(&["url", "--region", "us-east"]);
+    let clear = url();
+    assert!(!clear.contains("sslmode"), "{clear}");
+    let mut open = PgConnection::connect(&clear).await.unwrap();
+    // A daemon that is killed leaves PostgreSQL running, which the next one finds.
+    cluster.kill("us-east", false).await;
+    let postmaster = cluster.postmaster("us-east");
+    let _ = cluster.printed(&["certs"]);
+    cluster.start_region("us-east");
+    until("clients are encrypted", || async {
+        let output = cluster.run(&["url", "--region", "us-east"]);
+        let told = text(&output.stdout);
+        told.contains("sslmode=verify-full")
+            && session(told.trim()).await.is_ok_and(|(encrypted, _)| encrypted)
+    })
+    .await;
+    assert_eq!(cluster.postmaster("us-east"), postmaster, "nothing was restarted");
+    let one: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&mut open).await.unwrap();
+    assert_eq!(one, 1, "who was there goes on");
+
+    // Another certificate comes before its key, and PostgreSQL dies meanwhile.
+    let [old, new] = ["cert.pem", "key.pem"]
+        .map(|file| place.join(file))
+        .map(|file| (std::fs::read(&file).unwrap(), file));
+    let _ = cluster.printed(&["certs", "--renew"]);
+    let renewed = [&old, &new].map(|(_, file)| std::fs::read(file).unwrap());
+    std::fs::write(&new.1, &new.0).unwrap();
+    cluster.expect(&["PostgreSQL ended", "PostgreSQL is not running", "PostgreSQL has ended"]);
+    nix::sys::signal::kill(cluster.postmaster("us-east"), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("PostgreSQL is back", || async {
+        let lock = std::fs::read_to_string(cluster.region("us-east").join("pgdata/postmaster.pid"));
+        let runs = lock.is_ok_and(|lock| lock.lines().next() != Some(postmaster.to_string().as_str()));
+        runs && session(&url()).await.is_ok()
+    })
+    .await;
+    std::fs::write(&new.1, &renewed[1]).unwrap();
+    until("the pair is taken", || async {
+        std::fs::read(cluster.region("us-east").join("run/server.crt")).unwrap() == renewed[0]
+            && session(&url()).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 //! server's, by which PostgreSQL's clients know it, has the names and addresses they connect to, and makes
 //! nobody a peer.
 
+use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use proto::{ClusterId, RegionName};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PublicKeyData,
 };
 use runtime::clock::wall_us;
 use runtime::private;
@@ -159,6 +160,10 @@ impl Authority {
         }
         let certificate = read(&directory.join("ca.pem"))?;
         let key = KeyPair::from_pem(&read_private(&path)?)?;
+        if !is_pair(&certificate, &key) {
+            let what = "it is not the key of ca.pem: a change of the authority was interrupted".into();
+            return Err(IdentityError::Unusable { path: path.display().to_string(), what });
+        }
         let issuer = Issuer::from_ca_cert_pem(&certificate, key)?;
         let trusted = match directory.join(TRUSTED) {
             several if several.exists() => read(&several)?,
@@ -195,17 +200,27 @@ impl Authority {
         if !next.join("ca.key").exists() {
             return Ok(());
         }
-        for file in ["ca.key", "ca.pem"] {
-            write_private(&directory.join(file), &read_private(&next.join(file))?)?;
+        let new = read(&next.join("ca.pem"))?;
+        if !read(&directory.join(TRUSTED)).is_ok_and(|trusted| trusted.contains(&new)) {
+            let what = "nobody trusts this authority yet: replicator certs --new-authority first".into();
+            return Err(IdentityError::Unusable { path: next.display().to_string(), what });
         }
+        write_private(&directory.join("ca.key"), &read_private(&next.join("ca.key"))?)?;
+        write_private(&directory.join("ca.pem"), &new)?;
+        // By its key it is known that it is still to be done.
+        std::fs::remove_file(next.join("ca.key")).map_err(at(&next))?;
         std::fs::remove_dir_all(&next).map_err(at(&next))
     }
 
     /// Only the authority in `directory` is trusted from now on.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// When another one was prepared, whose turn it has not been yet, or a file cannot be removed.
     pub fn trust_no_other(directory: &Path) -> Result<(), IdentityError> {
+        if directory.join(NEXT).join("ca.key").exists() {
+            let what = "the new authority has issued nothing yet: replicator certs --renew first".into();
+            return Err(IdentityError::Unusable { path: directory.join(NEXT).display().to_string(), what });
+        }
         let several = directory.join(TRUSTED);
         match std::fs::remove_file(&several) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(at(&several)(e)),
@@ -282,6 +297,25 @@ impl Authority {
     }
 }
 
+/// Whether `key` is that of the certificate.
+fn is_pair(certificate: &str, key: &KeyPair) -> bool {
+    let Ok(certificate) = CertificateDer::from_pem_slice(certificate.as_bytes()) else { return false };
+    let parsed = x509_parser::parse_x509_certificate(&certificate);
+    parsed.is_ok_and(|(_, parsed)| parsed.public_key().raw == key.subject_public_key_info())
+}
+
+/// Whether the certificate in `file` says that it was issued by the one in `authority`.
+#[must_use]
+pub fn is_issued_by(file: &Path, authority: &Path) -> bool {
+    let parse = |file: &Path| CertificateDer::from_pem_slice(&std::fs::read(file).ok()?).ok();
+    let (Some(certificate), Some(authority)) = (parse(file), parse(authority)) else { return false };
+    let parsed = x509_parser::parse_x509_certificate(&certificate);
+    let issuer = x509_parser::parse_x509_certificate(&authority);
+    parsed.is_ok_and(|(_, parsed)| {
+        issuer.is_ok_and(|(_, issuer)| parsed.issuer().as_raw() == issuer.subject().as_raw())
+    })
+}
+
 /// The names and addresses of the certificate in `file`, in order, and when it ends, seconds since 1970. None
 /// where there is no certificate.
 #[must_use]
@@ -311,6 +345,9 @@ pub struct Identity {
     pub cluster_id: ClusterId,
     /// When its certificate ends, seconds since 1970.
     pub ends_s: i64,
+    /// Of the files that it was read from, certificate, key, and who is trusted: what tells their contents
+    /// from others.
+    pub read: [u64; 3],
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) roots: Arc<RootCertStore>,
@@ -322,6 +359,7 @@ impl Clone for Identity {
             peer: self.peer.clone(),
             cluster_id: self.cluster_id,
             ends_s: self.ends_s,
+            read: self.read,
             chain: self.chain.clone(),
             key: self.key.clone_key(),
             roots: self.roots.clone(),
@@ -350,22 +388,24 @@ impl Identity {
         let unusable =
             |path: &PathBuf, what: String| IdentityError::Unusable { path: path.display().to_string(), what };
         // The first is its own; those that lead to the authority follow.
-        let chain = certificates_in(&path)?;
+        let (own, trusted, key_path) = (read(&path)?, read(ca_path)?, directory.join("key.pem"));
+        let key_text = read_private(&key_path)?;
+        let chain = certificates_in(&path, &own)?;
         let certificate = chain.first().ok_or_else(|| unusable(&path, "it holds no certificate".into()))?;
         let peer = Peer::of_certificate(certificate)
             .ok_or_else(|| unusable(&path, "it names neither one region nor an operator".into()))?;
         let (_, parsed) =
             x509_parser::parse_x509_certificate(certificate).map_err(|e| unusable(&path, e.to_string()))?;
         let ends_s = parsed.validity().not_after.timestamp();
-        let key_path = directory.join("key.pem");
-        let key = PrivateKeyDer::from_pem_slice(read_private(&key_path)?.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(key_text.as_bytes());
         let key = key.map_err(|e| unusable(&key_path, e.to_string()))?;
         let mut roots = RootCertStore::empty();
-        for root in certificates_in(ca_path)? {
+        for root in certificates_in(ca_path, &trusted)? {
             roots.add(root).map_err(|e| unusable(&ca_path.to_owned(), e.to_string()))?;
         }
         let cluster_id = read_cluster_id(directory)?;
-        Ok(Identity { peer, cluster_id, ends_s, chain, key, roots: Arc::new(roots) })
+        let read = [own, key_text, trusted].map(|text| digest(text.as_bytes()));
+        Ok(Identity { peer, cluster_id, ends_s, read, chain, key, roots: Arc::new(roots) })
     }
 
     /// Whether one who trusts its authorities would let it in now.
@@ -383,12 +423,20 @@ impl Identity {
     }
 }
 
-/// The certificates in a file, at least one.
-fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+/// The certificates in `pem`, the content of a file; at least one.
+fn certificates_in(path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let unusable = |what: String| IdentityError::Unusable { path: path.display().to_string(), what };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(read(path)?.as_bytes()).collect();
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let found = found.map_err(|e| unusable(e.to_string()))?;
     if found.is_empty() { Err(unusable("it holds no certificate".into())) } else { Ok(found) }
+}
+
+/// What tells the content of a file from others, within this process.
+#[must_use]
+pub fn digest(content: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    content.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn read_cluster_id(directory: &Path) -> Result<ClusterId, IdentityError> {

@@ -68,8 +68,10 @@ const HELD: &str = "SELECT pg_current_wal_flush_lsn()";
 /// When the server read its rules.
 const LOADED: &str = "SELECT pg_conf_load_time()";
 
-/// Lines of the file that are no rules.
-const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL LIMIT 1";
+/// Lines of the file that are no rules. One for encrypted clients is, though it matches nobody before the
+/// server has read its certificate.
+const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules \
+     WHERE error <> 'hostssl record cannot match because SSL is disabled' LIMIT 1";
 
 /// Why the door of a writer is not opened.
 #[derive(Debug, thiserror::Error)]
@@ -207,6 +209,7 @@ impl Instance {
             }
             sleep(SOON).await;
         }
+        self.note_certificate_read();
         Ok(true)
     }
 }

@@ -44,6 +44,7 @@ pub use floors::{Need, is_floor};
 pub use frozen::Stopped;
 pub use reload::{Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
+pub use tls::{OWN_ENCRYPTION, is_pair};
 
 /// What an instance is made of.
 #[derive(Debug, Clone)]
@@ -139,6 +140,8 @@ pub struct Instance {
     options: InstanceOptions,
     /// What of the configuration is the user's. Held while a file is written with it.
     own: Arc<Mutex<Own>>,
+    /// The certificate that the running server is known to have read; none of one that was found running.
+    loaded: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 impl Instance {
@@ -146,7 +149,7 @@ impl Instance {
     #[must_use]
     pub fn new(mut options: InstanceOptions) -> Instance {
         let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
-        Instance { options, own: Arc::new(Mutex::new(Own { settings, hba })) }
+        Instance { options, own: Arc::new(Mutex::new(Own { settings, hba })), loaded: Arc::default() }
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -338,6 +341,7 @@ impl Instance {
             self.undo_interrupted_promotion()?;
             self.remove_unused_histories()?;
             self.disown_stale_locks()?;
+            self.place_certificate(&self.own())?;
             self.close_door()?;
             let log = private::options().create(true).append(true).open(log_file).map_err(at(log_file))?;
             // Its collector opens it by itself.
@@ -357,6 +361,7 @@ impl Instance {
             // Reaped when it ends, whenever that is.
             let reaping = Thread::spawn("reap postgres", move || drop(child.wait()));
             drop(reaping.map_err(at(&postgres))?);
+            self.note_certificate_read();
         }
         let started = tokio::time::timeout(patience, async {
             let mut seen = false;

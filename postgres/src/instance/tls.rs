@@ -2,11 +2,18 @@
 //!
 //! The daemon's directory holds it, where PostgreSQL's account need not reach; each start and reload puts
 //! a copy beside the server's sockets, which is its account's. It is in no data directory: those are
-//! copied from region to region.
+//! copied from region to region. Only a certificate with its own key is put there: a server that is
+//! started with another does not come up.
 
 use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
 
-use super::{Instance, InstanceError, Own, at};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::{AUTO, Instance, InstanceError, Own, at};
+use crate::below::Below;
 
 /// The server's certificate, with those that lead to the authority.
 const CERTIFICATE: &str = "server.crt";
@@ -15,7 +22,40 @@ const CERTIFICATE: &str = "server.crt";
 const KEY: &str = "server.key";
 
 /// What the user sets where the server's encryption is the user's own: then it is left alone.
-const THEIRS: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
+pub const OWN_ENCRYPTION: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
+
+/// A certificate and its key, as PEM.
+#[derive(PartialEq, Eq)]
+struct Pair {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Pair {
+    /// What `directory` holds, if it is a pair.
+    fn given(directory: &Path) -> Option<Pair> {
+        let read = |name: &str| std::fs::read(directory.join(name)).ok();
+        Pair { certificate: read("cert.pem")?, key: read("key.pem")? }.if_whole()
+    }
+
+    fn placed(sockets: &Below) -> Option<Pair> {
+        let read = |name: &str| sockets.read_to_string(name).ok().map(String::into_bytes);
+        Pair { certificate: read(CERTIFICATE)?, key: read(KEY)? }.if_whole()
+    }
+
+    fn if_whole(self) -> Option<Pair> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.certificate).collect();
+        let key = PrivateKeyDer::from_pem_slice(&self.key).ok()?;
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        CertifiedKey::from_der(chain.ok()?, key, &provider).ok().map(|_| self)
+    }
+}
+
+/// Whether `directory` holds a certificate with its own key.
+#[must_use]
+pub fn is_pair(directory: &Path) -> bool {
+    Pair::given(directory).is_some()
+}
 
 impl Instance {
     /// Whether clients over the network are encrypted, by the certificate of the daemon's.
@@ -25,10 +65,22 @@ impl Instance {
     }
 
     pub(super) fn encrypts_with(&self, own: &Own) -> bool {
-        let certified = || self.options().certificate.as_ref().is_some_and(|at| at.join("cert.pem").exists());
-        !THEIRS.iter().any(|key| own.settings.contains_key(*key))
-            && certified()
-            && self.installation().encrypts()
+        !self.is_theirs(own) && self.pair().is_some() && self.installation().encrypts()
+    }
+
+    /// Whether the user looks after the server's encryption, by `regions.toml` or by `ALTER SYSTEM`.
+    fn is_theirs(&self, own: &Own) -> bool {
+        let theirs = |key: &str| OWN_ENCRYPTION.iter().any(|known| known.eq_ignore_ascii_case(key.trim()));
+        let altered = self.read_if_any(AUTO).ok().flatten().unwrap_or_default();
+        own.settings.keys().any(|key| theirs(key))
+            || altered.lines().filter_map(|line| line.split_once('=')).any(|(key, _)| theirs(key))
+    }
+
+    /// The pair that the server is to have: the one that is given, or while that is none, what it was given
+    /// before.
+    fn pair(&self) -> Option<Pair> {
+        let given = self.options().certificate.as_ref()?;
+        Pair::given(given).or_else(|| self.sockets().ok().and_then(|sockets| Pair::placed(&sockets)))
     }
 
     /// The settings that the server finds its certificate by; none where it has none, or the user has set
@@ -42,28 +94,33 @@ impl Instance {
         vec![("ssl", "on".into()), ("ssl_cert_file", file(CERTIFICATE)), ("ssl_key_file", file(KEY))]
     }
 
-    /// Whether the daemon's certificate is another than the server has; a reload gives it that.
+    /// Whether the running server is not known to have read the certificate that it is to have: a reload
+    /// gives it that.
     #[must_use]
     pub fn has_another_certificate(&self) -> bool {
-        let given =
-            self.options().certificate.as_ref().and_then(|at| std::fs::read(at.join("cert.pem")).ok());
-        let placed = self.sockets().ok().and_then(|sockets| sockets.read_to_string(CERTIFICATE).ok());
-        self.encrypts() && given != placed.map(String::into_bytes)
+        self.encrypts() && *self.loaded() != self.pair().map(|pair| pair.certificate)
+    }
+
+    /// The server reads its files now: it has the certificate that lies there.
+    pub(super) fn note_certificate_read(&self) {
+        let placed = self.sockets().ok().and_then(|sockets| Pair::placed(&sockets));
+        *self.loaded() = placed.map(|pair| pair.certificate);
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        // It is replaced whole.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the certificate where the server reads it.
     pub(super) fn place_certificate(&self, own: &Own) -> Result<(), InstanceError> {
-        let Some(from) = self.options().certificate.as_ref().filter(|_| self.encrypts_with(own)) else {
-            return Ok(());
-        };
+        let Some(pair) = self.pair().filter(|_| self.encrypts_with(own)) else { return Ok(()) };
         let (sockets, owner) = (self.sockets()?, self.options().account.owner());
-        for (source, name) in [("key.pem", KEY), ("cert.pem", CERTIFICATE)] {
-            let source = from.join(source);
-            let content = std::fs::read(&source).map_err(at(&source))?;
-            // The server may read it just now, and finds one or the other.
-            if !sockets.read_to_string(name).is_ok_and(|there| there.as_bytes() == content) {
-                sockets.replace(Path::new(name), &content, owner).map_err(at(&sockets.path().join(name)))?;
-            }
+        if Pair::placed(&sockets).is_some_and(|placed| placed == pair) {
+            return Ok(());
+        }
+        for (name, content) in [(KEY, &pair.key), (CERTIFICATE, &pair.certificate)] {
+            sockets.replace(Path::new(name), content, owner).map_err(at(&sockets.path().join(name)))?;
         }
         Ok(())
     }

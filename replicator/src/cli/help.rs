@@ -137,7 +137,8 @@ to each. The authority's key, <data>/authority/ca.key, belongs on none of them. 
 is copied there within seconds, and no connection breaks.
 
 Another authority, while everything goes on:
-  1. replicator certs --new-authority; copy every identity, and operator: both are trusted
+  1. replicator certs --new-authority; copy every identity, and operator: both are trusted. Clients of
+     PostgreSQL that have a ca.pem of their own get the new one (operator/ca.pem) now
   2. replicator certs --renew; copy again: certificates are the new one's
   3. replicator certs --drop-old-authority; copy again: the old one is trusted no more";
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runtime::task::blocking;
+use transport::identity::digest;
 use transport::{Endpoint, Identity};
 
 /// How often the files are looked at.
@@ -14,8 +15,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// What an identity is read from.
 const FILES: [&str; 3] = ["cert.pem", "key.pem", "ca.pem"];
 
-/// The contents of an identity's files.
-type Contents = Vec<Vec<u8>>;
+/// What tells the contents of an identity's files from others.
+type Contents = [u64; 3];
 
 /// What was found at one look.
 enum Found {
@@ -27,23 +28,23 @@ enum Found {
     Unusable(Contents, String),
 }
 
-/// Has `endpoint` use the identity in `directory` whenever that is another than `now`, and tells `taken` of it.
-/// Connections that there are go on. One that cannot be used is told once, and the daemon goes on with what it
-/// has.
+/// Has `endpoint` use the identity in `directory` whenever that is another than `now`, and tells `taken`
+/// of it. Connections that there are go on. One that cannot be used is told once, and the daemon goes on
+/// with what it has.
 pub async fn watch(
     endpoint: &Endpoint,
     directory: PathBuf,
     now: &Identity,
     taken: impl Fn(&Identity),
 ) -> Infallible {
-    let mut used = contents(&directory);
+    let mut used = now.read;
     let (peer, cluster_id) = (now.peer.clone(), now.cluster_id);
     // What did not do at the last look: files are written one after the other.
-    let (mut doubtful, mut told) = (Contents::new(), Contents::new());
+    let (mut doubtful, mut told) = (Contents::default(), Contents::default());
     loop {
         tokio::time::sleep(LOOK).await;
-        let (place, known) = (directory.clone(), used.clone());
-        let looked = blocking("look at the certificate", move || look(&place, &known)).await;
+        let (place, known) = (directory.clone(), used);
+        let looked = blocking("look at the certificate", move || look(&place, known)).await;
         let found = match looked.unwrap_or(Found::Nothing) {
             Found::Another(identity, contents)
                 if identity.peer != peer || identity.cluster_id != cluster_id =>
@@ -70,7 +71,7 @@ pub async fn watch(
                 "{}: {why}; this daemon goes on with the certificate that it has",
                 directory.display()
             );
-            told.clone_from(&contents);
+            told = contents;
         }
         doubtful = contents;
     }
@@ -78,18 +79,19 @@ pub async fn watch(
 
 fn contents(directory: &Path) -> Contents {
     // What is not there is empty.
-    FILES.iter().map(|file| std::fs::read(directory.join(file)).unwrap_or_default()).collect()
+    FILES.map(|file| digest(&std::fs::read(directory.join(file)).unwrap_or_default()))
 }
 
-fn look(directory: &Path, used: &Contents) -> Found {
+fn look(directory: &Path, used: Contents) -> Found {
     let found = contents(directory);
-    if found == *used {
+    if found == used {
         return Found::Nothing;
     }
     match Identity::load(directory) {
-        // It was read once more: what was whole then is what is used.
-        Ok(identity) if contents(directory) == found => Found::Another(Box::new(identity), found),
-        Ok(_) => Found::Nothing,
+        Ok(identity) => {
+            let read = identity.read;
+            Found::Another(Box::new(identity), read)
+        }
         Err(e) => Found::Unusable(found, e.to_string()),
     }
 }

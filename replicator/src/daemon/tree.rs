@@ -27,7 +27,7 @@ const WRITE: u32 = 0o022;
 
 /// What the names below a region's directory begin with that are the daemon's. Others are PostgreSQL's, which
 /// it or we look at when they are opened, or an operator's: a copy of `pgdata`, say.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     "aside",
     "az-",
     "configuration.seen",
@@ -37,6 +37,7 @@ const OURS: [&str; 12] = [
     "identity",
     "load",
     "lost",
+    "page.",
     "region.json",
     "superuser.",
     "volume",

@@ -2,11 +2,11 @@
 //! know its servers, and the authority that issues them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto::ClusterId;
 use time::OffsetDateTime;
-use transport::identity::{CERTIFICATE_DAYS, names_in};
+use transport::identity::{CERTIFICATE_DAYS, is_issued_by, names_in};
 use transport::{Authority, Identity, IdentityError, Peer};
 
 use crate::config::Config;
@@ -34,9 +34,7 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         .regions
         .iter()
         .map(|region| (region.name.to_string(), layout.region(&region.name).server_identity()))
-        .filter(|(_, directory)| {
-            renew || names_in(&directory.join("cert.pem")).is_none_or(|(now, _)| now != names)
-        })
+        .filter(|(_, directory)| renew || !serves(directory, &names))
         .collect();
     // Where the authority's key is elsewhere, servers go on with what they have.
     let has_authority = layout.authority().join("ca.key").exists();
@@ -80,12 +78,19 @@ pub fn prepare_authority(config: &Config, layout: &Layout) -> Result<(), Identit
 /// When a certificate here is not this authority's yet, or a file cannot be written.
 pub fn drop_old_authority(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
     let own = layout.authority().join("ca.pem");
+    let not_yet = |path: PathBuf, why: &str| IdentityError::Unusable {
+        path: path.display().to_string(),
+        what: format!("it is not of the new authority yet: {why}"),
+    };
+    let servers = config.regions.iter().map(|region| layout.region(&region.name).server_identity());
+    for certificate in servers.map(|directory| directory.join("cert.pem")).filter(|path| path.exists()) {
+        if !is_issued_by(&certificate, &own) {
+            return Err(not_yet(certificate, "another has issued it"));
+        }
+    }
     for directory in identities(config, layout) {
         let loaded = Identity::load_trusting(&directory, &own)?;
-        loaded.verify().map_err(|why| IdentityError::Unusable {
-            path: directory.join("cert.pem").display().to_string(),
-            what: format!("it is not of the new authority yet: {why}"),
-        })?;
+        loaded.verify().map_err(|why| not_yet(directory.join("cert.pem"), &why))?;
     }
     Authority::trust_no_other(&layout.authority())?;
     tell_trusted(config, layout)
@@ -108,6 +113,13 @@ fn now() -> OffsetDateTime {
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
+/// Whether the server's certificate in `directory` is whole, and has these names.
+fn serves(directory: &Path, names: &[String]) -> bool {
+    let set = |names: &[String]| names.iter().cloned().collect::<BTreeSet<String>>();
+    let has = names_in(&directory.join("cert.pem")).is_some_and(|(now, _)| set(&now) == set(names));
+    has && postgres::instance::is_pair(directory)
+}
+
 /// The names and addresses under which clients reach a PostgreSQL of the cluster: an endpoint of one region
 /// brings them to another's.
 fn names_of_servers(config: &Config) -> Vec<String> {
@@ -124,7 +136,9 @@ fn names_of_servers(config: &Config) -> Vec<String> {
         }
         if let Some((host, _)) = region.advertise.rsplit_once(':') {
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            names.insert(host.to_owned());
+            // As a certificate has it.
+            let address = host.parse::<std::net::IpAddr>().map(|address| address.to_string());
+            names.insert(address.unwrap_or_else(|_| host.to_owned()));
         }
     }
     // In the order in which a certificate has them: names, then addresses.

@@ -92,6 +92,12 @@ pub(super) struct Replica {
     logs: Mutex<LogsConfig>,
 }
 
+/// How often PostgreSQL's certificate is looked at.
+const CERTIFICATE: Duration = Duration::from_secs(2);
+
+/// The wait before PostgreSQL is given again what it did not take.
+const RELOAD_AGAIN: Duration = Duration::from_secs(5);
+
 /// What a standby was last seen to need.
 struct Looked {
     at: Instant,
@@ -364,10 +370,29 @@ impl Replica {
     /// Reads the file again each time that is asked for by a signal, and gives PostgreSQL what is its own.
     async fn reload_when_told(&self, source: &Source) {
         loop {
-            source.again.notified().await;
+            let asked = source.again.notified();
+            tokio::select! {
+                () = asked => {}
+                () = self.until_another_certificate() => {}
+            }
             match self.reload(source).await {
                 Ok(()) => tracing::info!("regions.toml was read again"),
-                Err(why) => tracing::warn!("regions.toml was read again and is not taken: {why}"),
+                Err(why) => {
+                    tracing::warn!("regions.toml was read again and is not taken: {why}");
+                    tokio::time::sleep(RELOAD_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when the running PostgreSQL is to have another certificate.
+    async fn until_another_certificate(&self) {
+        loop {
+            tokio::time::sleep(CERTIFICATE).await;
+            let instance = self.instance.clone();
+            let another = move || instance.has_another_certificate() && instance.process().is_some();
+            if blocking("look at PostgreSQL's certificate", another).await.unwrap_or(false) {
+                return;
             }
         }
     }

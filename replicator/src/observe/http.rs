@@ -8,6 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use runtime::task::blocking;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -38,16 +39,9 @@ pub async fn serve(
     layout: &RegionLayout,
     stop: CancellationToken,
 ) {
-    let token = match secrets::page_token(layout) {
-        _ if address.ip().is_loopback() => None,
-        Ok(token) => Some(token),
-        Err(e) => {
-            tracing::error!(
-                "{}: {e}; nothing is answered at http://{address}",
-                layout.page_token().display()
-            );
-            return stop.cancelled().await;
-        }
+    let token = match address.ip().is_loopback() {
+        true => None,
+        false => Some(page_token(layout).await),
     };
     let Some(listener) = listen::bind(address, "`http`", &stop).await else { return };
     tracing::info!("the page, health checks and metrics at http://{address}");
@@ -56,6 +50,18 @@ pub async fn serve(
         () = stop.cancelled() => {}
         never = connections::serve(listener, router(observer, page, token)) => match never {},
     }
+}
+
+/// What the page asks of who comes from elsewhere. Where that cannot be kept nobody is told what it is:
+/// the page is shown to nobody, and everything else is answered.
+async fn page_token(layout: &RegionLayout) -> String {
+    let (place, own) = (layout.page_token(), layout.clone());
+    match blocking("keep the page's token", move || secrets::page_token(&own)).await {
+        Ok(Ok(token)) => return token,
+        Ok(Err(e)) => tracing::error!("{}: {e}; the page is shown to nobody", place.display()),
+        Err(e) => tracing::error!("{}: {e}; the page is shown to nobody", place.display()),
+    }
+    secrets::draw()
 }
 
 async fn ready(State(observer): State<Arc<Observer>>) -> Response {

@@ -1,5 +1,5 @@
-//! The region's certificates: that of its daemon, and that of its PostgreSQL. Either is replaced while all goes
-//! on.
+//! The region's certificates: that of its daemon, and that of its PostgreSQL. Either is replaced while all
+//! goes on.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ impl Region {
             if !blocking("look at PostgreSQL's certificate", another).await.unwrap_or(false) {
                 continue;
             }
+            let ends_s = server_ends_s(&self.layout);
+            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
             let reloaded = self.reload().await;
             let refused = reloaded.keys.iter().any(|key| key.outcome() == Outcome::Refused);
             if refused || !reloaded.refused.is_empty() {

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use coordination::automatic;
+use postgres::instance::OWN_ENCRYPTION;
 use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
@@ -121,7 +122,13 @@ impl Region {
         let password = secrets::load(&self.layout)
             .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
         let url = secrets::url(region.postgres, Some(&password));
-        Ok(Answer::Url(if self.instance.encrypts() { format!("{url}?{}", secrets::VERIFIES) } else { url }))
+        // Of another region it is known what its file says.
+        let settings = self.config.settings_of(region);
+        let theirs = OWN_ENCRYPTION.iter().any(|key| settings.contains_key(*key));
+        let instance = self.instance.clone();
+        let encrypts = blocking("look at PostgreSQL's certificate", move || instance.encrypts()).await;
+        let verified = !theirs && encrypts.unwrap_or(false);
+        Ok(Answer::Url(if verified { format!("{url}?{}", secrets::VERIFIES) } else { url }))
     }
 
     /// What this daemon knows by itself.

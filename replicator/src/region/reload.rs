@@ -79,6 +79,15 @@ fn own_of(config: &Config, name: &RegionName) -> Own {
     Own { settings, hba: config.hba.clone() }
 }
 
+/// What became of another certificate of PostgreSQL's.
+fn certificate_row(outcome: Outcome, why: &str) -> ReloadedKey {
+    ReloadedKey {
+        key: "the certificate of PostgreSQL".into(),
+        outcome: outcome.into(),
+        detail: why.to_owned(),
+    }
+}
+
 impl Region {
     /// Reads the file again each time that is asked for by a signal, for ever.
     pub(super) async fn reload_when_told(self: Arc<Self>) {
@@ -125,18 +134,24 @@ impl Region {
         if keys.iter().any(|key| matches!(key.fate, Fate::Refused(_))) {
             return Ok(keys.into_iter().map(refuse).collect());
         }
-        let certificate = self.instance.has_another_certificate();
+        let instance = self.instance.clone();
+        let another =
+            blocking("look at PostgreSQL's certificate", move || instance.has_another_certificate());
+        let certificate = another.await.map_err(|e| e.to_string())?;
         let took = match self.reload_postgres(&old, &new, certificate).await {
             Ok(took) => took,
-            Err(why) => return Ok(keys.into_iter().map(|key| refuse_postgres(key, &why)).collect()),
+            Err(why) => {
+                let of_certificate = certificate.then(|| certificate_row(Outcome::Refused, &why));
+                let keys = keys.into_iter().map(|key| refuse_postgres(key, &why));
+                return Ok(keys.chain(of_certificate).collect());
+            }
         };
         self.take(&old, &new);
         let mut answer = answer(&keys, &own_of(&new, name), took);
         if certificate {
             let ends_s = super::certificates::server_ends_s(&self.layout);
             self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
-            let (key, detail) = ("the certificate of PostgreSQL".into(), String::new());
-            answer.push(ReloadedKey { key, outcome: Outcome::Applied.into(), detail });
+            answer.push(certificate_row(Outcome::Applied, ""));
         }
         Ok(answer)
     }
