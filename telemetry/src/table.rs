@@ -238,7 +238,8 @@ table! {
         "Sessions that were cut off because their writer was shut out.";
 
     CERTIFICATE_LEFT = Gauge, "replicator.certificate.left", Seconds, ["region"],
-        "How long the daemon's certificate is still valid; negative once it is not.";
+        "How long the first of the region's certificates to end, the daemon's or its PostgreSQL's, is still valid; \
+         negative once it is not.";
 }
 
 /// The rows of docs/METRICS.md.

@@ -7,13 +7,18 @@
 
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
+use runtime::task::blocking;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{AUTO, Instance, InstanceError, Own, at};
 use crate::below::Below;
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The server's certificate, with those that lead to the authority.
 const CERTIFICATE: &str = "server.crt";
@@ -99,6 +104,19 @@ impl Instance {
     #[must_use]
     pub fn has_another_certificate(&self) -> bool {
         self.encrypts() && *self.loaded() != self.pair().map(|pair| pair.certificate)
+    }
+
+    /// Returns when the running server is to have another certificate. One that does not run is given it
+    /// when it starts.
+    pub async fn until_another_certificate(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let instance = self.clone();
+            let another = move || instance.has_another_certificate() && instance.process().is_some();
+            if blocking("look at PostgreSQL's certificate", another).await.unwrap_or(false) {
+                return;
+            }
+        }
     }
 
     /// The server reads its files now: it has the certificate that lies there.

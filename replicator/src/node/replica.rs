@@ -92,9 +92,6 @@ pub(super) struct Replica {
     logs: Mutex<LogsConfig>,
 }
 
-/// How often PostgreSQL's certificate is looked at.
-const CERTIFICATE: Duration = Duration::from_secs(2);
-
 /// The wait before PostgreSQL is given again what it did not take.
 const RELOAD_AGAIN: Duration = Duration::from_secs(5);
 
@@ -373,7 +370,7 @@ impl Replica {
             let asked = source.again.notified();
             tokio::select! {
                 () = asked => {}
-                () = self.until_another_certificate() => {}
+                () = self.instance.until_another_certificate() => {}
             }
             match self.reload(source).await {
                 Ok(()) => tracing::info!("regions.toml was read again"),
@@ -381,18 +378,6 @@ impl Replica {
                     tracing::warn!("regions.toml was read again and is not taken: {why}");
                     tokio::time::sleep(RELOAD_AGAIN).await;
                 }
-            }
-        }
-    }
-
-    /// Returns when the running PostgreSQL is to have another certificate.
-    async fn until_another_certificate(&self) {
-        loop {
-            tokio::time::sleep(CERTIFICATE).await;
-            let instance = self.instance.clone();
-            let another = move || instance.has_another_certificate() && instance.process().is_some();
-            if blocking("look at PostgreSQL's certificate", another).await.unwrap_or(false) {
-                return;
             }
         }
     }

@@ -7,16 +7,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proto::messages::reloaded_key::Outcome;
-use runtime::task::blocking;
 use transport::Identity;
 use transport::identity::names_in;
 
 use super::{Parts, Region};
 use crate::daemon::renewal;
 use crate::layout::RegionLayout;
-
-/// How often PostgreSQL's certificate is looked at.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// The wait before PostgreSQL is given again what it did not take.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -46,13 +42,7 @@ impl Region {
 
     async fn renew_servers_certificate(&self) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK).await;
-            let instance = self.instance.clone();
-            // One that does not run is given it when it starts.
-            let another = move || instance.has_another_certificate() && instance.process().is_some();
-            if !blocking("look at PostgreSQL's certificate", another).await.unwrap_or(false) {
-                continue;
-            }
+            self.instance.until_another_certificate().await;
             let ends_s = server_ends_s(&self.layout);
             self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
             let reloaded = self.reload().await;
