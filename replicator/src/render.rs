@@ -428,7 +428,7 @@ pub fn table(status: &ClusterStatus) -> String {
 }
 
 /// A state, and how far a seed is.
-fn seeding(state: &str, bytes: u64, total_bytes: u64) -> String {
+pub(crate) fn seeding(state: &str, bytes: u64, total_bytes: u64) -> String {
     match total_bytes > 0 && state == "seeding" {
         true => format!("seeding {} %", percent(bytes, total_bytes)),
         false => state.to_owned(),

@@ -251,17 +251,10 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, peer.dns_name());
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        params.not_before = now - Duration::hours(1);
-        params.not_after = now + validity;
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
         make_directory(directory)?;
         write_private(&directory.join("cluster.id"), &self.cluster_id.to_string())?;
         self.tell_trusted(directory)?;
-        // Whoever reads both meanwhile sees that they are not a pair, and reads again.
-        write_private(&directory.join("key.pem"), &key.serialize_pem())?;
-        write_private(&directory.join("cert.pem"), &certificate)
+        self.sign(directory, params, now, validity)
     }
 
     /// Makes a certificate for a server that clients reach under `names`, host names or addresses: `cert.pem`
@@ -280,12 +273,25 @@ impl Authority {
         let mut params = CertificateParams::new(names.to_vec())?;
         params.distinguished_name.push(DnType::CommonName, called);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        make_directory(directory)?;
+        self.sign(directory, params, now, validity)
+    }
+
+    /// Signs what `params` say for a new key, and keeps both in `directory`.
+    fn sign(
+        &self,
+        directory: &Path,
+        mut params: CertificateParams,
+        now: OffsetDateTime,
+        validity: Duration,
+    ) -> Result<(), IdentityError> {
         params.use_authority_key_identifier_extension = true;
+        // Clocks of other machines may be a little behind.
         params.not_before = now - Duration::hours(1);
         params.not_after = now + validity;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        make_directory(directory)?;
+        // Whoever reads both meanwhile sees that they are not a pair, and reads again.
         write_private(&directory.join("key.pem"), &key.serialize_pem())?;
         write_private(&directory.join("cert.pem"), &certificate)
     }

@@ -27,8 +27,9 @@ Works against any region's daemon, and says what it cannot reach. Lags are measu
 primary's clock. Behind: redo not yet applied. With --json, one line of JSON each time.
 
 Exit status: 0 all is well; 1 degraded, as a secondary or a replica of a node does not stream or lags
-by more than --max-lag, copies of a volume are away, a disk is nearly full, a certificate ends within 30 days, or failovers
-by themselves are used up; 2 no region takes writes, commits are held, or no daemon answers.
+by more than --max-lag, copies of a volume are away, a disk is nearly full, a certificate ends within
+30 days, or failovers by themselves are used up; 2 no region takes writes, commits are held, or no
+daemon answers.
 Why is said on standard error. With --check all is one line on standard output, with the lags as
 performance data, as Nagios, Icinga and their kin take it:
   replicator status --check --max-lag 5s

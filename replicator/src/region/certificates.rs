@@ -43,8 +43,6 @@ impl Region {
     async fn renew_servers_certificate(&self) -> Infallible {
         loop {
             self.instance.until_another_certificate().await;
-            let ends_s = server_ends_s(&self.layout);
-            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
             let reloaded = self.reload().await;
             let refused = reloaded.keys.iter().any(|key| key.outcome() == Outcome::Refused);
             if refused || !reloaded.refused.is_empty() {

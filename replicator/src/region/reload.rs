@@ -138,6 +138,11 @@ impl Region {
         let another =
             blocking("look at PostgreSQL's certificate", move || instance.has_another_certificate());
         let certificate = another.await.map_err(|e| e.to_string())?;
+        if certificate {
+            // Taken or not, somebody is to hear in time when it ends.
+            let ends_s = super::certificates::server_ends_s(&self.layout);
+            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
+        }
         let took = match self.reload_postgres(&old, &new, certificate).await {
             Ok(took) => took,
             Err(why) => {
@@ -149,8 +154,6 @@ impl Region {
         self.take(&old, &new);
         let mut answer = answer(&keys, &own_of(&new, name), took);
         if certificate {
-            let ends_s = super::certificates::server_ends_s(&self.layout);
-            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
             answer.push(certificate_row(Outcome::Applied, ""));
         }
         Ok(answer)

@@ -12,7 +12,7 @@ use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, Wrap};
 
 use super::model::{Course, Model};
 use crate::events::{Weight, file::weight, show_time};
-use crate::render::percent;
+use crate::render::seeding;
 use crate::units::{show_bytes, show_ms};
 use crate::verdict::Level;
 
@@ -121,7 +121,8 @@ fn regions_table(model: &Model, status: &ClusterStatus, frame: &mut Frame<'_>, a
         let mut cells = vec![
             Cell::from(row.name.clone()).style(Style::new().add_modifier(Modifier::BOLD)),
             Cell::from(row.role.clone()),
-            Cell::from(state(row)).style(level_style(row_level(row))),
+            Cell::from(seeding(&row.state, row.seed_bytes, row.seed_total_bytes))
+                .style(level_style(row_level(row))),
             Cell::from(ms(row.durability_lag_ms)),
             Cell::from(ms(row.visibility_lag_ms)),
             Cell::from(row.behind_bytes.map_or_else(dash, show_bytes)),
@@ -161,17 +162,6 @@ fn width(status: &ClusterStatus) -> u16 {
     let nodes = status.regions.iter().flat_map(|row| row.nodes.iter()).map(|node| length(&node.name) + 2);
     let widest = status.regions.iter().map(|row| length(&row.name)).chain(nodes).max().unwrap_or(0);
     u16::try_from(widest.clamp(6, 24)).unwrap_or(24)
-}
-
-fn state(row: &RegionStatus) -> String {
-    seeding(&row.state, row.seed_bytes, row.seed_total_bytes)
-}
-
-fn seeding(state: &str, sent_bytes: u64, total_bytes: u64) -> String {
-    match state {
-        "seeding" if total_bytes > 0 => format!("seeding {} %", percent(sent_bytes, total_bytes)),
-        _ => state.to_owned(),
-    }
 }
 
 /// A node without PostgreSQL has nothing to say: it holds a zone's copies, which stand with the region.
