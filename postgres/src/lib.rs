@@ -10,6 +10,7 @@ pub mod below;
 mod environment;
 pub mod installation;
 pub mod instance;
+pub mod inventory;
 pub mod major;
 pub mod protocol;
 pub mod scram;

@@ -28,6 +28,14 @@ pub fn fits(password: &str, verifier: &str) -> Option<bool> {
     Some(of(password, iterations.parse().ok()?, &salt) == verifier)
 }
 
+/// Whether `verifier` was made with this salt.
+#[must_use]
+pub fn has_salt(verifier: &str, salt: &[u8; 16]) -> bool {
+    let parts = verifier.strip_prefix(KIND).and_then(|rest| rest.split_once(':'));
+    let kept = parts.and_then(|(_, rest)| rest.split_once('$')).map(|(kept, _)| STANDARD.decode(kept));
+    matches!(kept, Some(Ok(kept)) if kept == salt)
+}
+
 fn of(password: &str, iterations: NonZeroU32, salt: &[u8]) -> String {
     let mut salted = [0; digest::SHA256_OUTPUT_LEN];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password.as_bytes(), &mut salted);

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::sockets::{SUPERUSER, socket_dir_for, socket_path};
 use proto::messages::{
     ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PasswordRequest,
     PasswordView, PromoteRequest, Promotion, RecordRequest, RegionStatus, ReloadRequest, Reloaded,
@@ -21,6 +22,7 @@ use transport::{Endpoint, Identity, IdentityError, TransportError};
 use crate::client::{self, AskError};
 use crate::config::{Config, Place, RegionConfig};
 use crate::endpoint::Kind as Of;
+use crate::endpoint::tunnel::Tunnels;
 use crate::layout::Layout;
 use crate::load::series::{Cut, Load};
 use crate::secrets;
@@ -92,6 +94,17 @@ pub enum OperatorError {
     /// A promotion was refused, or did not end in time.
     #[error(transparent)]
     Promotion(AskError),
+    /// A region's PostgreSQL is not on this machine.
+    #[error(
+        "{region}: no PostgreSQL at {}; on the region's own machine, while it runs, name its data directory with --data",
+        socket.display()
+    )]
+    NotHere {
+        /// The region.
+        region: RegionName,
+        /// Where its socket should be.
+        socket: PathBuf,
+    },
     /// A daemon gave the answer to another question.
     #[error("the daemon answered another question ({0}): run the same version everywhere")]
     OtherAnswer(&'static str),
@@ -231,6 +244,13 @@ impl Operator {
         let (user, rest) = url.split_once('@').ok_or(OperatorError::OtherAnswer("url without a host"))?;
         let database = rest.split_once('/').map_or("postgres", |(_, database)| database);
         Ok(format!("{user}@{hosts}/{database}?{attributes}{PATIENT}{verified}"))
+    }
+
+    /// Ways to the daemons of all regions, for sessions.
+    #[must_use]
+    pub fn tunnels(&self) -> Tunnels {
+        let places = self.config.regions.iter().map(RegionConfig::place);
+        Tunnels::new(self.endpoint.clone(), self.cluster_id, places)
     }
 
     /// Orders a region to lead; each step is told as it is recorded.
@@ -581,6 +601,26 @@ impl Operator {
         answers.sort();
         Err(OperatorError::Nobody(answers.concat()))
     }
+}
+
+/// The connection string of a region on this machine for the superuser, by the socket there.
+///
+/// # Errors
+/// Where the file has no such region, or there is no socket.
+pub fn superuser_url(config: &Config, layout: &Layout, region: &RegionName) -> Result<String, OperatorError> {
+    let no_such = || OperatorError::NoSuchRegion { name: region.clone(), known: config.region_names() };
+    let own = config.region(region).ok_or_else(no_such)?;
+    let sockets = socket_dir_for(layout.region(region).directory());
+    let sockets = std::path::absolute(&sockets).unwrap_or(sockets);
+    let socket = socket_path(&sockets, own.postgres.port());
+    if !socket.exists() {
+        return Err(OperatorError::NotHere { region: region.clone(), socket });
+    }
+    Ok(format!(
+        "postgresql://{SUPERUSER}@/{SUPERUSER}?host={}&port={}",
+        in_a_url(&sockets),
+        own.postgres.port()
+    ))
 }
 
 /// A path as a part of a connection string.

@@ -1,5 +1,6 @@
 //! The superuser's password, one for the cluster, and the token of a region's page: kept in files of mode
-//! 0600.
+//! 0600. That of the role that applications use is derived from it, so that a region that has the one has
+//! the other, and both turn over at once.
 //!
 //! While it is given another one, that lies beside it as the next: see `region/password.rs`.
 
@@ -7,6 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
+use aws_lc_rs::hmac;
+use postgres::instance::Owner;
 use postgres::sockets::SUPERUSER;
 
 use crate::layout::{RegionLayout, write_durably};
@@ -37,14 +40,44 @@ pub fn page_token(layout: &RegionLayout) -> io::Result<String> {
     Ok(token)
 }
 
-/// Keeps the password, also in the form that libpq reads.
+/// The password of the role `owner`, from the superuser's: nobody finds that one by it.
+#[must_use]
+pub fn of_owner(superusers: &str, owner: &str) -> String {
+    if owner == SUPERUSER {
+        return superusers.to_owned();
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA256, superusers.as_bytes());
+    let derived = hmac::sign(&key, format!("replicator role {owner}").as_bytes());
+    derived.as_ref()[..24].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The role that applications use, where it is not the superuser.
+#[must_use]
+pub fn owner(name: &str, superusers: &str) -> Option<Owner> {
+    (name != SUPERUSER).then(|| Owner { name: name.to_owned(), password: of_owner(superusers, name) })
+}
+
+/// Whose password is kept where, beside the superuser's.
+#[derive(Debug, Clone, Copy)]
+pub struct Clients<'a> {
+    /// The role that applications use.
+    pub owner: &'a str,
+    /// Where they reach PostgreSQL.
+    pub listen: SocketAddr,
+}
+
+/// Keeps the superuser's password, and those of both in the form that libpq reads.
 ///
 /// # Errors
 /// When the files cannot be written.
-pub fn keep(layout: &RegionLayout, password: &str, listen: SocketAddr) -> io::Result<()> {
+pub fn keep(layout: &RegionLayout, password: &str, clients: Clients<'_>) -> io::Result<()> {
     let _one = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let line = format!("{}:{}:*:{SUPERUSER}:{password}\n", listen.ip(), listen.port());
-    write_durably(&layout.passfile(), line.as_bytes())?;
+    let Clients { owner, listen } = clients;
+    // libpq tells a colon that is part of an address by a backslash.
+    let host = listen.ip().to_string().replace(':', "\\:");
+    let line = |role: &str| format!("{host}:{}:*:{role}:{}\n", listen.port(), of_owner(password, role));
+    let owners = if owner == SUPERUSER { String::new() } else { line(owner) };
+    write_durably(&layout.passfile(), (line(SUPERUSER) + &owners).as_bytes())?;
     write_durably(&layout.password(), password.as_bytes())
 }
 
@@ -68,10 +101,10 @@ pub fn next(layout: &RegionLayout) -> Option<String> {
 ///
 /// # Errors
 /// When files cannot be written.
-pub fn take_next(layout: &RegionLayout, listen: SocketAddr) -> io::Result<()> {
+pub fn take_next(layout: &RegionLayout, clients: Clients<'_>) -> io::Result<()> {
     // Somebody else may have done it just now.
     let Some(next) = next(layout) else { return Ok(()) };
-    keep(layout, &next, listen)?;
+    keep(layout, &next, clients)?;
     match std::fs::remove_file(layout.next_password()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -86,12 +119,12 @@ pub fn load(layout: &RegionLayout) -> io::Result<String> {
     Ok(std::fs::read_to_string(layout.password())?.trim().to_owned())
 }
 
-/// A connection string for the PostgreSQL at `address`.
+/// A connection string for the PostgreSQL at `address`, for `role` and the database of that name.
 #[must_use]
-pub fn url(address: SocketAddr, password: Option<&str>) -> String {
+pub fn url(address: SocketAddr, role: &str, password: Option<&str>) -> String {
     match password {
-        Some(password) => format!("postgresql://{SUPERUSER}:{password}@{address}/postgres"),
-        None => format!("postgresql://{SUPERUSER}@{address}/postgres"),
+        Some(password) => format!("postgresql://{role}:{password}@{address}/{role}"),
+        None => format!("postgresql://{role}@{address}/{role}"),
     }
 }
 
@@ -105,11 +138,28 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn the_owners_password_hangs_on_the_superusers_and_does_not_show_it() {
+        let one = of_owner("secret", "app");
+        assert_eq!((one.len(), &one), (48, &of_owner("secret", "app")));
+        assert!(one != of_owner("other", "app") && one != of_owner("secret", "web"));
+        assert_eq!(of_owner("secret", "postgres"), "secret");
+    }
+
+    #[test]
+    fn a_passfile_tells_an_address_of_colons() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().to_owned()).region(&"a".parse().unwrap());
+        std::fs::create_dir_all(layout.directory()).unwrap();
+        keep(&layout, "p", Clients { owner: "postgres", listen: "[::1]:5".parse().unwrap() }).unwrap();
+        assert_eq!(std::fs::read_to_string(layout.passfile()).unwrap(), "\\:\\:1:5:*:postgres:p\n");
+    }
+
+    #[test]
     fn the_next_password_takes_the_place_of_the_one_that_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(directory.path().to_owned()).region(&"a".parse().unwrap());
         std::fs::create_dir_all(layout.directory()).unwrap();
-        let listen: SocketAddr = "127.0.0.1:5".parse().unwrap();
+        let listen = Clients { owner: "app", listen: "127.0.0.1:5".parse().unwrap() };
         keep(&layout, "old", listen).unwrap();
         assert_eq!(next(&layout), None);
         take_next(&layout, listen).unwrap();
@@ -119,7 +169,8 @@ mod tests {
         take_next(&layout, listen).unwrap();
         assert_eq!((load(&layout).unwrap(), next(&layout)), ("new".into(), None));
         let line = std::fs::read_to_string(layout.passfile()).unwrap();
-        assert_eq!(line, "127.0.0.1:5:*:postgres:new\n");
+        let owners = of_owner("new", "app");
+        assert_eq!(line, format!("127.0.0.1:5:*:postgres:new\n127.0.0.1:5:*:app:{owners}\n"));
         for path in [layout.password(), layout.passfile()] {
             assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
         }

@@ -3,13 +3,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postgres::protocol::client::SystemIdentity;
 use postgres::protocol::walsender::{
     RedoCursor, RedoPiece, RedoSource, StandbyProgress, WalsenderError, serve,
 };
 use postgres::sockets::socket_path;
+use postgres::wal::tablespaces::{Created, created};
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
+use runtime::task::blocking;
 use telemetry::trace::{Step, Tracer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -21,13 +24,15 @@ use volume::{Cursor, Start, Volume};
 /// Connections served at a time: fifteen standbys, and room for those that reconnect.
 const CONNECTIONS_MAX: usize = 32;
 
+/// How often it is looked whether a tablespace can have its place.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// The region's volume as a walsender's source.
 #[derive(Debug)]
 pub struct VolumeSource {
     volume: Volume,
     system_id: SystemId,
-    missing: watch::Sender<Option<Lsn>>,
-    tracer: Tracer,
+    heard: Heard,
 }
 
 /// A place in the volume.
@@ -35,7 +40,18 @@ pub struct VolumeSource {
 pub struct VolumeCursor {
     cursor: Cursor,
     from_lsn: Lsn,
-    tracer: Tracer,
+    heard: Heard,
+    /// Redo that was read, and is not given before the tablespaces that it makes have their places.
+    held: Option<(Redo, Vec<Created>)>,
+}
+
+/// Sees to it that a tablespace has its place before a standby is given the redo that makes it.
+pub trait Places: std::fmt::Debug + Send + Sync {
+    /// Makes the place of `tablespace` where it is not there; blocks.
+    ///
+    /// # Errors
+    /// Why the standby cannot have it, and what to do.
+    fn make(&self, tablespace: &Created) -> Result<(), String>;
 }
 
 impl RedoSource for VolumeSource {
@@ -57,31 +73,75 @@ impl RedoSource for VolumeSource {
     fn missing(&self, from_lsn: Lsn) {
         // While the volume is being opened it is not known what it has.
         if self.volume.is_open() && from_lsn < self.volume.bounds().horizon_lsn {
-            self.missing.send_replace(Some(from_lsn));
+            self.heard.missing.send_replace(Some(from_lsn));
         }
     }
 
     fn open(&self, from_lsn: Lsn) -> Result<VolumeCursor, String> {
         let cursor = self.volume.cursor(from_lsn, Start::Batch).map_err(|e| e.to_string())?;
-        Ok(VolumeCursor { cursor, from_lsn, tracer: self.tracer.clone() })
+        Ok(VolumeCursor { cursor, from_lsn, heard: self.heard.clone(), held: None })
     }
 }
 
 impl RedoCursor for VolumeCursor {
     async fn next(&mut self) -> Result<RedoPiece, String> {
-        let redo = self.cursor.next().await.map_err(|e| e.to_string())?;
+        if self.held.is_none() {
+            let redo = self.cursor.next().await.map_err(|e| e.to_string())?;
+            if let Some(redo) = self.hold(redo) {
+                return Ok(self.piece(redo));
+            }
+        }
+        // What is held stays so where this is given up in the middle.
+        while !self.have_places().await {
+            tokio::time::sleep(AGAIN).await;
+        }
+        let (redo, _) = self.held.take().ok_or("the redo that was held is gone")?;
         Ok(self.piece(redo))
     }
 
     fn try_next(&mut self) -> Result<Option<RedoPiece>, String> {
+        if self.held.is_some() {
+            return Ok(None);
+        }
         let redo = self.cursor.try_next().map_err(|e| e.to_string())?;
-        Ok(redo.map(|redo| self.piece(redo)))
+        Ok(redo.and_then(|redo| self.hold(redo)).map(|redo| self.piece(redo)))
     }
 }
 
 impl VolumeCursor {
+    /// Gives the redo back, or holds it, as it makes tablespaces.
+    fn hold(&mut self, redo: Redo) -> Option<Redo> {
+        let made = match self.heard.places {
+            Some(_) => created(redo.batch.begin_lsn, &redo.bytes),
+            None => Vec::new(),
+        };
+        if made.is_empty() {
+            return Some(redo);
+        }
+        self.held = Some((redo, made));
+        None
+    }
+
+    /// Whether the tablespaces of the redo that is held have their places now.
+    async fn have_places(&self) -> bool {
+        let (Some(places), Some((_, made))) = (self.heard.places.clone(), &self.held) else { return true };
+        let made = made.clone();
+        let make = move || made.iter().try_for_each(|tablespace| places.make(tablespace));
+        let why =
+            blocking("make the places of tablespaces", make).await.map_err(|e| e.to_string()).flatten().err();
+        self.heard.waits.send_if_modified(|waits| {
+            let changed = *waits != why;
+            if let Some(why) = why.as_ref().filter(|_| changed) {
+                tracing::error!("the standby waits: {why}");
+            }
+            waits.clone_from(&why);
+            changed
+        });
+        why.is_none()
+    }
+
     fn piece(&self, redo: Redo) -> RedoPiece {
-        self.tracer.reached(Step::Feed, redo.batch.end_lsn.0, runtime::clock::wall_us);
+        self.heard.tracer.reached(Step::Feed, redo.batch.end_lsn.0, runtime::clock::wall_us);
         // The first batch may begin before the LSN that was asked for.
         let skip = usize::try_from(self.from_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
         RedoPiece {
@@ -101,6 +161,10 @@ pub struct Heard {
     pub missing: watch::Sender<Option<Lsn>>,
     /// Is told when the standby was given a sampled batch.
     pub tracer: Tracer,
+    /// Sees to it that tablespaces have their places; without it nobody does.
+    pub places: Option<Arc<dyn Places>>,
+    /// Why the standby is not given the next redo; none while it is.
+    pub waits: watch::Sender<Option<String>>,
 }
 
 /// Serves standbys on `listener` until `stop`. Only processes of `user_id`, and of root, may connect: the
@@ -114,8 +178,8 @@ pub async fn serve_standbys(
     heard: Heard,
     stop: CancellationToken,
 ) {
-    let Heard { progress, missing, tracer } = heard;
-    let source = Arc::new(VolumeSource { volume, system_id, missing, tracer });
+    let progress = heard.progress.clone();
+    let source = Arc::new(VolumeSource { volume, system_id, heard });
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -154,8 +218,8 @@ pub async fn serve_standby(
     server_version: &str,
     heard: Heard,
 ) -> Result<(), WalsenderError> {
-    let Heard { progress, missing, tracer } = heard;
-    let source = Arc::new(VolumeSource { volume, system_id, missing, tracer });
+    let progress = heard.progress.clone();
+    let source = Arc::new(VolumeSource { volume, system_id, heard });
     serve(stream.into_bytes(), source, server_version, progress).await
 }
 

@@ -4,7 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::{Cluster, text, until};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::row;
 
@@ -233,4 +233,41 @@ async fn what_users_set_is_honoured_and_what_undoes_promises_is_told() {
         !check.status.success() && said.contains("unrecognized configuration parameter \"wrok_mem\""),
         "{said}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_targets_machine_lacks_is_found_before_the_failover() {
+    let cluster = Cluster::up(1);
+    let mut writer = cluster.connect("us-east").await;
+    let libraries: String = sqlx::query_scalar("SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'")
+        .fetch_one(&mut writer)
+        .await
+        .unwrap();
+    // A library that is on the writer's machine when the function is made, and on the target's no more.
+    let library = cluster.file().with_file_name("handler.so");
+    std::fs::copy(format!("{libraries}/plpgsql.so"), &library).unwrap();
+    std::fs::set_permissions(&library, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let made = format!(
+        "CREATE DATABASE other; CREATE FUNCTION f() RETURNS language_handler LANGUAGE c AS '{}', 'plpgsql_call_handler'",
+        library.display()
+    );
+    for statement in made.split("; ") {
+        writer.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+    }
+    writer.execute("CREATE UNLOGGED TABLE u (n int)").await.unwrap();
+    writer.execute("CREATE TABLE sorted (word text COLLATE \"und-x-icu\" PRIMARY KEY)").await.unwrap();
+    // As where the machines have other versions of ICU.
+    writer.execute("UPDATE pg_collation SET collversion = '1' WHERE collname = 'und-x-icu'").await.unwrap();
+    cluster.until_level().await;
+    let told = ["collation eu-west told", "unlogged eu-west told"];
+    let (findings, can) = found(&cluster, "eu-west", "switchover");
+    assert!(can && told.iter().all(|one| findings.iter().any(|found| found == one)), "{findings:?}");
+    std::fs::remove_file(&library).unwrap();
+    let (findings, can) = found(&cluster, "eu-west", "switchover");
+    assert!(!can && findings.contains(&"library eu-west refused".to_owned()), "{findings:?}");
+    let (findings, can) = found(&cluster, "eu-west", "failover");
+    assert!(can && findings.contains(&"library eu-west told".to_owned()), "{findings:?}");
+    writer.execute("DROP FUNCTION f()").await.unwrap();
+    cluster.until_level().await;
+    assert!(found(&cluster, "eu-west", "switchover").1);
 }

@@ -44,7 +44,7 @@ impl Alone {
             hba: Vec::new(),
             certificate: None,
         });
-        instance.create("secret").unwrap();
+        instance.create("secret", None).unwrap();
         let alone = Alone { instance, _directory: directory };
         alone.instance.configure(Part::Standby).unwrap();
         alone.instance.start(PATIENCE).await.unwrap();

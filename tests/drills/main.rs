@@ -9,6 +9,7 @@
 mod harness;
 
 mod away;
+mod clients;
 mod disk_full;
 mod interrupted;
 mod killed;

@@ -59,7 +59,8 @@ impl Cluster {
         let directory = tempfile::Builder::new().prefix("rpl-").tempdir().unwrap();
         open_to_all(directory.path());
         let regions = REGIONS[..=secondaries].to_vec();
-        let mut text = String::from("cluster = \"test\"\n");
+        // Tests ask PostgreSQL for what only the superuser sees; that others come in is tested by itself.
+        let mut text = String::from("cluster = \"test\"\nowner = \"postgres\"\n");
         for (index, region) in regions.iter().enumerate() {
             let role = if index == 0 { "primary" } else { "secondary" };
             let (udp, tcp) = (free_port(), free_port());

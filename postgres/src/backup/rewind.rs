@@ -1,7 +1,7 @@
 //! Rewinds a data directory to before what was cut off, with PostgreSQL's own pg_rewind: only pages that redo
 //! since then has changed are read from the other server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,16 +9,42 @@ use proto::Lsn;
 
 use crate::below::Below;
 use crate::instance::control::ClusterState;
-use crate::instance::{Instance, InstanceError, Part, Stop, at};
+use crate::instance::{Instance, InstanceError, Part, Stop, at, run};
 use crate::sockets::{REWIND_PORT, SUPERUSER};
 use crate::wal::segment::is_segment;
+
+/// How long a directory may take to be made.
+const MAKE: Duration = Duration::from_secs(5);
+
+/// Whether the data in `data_dir` have tablespaces besides the default ones.
+#[must_use]
+pub fn has_tablespaces(data_dir: &Path) -> bool {
+    let place = Below::open(data_dir).and_then(|data| data.directory(Path::new("pg_tblspc")));
+    place.is_ok_and(|place| place.names().is_ok_and(|names| !names.is_empty()))
+}
 
 impl Instance {
     /// Whether it has tablespaces besides the default ones.
     #[must_use]
     pub fn has_tablespaces(&self) -> bool {
-        let place = self.data().map(|data| data.directory(Path::new("pg_tblspc")));
-        place.is_ok_and(|place| place.is_ok_and(|place| place.names().is_ok_and(|names| !names.is_empty())))
+        has_tablespaces(&self.options().data_dir)
+    }
+
+    /// Where the tablespace `oid` lies, as far as it is made.
+    #[must_use]
+    pub fn tablespace(&self, oid: u32) -> Option<PathBuf> {
+        let link = self.options().data_dir.join("pg_tblspc").join(oid.to_string());
+        std::fs::read_link(link).ok()
+    }
+
+    /// Makes a directory, as the account, and those above it that are missing.
+    ///
+    /// # Errors
+    /// When the account may not, or the programs of the system are not there.
+    pub fn make_directory(&self, path: &Path) -> Result<(), InstanceError> {
+        let mut make = self.options().account.command(Path::new("mkdir"));
+        make.args(["-p", "-m", "0700", "--"]).arg(path);
+        run("mkdir", &mut make, MAKE).map(drop)
     }
 
     /// Has a standby that was killed end its recovery cleanly, with the redo that it has: pg_rewind lets a

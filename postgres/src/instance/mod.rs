@@ -20,6 +20,7 @@ mod slot;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
 
 pub use floors::{Need, is_floor};
 pub use frozen::Stopped;
+pub use password::{Owner, OwnerIs};
 pub use reload::{Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 pub use tls::{OWN_ENCRYPTION, is_pair};
@@ -192,7 +194,7 @@ impl Instance {
     ///
     /// # Errors
     /// When `initdb` fails.
-    pub fn create(&self, password: &str) -> Result<(), InstanceError> {
+    pub fn create(&self, password: &str, owner: Option<&Owner>) -> Result<(), InstanceError> {
         let InstanceOptions { account, data_dir, .. } = &self.options;
         let initdb = self.installation().program("initdb");
         account.check_reach(data_dir)?;
@@ -218,7 +220,25 @@ impl Instance {
         );
         std::fs::remove_file(&pwfile).map_err(at(&pwfile))?;
         made?;
+        if let Some(owner) = owner {
+            self.make_owner(owner, &aside.path)?;
+        }
         aside.install()
+    }
+
+    /// Makes the role that applications use, and its database, in data that nobody runs.
+    fn make_owner(&self, owner: &Owner, data_dir: &Path) -> Result<(), InstanceError> {
+        let statements = data_dir.with_extension("owner");
+        let written = private::create_new(&statements).and_then(|mut file| {
+            file.write_all(owner.made().as_bytes())?;
+            File::open(&statements)
+        });
+        let input = written.map_err(at(&statements))?;
+        std::fs::remove_file(&statements).map_err(at(&statements))?;
+        let mut command = self.options.account.command(&self.installation().program("postgres"));
+        // Without the last it would go on after an error, and end as if all were well.
+        command.args(["--single", "-c", "exit_on_error=on", "-D"]).arg(data_dir).arg("postgres");
+        run_with("postgres --single", &mut command, input.into(), CREATE).map(drop)
     }
 
     /// Writes the configuration for `part`. Takes effect when the instance next starts.
@@ -635,13 +655,22 @@ const CREATE: Duration = Duration::from_secs(300);
 
 /// Runs a program to its end, at most for `patience`; returns what it printed. It is killed when it takes
 /// longer.
-fn run(
+pub(crate) fn run(
     program: &'static str,
     command: &mut std::process::Command,
     patience: Duration,
 ) -> Result<String, InstanceError> {
+    run_with(program, command, Stdio::null(), patience)
+}
+
+fn run_with(
+    program: &'static str,
+    command: &mut std::process::Command,
+    input: Stdio,
+    patience: Duration,
+) -> Result<String, InstanceError> {
     let failed = |output: String| InstanceError::Program { program, output };
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.map_err(|e| failed(e.to_string()))?;
     let process = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     let (done, ended) = std::sync::mpsc::sync_channel(1);

@@ -33,6 +33,17 @@ pub enum SessionError {
     Answer(String),
 }
 
+impl SessionError {
+    /// The code of what the server says is wrong.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            SessionError::Client(ClientError::Server(error)) => Some(&error.code),
+            _ => None,
+        }
+    }
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct Session {

@@ -2,3 +2,4 @@
 
 pub mod records;
 pub mod segment;
+pub mod tablespaces;

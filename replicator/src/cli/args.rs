@@ -241,6 +241,10 @@ pub(super) enum Command {
         /// The region
         #[arg(long, required_unless_present_any = ["writer", "reader", "endpoint"])]
         region: Option<RegionName>,
+        /// As the superuser, by the socket on the region's own machine: for root, and for PostgreSQL's
+        /// account
+        #[arg(long, requires = "region", conflicts_with = "endpoint")]
+        superuser: bool,
         /// All regions in one string: clients find the one that takes writes
         #[arg(long, conflicts_with = "region")]
         writer: bool,

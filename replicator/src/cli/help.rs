@@ -121,15 +121,20 @@ Exit status 1 when a daemon refused something or did not answer. --json: for eac
 pub(super) const PASSWORD_ROTATE: &str = "\
 The new password is drawn here, and is on no command line and in no log. Each region's daemon keeps it
 as the next one before the primary's PostgreSQL gets it; a region's files take it at the moment at
-which its own PostgreSQL does, as the redo arrives. Sessions go on; who connects after that needs the
+which its own PostgreSQL does, as the redo arrives. The role that applications use (`owner`) gets another
+one in the same moment, and is made where it is not there; where you have given it a password of its own, it
+keeps that. Sessions go on; who connects after that needs the
 new one: `replicator url` prints it. A region that is away asks the primary for it when it is back.
 The primary must be reached, and commits must return. Interrupted: give the command again.";
 
 /// `replicator url`.
 pub(super) const URL: &str = "\
-It holds the superuser's password, and gives up a region that does not answer within seconds.
+It is for the role that applications use (`owner` in regions.toml, \"app\" where that does not say), which owns
+the database of its name; it holds that role's password, and gives up a region that does not answer within
+seconds. Over the network nobody comes in as the superuser; on the region's own machine --superuser does.
 For example:
-  psql \"$(replicator url --region us-east)\"";
+  psql \"$(replicator url --region us-east)\"
+  psql \"$(replicator url --region us-east --superuser)\"    # on us-east's machine";
 
 /// `replicator certs`.
 pub(super) const CERTS: &str = "\

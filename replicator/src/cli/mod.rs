@@ -35,7 +35,7 @@ use crate::drill::Drill;
 use crate::layout::{Apart, Layout};
 use crate::logs::lines::Lines;
 use crate::logs::{DaemonLog, FORMAT_VARIABLE};
-use crate::operator::{Operator, UrlOf};
+use crate::operator::{Operator, UrlOf, superuser_url};
 use crate::verdict::Level;
 use crate::{local, node, region, witness, zone};
 use args::{Cli, Command, PasswordAction};
@@ -171,6 +171,10 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
         }
         Command::Load { region, since, by, json } => {
             load::show(&Operator::new(config, &layout)?, region, since, by, json).await
+        }
+        Command::Url { region: Some(region), superuser: true, .. } => {
+            println!("{}", superuser_url(&config, &layout, &region)?);
+            Ok(())
         }
         Command::Url { region, reader, endpoint, .. } => {
             let of = match (endpoint, region) {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::sockets::SUPERUSER;
 use primary::gate::CommitPolicy;
 use proto::messages::Agreement;
 use proto::{NodeName, RegionName};
@@ -19,6 +20,9 @@ pub const NODES_MAX: usize = 15;
 
 /// The most witnesses a cluster may have: more voters than regions make nothing safer.
 pub const WITNESSES_MAX: usize = 3;
+
+/// The role that applications use, and its database, where the file does not say.
+const OWNER: &str = "app";
 
 /// The part a region plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,9 @@ impl fmt::Display for Role {
 pub struct Config {
     /// The cluster's name.
     pub cluster: String,
+    /// The role that applications use, and the name of its database; the superuser's name where it is to be
+    /// that one.
+    pub owner: String,
     /// Where PostgreSQL's programs are, if not where packages put them.
     pub bin_dir: Option<PathBuf>,
     /// Who runs PostgreSQL.
@@ -264,6 +271,7 @@ impl Config {
     pub(super) fn new(cluster: String) -> Config {
         Config {
             cluster,
+            owner: OWNER.to_owned(),
             bin_dir: None,
             os_user: None,
             settings: BTreeMap::new(),
@@ -317,6 +325,14 @@ impl Config {
         let mut settings = self.settings.clone();
         settings.extend(region.settings.clone());
         settings
+    }
+
+    /// The lines of `pg_hba.conf` beside those that the daemon needs: nobody comes in over the network as the
+    /// superuser where applications have a role of their own; then the user's.
+    #[must_use]
+    pub fn rules(&self) -> Vec<String> {
+        let shut = (self.owner != SUPERUSER).then(|| format!("host all {SUPERUSER} all reject"));
+        shut.into_iter().chain(self.hba.iter().cloned()).collect()
     }
 
     /// Where PostgreSQL's programs are in a region, if not where packages put them: its own word, or that for

@@ -97,6 +97,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     let mut keys = Keys(Vec::new());
     let Config {
         cluster,
+        owner,
         bin_dir,
         os_user,
         settings: _,
@@ -118,6 +119,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     let every = Fate::Needs(Need::EveryDaemon);
     let other = Fate::Refused("the file is another cluster's");
     keys.add("cluster", old.cluster == *cluster, other);
+    keys.add("owner", old.owner == *owner, every);
     // A region's own word comes before it.
     let has_own = new.region(own).is_some_and(|region| region.bin_dir.is_some());
     keys.add("postgresql.bin_dir", old.bin_dir == *bin_dir, if has_own { Fate::Elsewhere } else { daemon });

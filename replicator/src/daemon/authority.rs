@@ -98,6 +98,8 @@ requests! {
     Rewind = "rewind",
     /// Bring a client to PostgreSQL.
     Session = "session",
+    /// Bring an operator's rehearsal to the writer.
+    Rehearse = "rehearse",
     /// Hear how a node is, and tell it what it has to know.
     Node = "node",
     /// Feed a node's standby.
@@ -168,6 +170,7 @@ impl Request {
             Purpose::Gather(_) => Request::Gather,
             Purpose::Rewind(_) => Request::Rewind,
             Purpose::Session(_) => Request::Session,
+            Purpose::Rehearse(_) => Request::Rehearse,
             Purpose::Node(_) => Request::Node,
             Purpose::Feed(_) => Request::Feed,
             Purpose::Backup(_) => Request::Backup,
@@ -269,7 +272,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
-            R::Reload | R::Password => Allowed,
+            R::Reload | R::Password | R::Rehearse => Allowed,
             _ => Refused,
         },
         (Asked::Region, Who::Region) => match request {
@@ -391,6 +394,7 @@ mod tests {
         gather                    -         shall_lead   -        -    -
         rewind                    -         leads        -        -    -
         session                   -         y            -        -    -
+        rehearse                  y         -            -        -    -
         node                      -         -            -        y    -
         feed                      -         -            -        y    -
         backup                    -         -            -        y    -
@@ -426,6 +430,7 @@ mod tests {
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
         session                   -         -            -        -    -
+        rehearse                  -         -            -        -    -
         node                      -         -            -        -    -
         feed                      -         -            -        -    -
         backup                    -         -            -        -    -
@@ -461,6 +466,7 @@ mod tests {
         gather                    -         -            -        -    -
         rewind                    -         -            -        -    -
         session                   -         -            -        -    -
+        rehearse                  -         -            -        -    -
         node                      -         -            -        -    -
         feed                      -         -            -        -    -
         backup                    -         -            -        -    -

@@ -50,7 +50,7 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
             false => Err("the redo asked for ends before it begins".into()),
         },
         open::Purpose::Session(m::SessionOpen { of: None }) => Err("it is not said what is wanted".into()),
-        open::Purpose::Session(_) => Ok(()),
+        open::Purpose::Session(_) | open::Purpose::Rehearse(_) => Ok(()),
         open::Purpose::Zone(open) => zone(open),
         open::Purpose::Node(open) => node(&open.node),
         open::Purpose::Feed(open) => node(&open.node),

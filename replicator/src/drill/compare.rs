@@ -32,6 +32,8 @@ pub struct Compared {
     pub rows: u64,
     /// Tables that were left out as there are too many.
     pub left_out: i64,
+    /// Databases that were left out likewise.
+    pub databases_left_out: usize,
     /// Tables that were dropped, renamed or replaced since the moment, with their databases.
     pub gone: Vec<String>,
     /// What differs, in words.
@@ -48,7 +50,7 @@ pub async fn compare(
     clone: &PgConnectOptions,
     mut tell: impl FnMut(&str),
 ) -> Result<Compared, DrillError> {
-    let mut compared = Compared::default();
+    let mut compared = Compared { databases_left_out: moment.left_out, ..Compared::default() };
     let clone = moment.reader.connects(clone);
     for frozen in &mut moment.databases {
         compared.databases += 1;

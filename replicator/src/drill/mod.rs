@@ -5,18 +5,20 @@
 //! would find: the same data, the same redo out of the same volume, the same promotion of PostgreSQL.
 //! `--full` promotes the region for real, and then the old primary again.
 //!
-//! Read in this order: [`clone`] the data, find the [`moment`], and [`compare`] what is there, as a [`role`]
-//! that can do nothing else; [`report`] tells it.
+//! Read in this order: [`clone`] the data, find the [`moment`] through a `tunnel` to the primary, and
+//! [`compare`] what is there, as a [`role`] that can do nothing else; [`report`] tells it.
 
 pub mod clone;
 pub mod compare;
 pub mod moment;
 pub mod report;
 pub mod role;
+mod tunnel;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::backup::rewind::has_tablespaces;
 use postgres::installation::{Installation, InstallationError, major_of_data};
 use postgres::instance::account::{Account, AccountError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
@@ -32,9 +34,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, RegionConfig};
 use crate::daemon::lock::{DaemonLock, LockError};
 use crate::layout::{Layout, RegionLayout, make_passable};
-use crate::operator::{Operator, OperatorError, UrlOf};
+use crate::operator::{Operator, OperatorError};
 use crate::units;
 use report::{Kind, Outcome, Report, Watch};
+use tunnel::Tunnel;
 
 /// How long the clone may take until it accepts connections: it replays what a crashed PostgreSQL would.
 const START: Duration = Duration::from_secs(1800);
@@ -195,6 +198,13 @@ impl Drill {
         }
         let lock = DaemonLock::take(&self.places.drill_lock())?;
         let clone = self.clone()?;
+        if has_tablespaces(&self.places.pgdata()) {
+            return Err(DrillError::NotNow(format!(
+                "region {} has tablespaces besides the default ones, and a clone would write the files of the running standby: it cannot be \
+                 rehearsed. Move their tables to pg_default",
+                self.own.name
+            )));
+        }
         remove(&clone, &self.places.drill()).await?;
         make_passable(&self.places.drill()).map_err(DrillError::at(&self.places.drill()))?;
         let watch = self.watch()?;
@@ -237,8 +247,10 @@ impl Drill {
         tell("finding a moment of the primary");
         let primary: RegionName =
             status.primary.parse().map_err(|_| DrillError::Answer("the primary's name".into()))?;
-        let url = self.operator.url(&UrlOf::Region(primary.clone())).await.map_err(DrillError::daemon)?;
-        let moment = match moment::find(&url, &self.own.name, major).await {
+        let tunnels = self.operator.tunnels();
+        let way = Tunnel::open(tunnels, primary, &self.places.drill().join("way"))?;
+        let primarys = local(way.directory(), tunnel::PORT, major);
+        let moment = match moment::find(&primarys, &self.own.name, major).await {
             Ok(moment) => Some(moment),
             Err(e @ DrillError::NoMoment { .. }) => {
                 report.check(COMPARES, Outcome::NotDone, e.to_string());
@@ -253,7 +265,7 @@ impl Drill {
                 report.step("moment", &held);
                 moment.lsn
             }
-            None => self.present(&url, major).await?,
+            None => self.present(&primarys).await?,
         };
         report.lsn = lsn.to_string();
         let row = self.status().await?;
@@ -289,6 +301,9 @@ impl Drill {
                 (Outcome::Failed, compared.differences.join("\n"))
             } else if compared.left_out > 0 {
                 (Outcome::NotDone, format!("{rows}; {} more tables are too many", compared.left_out))
+            } else if compared.databases_left_out > 0 {
+                let left_out = compared.databases_left_out;
+                (Outcome::NotDone, format!("{rows}; {left_out} more databases are too many"))
             } else if !compared.gone.is_empty() {
                 let gone = compared.gone.join("; ");
                 (Outcome::NotDone, format!("{rows}; dropped, renamed or replaced meanwhile: {gone}"))
@@ -448,8 +463,8 @@ impl Drill {
     }
 
     /// Where the primary is, when no better moment is found.
-    async fn present(&self, url: &str, major: Major) -> Result<Lsn, DrillError> {
-        let mut connection = PgConnection::connect_with(&moment::own(url.parse()?, major)).await?;
+    async fn present(&self, primarys: &PgConnectOptions) -> Result<Lsn, DrillError> {
+        let mut connection = PgConnection::connect_with(primarys).await?;
         let lsn: String =
             sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text").fetch_one(&mut connection).await?;
         let message = "SELECT pg_logical_emit_message(true, 'replicator_drill', '')";

@@ -16,7 +16,7 @@ use postgres::major::Major;
 use proto::{Lsn, RegionName};
 use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::DrillError;
 use super::role::Reader;
@@ -42,6 +42,10 @@ const LOOKS: u32 = 20;
 
 /// Between two of them.
 const LOOK: Duration = Duration::from_millis(7);
+
+/// Databases that are compared: each takes two connections of the primary's for a moment, and one until it is
+/// compared.
+pub const DATABASES_MAX: usize = 12;
 
 /// Tables of a database that are compared; each takes a place in PostgreSQL's lock table for a moment.
 const TABLES_MAX: i64 = 2000;
@@ -78,8 +82,10 @@ pub struct Frozen {
 pub struct Moment {
     /// Redo before this makes it.
     pub lsn: Lsn,
-    /// Every database that takes connections.
+    /// The databases that take connections; the busiest, where there are too many.
     pub databases: Vec<Frozen>,
+    /// How many databases are left out as there are too many.
+    pub left_out: usize,
     /// For how long writers may have waited.
     pub held: Duration,
     /// How many tries it took.
@@ -93,24 +99,29 @@ pub(super) fn own(options: PgConnectOptions, major: Major) -> PgConnectOptions {
     options.options(OWN).options(major.session_settings().iter().copied())
 }
 
-/// Finds a moment of the primary at `url`, which is of `major`, for a rehearsal of `region`.
+/// Finds a moment of the primary, where `options` lead a superuser, for a rehearsal of `region`.
 ///
 /// # Errors
 /// When the primary cannot be asked, or writers never pause for long enough.
-pub async fn find(url: &str, region: &RegionName, major: Major) -> Result<Moment, DrillError> {
-    let options =
-        own(url.parse()?, major).application_name(postgres::sockets::REHEARSAL).disable_statement_logging();
-    let mut own = PgConnection::connect_with(&options).await?;
-    let databases: Vec<String> =
-        sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1")
-            .fetch_all(&mut own)
-            .await?;
+pub async fn find(
+    options: &PgConnectOptions,
+    region: &RegionName,
+    major: Major,
+) -> Result<Moment, DrillError> {
+    let mut own = PgConnection::connect_with(options).await?;
+    let query = "SELECT d.datname::text FROM pg_database d LEFT JOIN pg_stat_database s ON s.datid = d.oid \
+                 WHERE d.datallowconn ORDER BY s.xact_commit DESC NULLS LAST, 1";
+    let mut databases: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut own).await?;
+    let left_out = databases.len().saturating_sub(DATABASES_MAX);
+    databases.truncate(DATABASES_MAX);
+    // In the order in which every rehearsal locks their tables.
+    databases.sort();
     let reader = Reader::admit(&mut own, region, major).await?;
-    let found = try_often(&options, &databases, &reader, &mut own).await;
+    let found = try_often(options, &databases, &reader, &mut own).await;
     // Its sessions are open, and nobody needs another.
     reader.shut_out(&mut own).await?;
     let (tries, (lsn, databases, held)) = found?;
-    Ok(Moment { lsn, databases, held, tries, reader })
+    Ok(Moment { lsn, databases, left_out, held, tries, reader })
 }
 
 /// Returns also in which try it was found.

@@ -38,8 +38,20 @@ impl Tunnels {
     /// # Errors
     /// Why not, in words.
     pub async fn open(&self, region: &RegionName, wanted: &Wanted) -> Result<(Sender, Receiver), String> {
+        self.open_for(region, open::Purpose::Session(asked(wanted))).await
+    }
+
+    /// Opens a stream at `region` for a purpose that is answered as a session is.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn open_for(
+        &self,
+        region: &RegionName,
+        purpose: open::Purpose,
+    ) -> Result<(Sender, Receiver), String> {
         let (place, way) = self.ways.get(region).ok_or("it is not in this daemon's regions.toml")?;
-        let opening = tokio::time::timeout(PATIENCE, self.ask(place, way, wanted)).await;
+        let opening = tokio::time::timeout(PATIENCE, self.ask(place, way, purpose)).await;
         if opening.is_err() {
             // The next one makes a connection of its own; sessions on this one go on.
             *way.lock().await = None;
@@ -51,7 +63,7 @@ impl Tunnels {
         &self,
         place: &Place,
         way: &Mutex<Option<Connection>>,
-        wanted: &Wanted,
+        purpose: open::Purpose,
     ) -> Result<(Sender, Receiver), String> {
         let words = |e: TransportError| e.to_string();
         // Those who come while it is being made wait for it.
@@ -68,7 +80,7 @@ impl Tunnels {
         let open = Open {
             protocol: PROTOCOL_VERSION,
             cluster_id: self.cluster_id.0.to_vec().into(),
-            purpose: Some(open::Purpose::Session(asked(wanted))),
+            purpose: Some(purpose),
         };
         let mut stream = connection.open_stream(&open).await.map_err(words)?;
         let ready: Option<SessionReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await.map_err(words)?;

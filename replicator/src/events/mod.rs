@@ -145,6 +145,8 @@ kinds! {
     RewindOver = "rewind-over", Good;
     /// The region's data could not be rewound.
     RewindFailed = "rewind-failed", Warning;
+    /// The superuser, and the role that applications use, have other passwords.
+    PasswordRotated = "password-rotated", Plain;
     /// Somebody asked for what it may not have.
     PeerRefused = "peer-refused", Warning;
     /// PostgreSQL ended without being told to.

@@ -114,7 +114,7 @@ fn instance(
         log_file,
         name: region.name.to_string(),
         settings: config.settings_of(region),
-        hba: config.hba.clone(),
+        hba: config.rules(),
         certificate: None,
         data_dir,
     })))

@@ -126,7 +126,7 @@ impl Replica {
             log_file: places.postgresql_log(),
             name: format!("{}-{}", region.name, node.name),
             settings: config.settings_of(region),
-            hba: config.hba.clone(),
+            hba: config.rules(),
             certificate: Some(layout.region(&region.name).server_identity()),
         });
         Ok(Replica {
@@ -389,7 +389,7 @@ impl Replica {
         let region = config.region(&self.region.name).ok_or("the file does not have this region")?;
         source.log.limit(config.logs);
         *self.logs.lock().unwrap_or_else(PoisonError::into_inner) = config.logs;
-        let own = Own { settings: config.settings_of(region), hba: config.hba.clone() };
+        let own = Own { settings: config.settings_of(region), hba: config.rules() };
         let took = self.instance.reload(own).await.map_err(|e| e.to_string())?;
         for (setting, took) in took {
             tracing::info!("{setting}: {took:?}");

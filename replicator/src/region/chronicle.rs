@@ -397,13 +397,7 @@ impl Region {
                 }
                 views.push(view);
             }
-            let status = merge(
-                &self.config.cluster,
-                &self.config.regions,
-                &self.voter.accepted().primary,
-                &views,
-                Vec::new(),
-            );
+            let status = merge(&self.config, &self.voter.accepted().primary, &views, Vec::new());
             self.chronicle.take(status, &views, events);
         }
     }

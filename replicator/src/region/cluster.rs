@@ -19,7 +19,8 @@ use super::{look, slots};
 use crate::client;
 use crate::engine::Engine;
 use crate::part::{Cluster, Observed, Trouble};
-use crate::{preflight, secrets};
+use crate::preflight;
+use crate::secrets::{self, Clients};
 
 /// How long another region may take to take a connection.
 const CONNECT: Duration = Duration::from_millis(900);
@@ -84,17 +85,7 @@ impl RegionalCluster {
         if let Some(follower) = self.follower() {
             return Ok(follower);
         }
-        let Parts { layout, instance, volume, file, journal, tracer, .. } = &*self.parts;
-        let follower = Follower::start(
-            layout.clone(),
-            instance.clone(),
-            volume.clone(),
-            file.clone(),
-            self.hold.clone(),
-            journal.clone(),
-            tracer.clone(),
-        );
-        let follower = follower.await.map_err(Trouble::new)?;
+        let follower = Follower::start(&self.parts, self.hold.clone()).await.map_err(Trouble::new)?;
         self.playing().follower = Some(follower.clone());
         Ok(follower)
     }
@@ -166,14 +157,16 @@ impl Cluster for RegionalCluster {
     }
 
     async fn create(&self) -> Result<SystemId, Trouble> {
-        let Parts { layout, own, instance, .. } = &*self.parts;
+        let Parts { layout, own, config, instance, .. } = &*self.parts;
         tracing::info!("making the writer's data directory");
         let password = secrets::draw();
         let cannot = |e: std::io::Error| Trouble::new(format!("the superuser's password: {e}"));
-        secrets::keep(layout, &password, own.postgres).map_err(cannot)?;
+        let clients = Clients { owner: &config.owner, listen: own.postgres };
+        secrets::keep(layout, &password, clients).map_err(cannot)?;
         let making = instance.clone();
-        let made =
-            blocking("initdb", move || making.create(&password).and_then(|()| making.system_id())).await;
+        let owner = secrets::owner(&config.owner, &password);
+        let making = move || making.create(&password, owner.as_ref()).and_then(|()| making.system_id());
+        let made = blocking("initdb", making).await;
         made.map_err(Trouble::new)?.map_err(Trouble::new)
     }
 

@@ -21,7 +21,7 @@ use volume::quorum::{CopyId, CopyState, READ_QUORUM, WRITE_QUORUM};
 
 use super::Region;
 use crate::client;
-use crate::config::{RegionConfig, Role};
+use crate::config::{Config, RegionConfig, Role};
 use crate::facts::PartFacts;
 use crate::secrets;
 use crate::voter::Seat;
@@ -119,9 +119,8 @@ impl Region {
         if let Ok(Err(why)) = tokio::time::timeout(ASK_TIMEOUT, self.settle_password()).await {
             return Err(Refusal::new(Kind::Failed, format!("the superuser's password: {why}")));
         }
-        let password = secrets::load(&self.layout)
-            .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
-        let url = secrets::url(region.postgres, Some(&password));
+        let (role, password) = self.client_role().await?;
+        let url = secrets::url(region.postgres, role, password.as_deref());
         // Of another region it is known what its file says.
         let settings = self.config.settings_of(region);
         let theirs = OWN_ENCRYPTION.iter().any(|key| settings.contains_key(*key));
@@ -134,7 +133,7 @@ impl Region {
     /// What this daemon knows by itself.
     pub(super) async fn view(&self) -> RegionView {
         let part = self.part_facts().await;
-        let (name, url) = (self.own.name.as_str(), secrets::url(self.own.postgres, None));
+        let (name, url) = (self.own.name.as_str(), secrets::url(self.own.postgres, &self.config.owner, None));
         let mut own = part.row(name, url, &self.state().role.to_string());
         let (epoch, mut own, secondaries) = match part {
             PartFacts::Leads(leader) => {
@@ -295,7 +294,7 @@ impl Region {
         notes.extend(self.voter.differences());
         notes.extend(self.voter.unlike_the_file());
         let recorded = self.voter.accepted().primary;
-        let mut status = merge(&self.config.cluster, &self.config.regions, &recorded, &views, notes);
+        let mut status = merge(&self.config, &recorded, &views, notes);
         self.chronicle.add_heard(&mut status);
         status
     }
@@ -342,8 +341,7 @@ pub(super) fn tell_of_itself(row: &mut RegionStatus, by_itself: &RegionStatus) {
 /// One table of what several daemons said, in the order of the file. What the primary says of a secondary
 /// counts before what that says of itself, except that a region which answers is not unreachable.
 pub(super) fn merge(
-    cluster: &str,
-    regions: &[RegionConfig],
+    config: &Config,
     recorded: &RegionName,
     views: &[RegionView],
     mut notes: Vec<String>,
@@ -351,7 +349,7 @@ pub(super) fn merge(
     // What the primary of an epoch that is over says counts for nothing.
     let epoch = views.iter().map(|view| view.epoch).max().unwrap_or(0);
     let leading = views.iter().find(|view| view.epoch == epoch && is_primary(view));
-    let rows = regions.iter().map(|region| {
+    let rows = config.regions.iter().map(|region| {
         let name = region.name.as_str();
         let by_primary = leading.into_iter().flat_map(|v| &v.secondaries).find(|row| row.name == name);
         let by_itself = views.iter().filter_map(|v| v.own.as_ref()).find(|row| row.name == name);
@@ -369,7 +367,7 @@ pub(super) fn merge(
                 false => Role::Secondary.to_string(),
             },
             state: RegionState::Unreachable.to_string(),
-            url: secrets::url(region.postgres, None),
+            url: secrets::url(region.postgres, &config.owner, None),
             ..RegionStatus::default()
         })
     });
@@ -382,7 +380,7 @@ pub(super) fn merge(
     }
     let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {
-        cluster: cluster.into(),
+        cluster: config.cluster.clone(),
         epoch,
         primary: primary.unwrap_or_else(|| recorded.to_string()),
         regions: rows,

@@ -14,7 +14,6 @@ use runtime::clock::{now, steady_us};
 use runtime::task::Task;
 use secondary::feed::{self, Heard};
 use secondary::{Data, Inbound};
-use telemetry::trace::Tracer;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use transport::Stream;
 use volume::{Claim, Volume};
 
-use super::lost;
+use super::tablespaces::OwnPlaces;
+use super::{Parts, lost};
 use crate::engine::{self, Engine};
 use crate::events::Journal;
 use crate::facts::FollowerFacts;
@@ -39,6 +39,8 @@ const START_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Follower {
     pub(super) layout: RegionLayout,
+    /// The role that applications use.
+    pub(super) owner: String,
     pub(super) instance: Instance,
     pub(super) volume: Volume,
     pub(super) inbound: Arc<Inbound>,
@@ -155,31 +157,26 @@ impl Follower {
     ///
     /// # Errors
     /// When the data is another PostgreSQL's, or cannot be configured.
-    pub async fn start(
-        layout: RegionLayout,
-        instance: Instance,
-        volume: Volume,
-        record: Arc<RegionFile>,
-        hold: Hold,
-        journal: Journal,
-        tracer: Tracer,
-    ) -> Result<Arc<Follower>, FollowError> {
-        let heard = Heard { tracer: tracer.clone(), ..Heard::default() };
+    pub(super) async fn start(parts: &Parts, hold: Hold) -> Result<Arc<Follower>, FollowError> {
+        let Parts { layout, instance, volume, file, journal, tracer, config, .. } = parts;
+        let places: Arc<dyn feed::Places> = Arc::new(OwnPlaces { instance: instance.clone() });
+        let heard = Heard { tracer: tracer.clone(), places: Some(places), ..Heard::default() };
         let applied = heard.progress.subscribe();
-        let inbound = Inbound::new(volume.clone(), record.get().epoch(), applied, tracer);
+        let inbound = Inbound::new(volume.clone(), file.get().epoch(), applied, tracer.clone());
         let follower = Follower {
-            layout,
-            instance,
-            volume,
+            layout: layout.clone(),
+            owner: config.owner.clone(),
+            instance: instance.clone(),
+            volume: volume.clone(),
             inbound,
             heard,
             reported: Arc::default(),
             lacks: Arc::default(),
-            record,
+            record: file.clone(),
             following: tokio::sync::Mutex::new(None),
             seeding: tokio::sync::Mutex::new(()),
             hold,
-            journal,
+            journal: journal.clone(),
             seed_total_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             again: OnceLock::new(),
@@ -273,6 +270,7 @@ impl Follower {
         );
         let engine = Engine::start(self.instance.clone(), self.journal.clone());
         self.heard.missing.send_replace(None);
+        self.heard.waits.send_replace(None);
         self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let progress = self.heard.progress.subscribe();
         let keeping =
@@ -336,6 +334,11 @@ impl Follower {
         if let Err(e) = self.unfollow().await {
             tracing::error!("{e}");
         }
+    }
+
+    /// Why its standby is not given the next redo; none while it is.
+    pub(super) fn waits(&self) -> Option<String> {
+        self.heard.waits.borrow().clone()
     }
 
     /// What is known of it.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{disks_of, is_starting, vitals, written_by};
+use super::look::{DiskLook, inventory, is_starting, vitals, written_by};
 use crate::preflight;
 
 /// How often it is asked.
@@ -41,6 +41,19 @@ const TOLD: Duration = Duration::from_secs(3);
 
 /// The wait before a standby is mended again.
 const MEND_AGAIN: Duration = Duration::from_secs(30);
+
+/// How often a standby's databases are looked into.
+const LOOK_INSIDE: Duration = Duration::from_secs(300);
+
+/// What is kept from one look to the next.
+#[derive(Default)]
+struct Looks {
+    disks: DiskLook,
+    /// When the databases were looked into.
+    inside: Option<Instant>,
+    /// What the machine lacks for them, in words.
+    machine_lacks: Vec<String>,
+}
 
 /// How the region's PostgreSQL is, for `status`.
 #[derive(Debug, Default)]
@@ -151,6 +164,7 @@ impl Region {
     pub(super) async fn watch_postgresql(self: Arc<Self>) {
         let (mut connection, mut asked, mut looked, mut mended) =
             (None, 0_u32, None::<Instant>, None::<Instant>);
+        let mut looks = Looks::default();
         loop {
             sleep(if self.is_target() { ASK_TARGET } else { ASK }).await;
             let follower = self.owner.cluster().follower();
@@ -175,7 +189,9 @@ impl Region {
             let due = looked.is_none_or(|looked| looked.elapsed() >= LOOK);
             if due && !matches!(said, Said::Starting) {
                 looked = Some(now());
-                self.look_closely(follower.as_deref(), matches!(said, Said::Answered)).await;
+                let answers = matches!(said, Said::Answered);
+                self.look_inside(follower.is_some() && answers, &mut looks).await;
+                self.look_closely(follower.as_deref(), answers, &mut looks).await;
             }
             self.tell(follower.as_deref());
             // A standby below the writer's settings is mended at any time; what a user may have wanted, only
@@ -228,24 +244,42 @@ impl Region {
         state.stalled.is_some_and(|(since, _)| since.elapsed() >= ASK_TARGET)
     }
 
-    async fn look_closely(&self, follower: Option<&Follower>, answers: bool) {
+    /// Looks into a standby's databases, seldom: what its machine lacks is told before it is to lead.
+    async fn look_inside(&self, answers: bool, looks: &mut Looks) {
+        let due = looks.inside.is_none_or(|looked| looked.elapsed() >= LOOK_INSIDE);
+        if !answers || !due {
+            return;
+        }
+        looks.inside = Some(now());
+        if let Ok(databases) = inventory(&self.instance).await {
+            looks.machine_lacks = preflight::machine_lacks(&databases);
+        }
+    }
+
+    async fn look_closely(&self, follower: Option<&Follower>, answers: bool, looks: &mut Looks) {
         let (looking, standby) = (self.instance.clone(), follower.is_some());
         let (volume, copies) = (self.layout.volume(), self.own.local_copies());
         let copies = copies.into_iter().map(|copy| volume::copy::directory_of(&volume, copy));
         let places: Vec<PathBuf> = written_by(&looking).into_iter().chain(copies).collect();
         let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-            (looking.stopped_processes(), needs, disks_of(places), looking.overrides().unwrap_or_default())
+            (looking.stopped_processes(), needs, looking.overrides().unwrap_or_default())
         });
-        let (stopped, needs, disks, overrides) = looked.await.unwrap_or_default();
+        let (stopped, needs, overrides) = looked.await.unwrap_or_default();
+        let low_disks = match looks.disks.at(places).await {
+            Ok(disks) => preflight::low_disks(&disks),
+            Err(hang) => vec![hang],
+        };
         let seen = if answers { vitals(&self.instance).await.ok() } else { None };
         let waits = self.config.commit.waits();
         let notes = seen.map(|vitals| {
             let notes = preflight::notes(&vitals, &needs, waits);
-            preflight::overridden(&overrides).into_iter().chain(notes).collect::<Vec<String>>()
+            let (waits, lacks) = (follower.and_then(Follower::waits), looks.machine_lacks.iter().cloned());
+            let notes = preflight::overridden(&overrides).into_iter().chain(notes);
+            notes.chain(waits).chain(lacks).collect::<Vec<String>>()
         });
         let mut state = self.health.lock();
-        state.low_disks = preflight::low_disks(&disks);
+        state.low_disks = low_disks;
         state.stopped = stopped.iter().map(|found| format!("{} ({})", found.title, found.pid)).collect();
         if let Some(notes) = notes {
             for note in notes.iter().filter(|note| !state.notes.contains(*note)) {

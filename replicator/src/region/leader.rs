@@ -126,7 +126,7 @@ impl Leader {
             name: r.name.clone(),
             address: r.advertise.clone(),
             bandwidth_bits_per_second: r.bandwidth_bits_per_second,
-            url: secrets::url(r.postgres, None),
+            url: secrets::url(r.postgres, &config.owner, None),
         });
         let primary = Primary::start(PrimaryOptions {
             cluster_id: state.cluster_id,

@@ -1,17 +1,19 @@
 //! Looks at the region's PostgreSQL: the facts that [`crate::preflight`] judges, and the mends that it names.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use coordination::Mode;
 use postgres::instance::Instance;
+use postgres::inventory::{self, OfDatabase};
 use postgres::protocol::client::ClientError;
 use postgres::protocol::session::SessionError;
 use postgres::vitals::{Replay, Vitals};
 use proto::messages::finding::Outcome;
 use runtime::clock::now;
-use runtime::task::blocking;
-use tokio::time::sleep;
+use runtime::task::{Ended, blocking};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
@@ -26,6 +28,12 @@ const STARTING: Duration = Duration::from_secs(10);
 
 /// How long what was mended may take to be seen so.
 const MENDED: Duration = Duration::from_secs(30);
+
+/// How long a look into all databases may take.
+const INVENTORY: Duration = Duration::from_secs(10);
+
+/// How long disks may take to say how much room they have.
+const DISKS: Duration = Duration::from_secs(3);
 
 /// The wait before it is looked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -48,6 +56,16 @@ pub(super) fn is_starting(error: &SessionError) -> bool {
 /// When it does not.
 pub(super) async fn vitals(instance: &Instance) -> Result<Vitals, SessionError> {
     Vitals::ask(&mut instance.session(ANSWER).await?, ANSWER).await
+}
+
+/// What the databases of `instance` need of this machine.
+///
+/// # Errors
+/// When it does not say so in time.
+pub(super) async fn inventory(instance: &Instance) -> Result<Vec<OfDatabase>, SessionError> {
+    let connection = instance.watching_connection();
+    let looking = inventory::look(&connection, ANSWER);
+    timeout(INVENTORY, looking).await.unwrap_or(Err(SessionError::Late(INVENTORY)))
 }
 
 /// What is known of `instance`, which is a standby's when `follower` is there.
@@ -73,18 +91,23 @@ pub(super) async fn facts(
     let (looking, standby) = (instance.clone(), follower.is_some());
     let looked = blocking("look at PostgreSQL's processes and disks", move || {
         let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-        (looking.stopped_processes(), needs, disks(&looking), looking.overrides().unwrap_or_default())
+        (looking.stopped_processes(), needs, looking.overrides().unwrap_or_default())
     });
-    if let Ok((stopped, needs, disks, overrides)) = looked.await {
-        (facts.stopped, facts.needs, facts.disks, facts.overrides) = (stopped, needs, disks, overrides);
+    if let Ok((stopped, needs, overrides)) = looked.await {
+        (facts.stopped, facts.needs, facts.overrides) = (stopped, needs, overrides);
+    }
+    match DiskLook::default().at(written_by(instance).into()).await {
+        Ok(disks) => facts.disks = disks,
+        Err(hang) if facts.silent.is_empty() => facts.silent = hang,
+        Err(_) => {}
     }
     facts.reported = follower.and_then(Follower::reported);
+    if follower.is_some() && facts.vitals.is_some() {
+        // What is not known hinders nobody.
+        facts.databases = inventory(instance).await.unwrap_or_default();
+    }
+    facts.waits = follower.and_then(Follower::waits).unwrap_or_default();
     facts
-}
-
-/// The disks that PostgreSQL writes to.
-fn disks(instance: &Instance) -> Vec<Disk> {
-    disks_of(written_by(instance))
 }
 
 /// Where PostgreSQL writes.
@@ -93,8 +116,37 @@ pub(super) fn written_by(instance: &Instance) -> [PathBuf; 2] {
     [data.clone(), data.join("pg_wal")]
 }
 
+/// Looks at disks, one look at a time: one that hangs, as that of a network file system that is gone, holds
+/// up nothing else.
+#[derive(Default)]
+pub(super) struct DiskLook(Option<(Instant, Looking)>);
+
+/// A look that is under way.
+type Looking = Pin<Box<dyn Future<Output = Result<Vec<Disk>, Ended>> + Send>>;
+
+impl DiskLook {
+    /// The disks on which `places` are.
+    ///
+    /// # Errors
+    /// When they do not answer, in words.
+    pub(super) async fn at(&mut self, places: Vec<PathBuf>) -> Result<Vec<Disk>, String> {
+        let looks = || -> Looking { Box::pin(blocking("look at disks", move || disks_of(places))) };
+        let (since, looking) = self.0.get_or_insert_with(|| (now(), looks()));
+        match timeout(DISKS, looking).await {
+            Ok(looked) => {
+                self.0 = None;
+                looked.map_err(|e| e.to_string())
+            }
+            Err(_) => Err(format!(
+                "a disk of this region has not said for {} s how much room it has; see what its file systems do",
+                since.elapsed().as_secs()
+            )),
+        }
+    }
+}
+
 /// The disks on which these places are, each once.
-pub(super) fn disks_of(places: impl IntoIterator<Item = PathBuf>) -> Vec<Disk> {
+fn disks_of(places: impl IntoIterator<Item = PathBuf>) -> Vec<Disk> {
     let disk = |place: PathBuf| {
         let room = rustix::fs::statvfs(&place).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);

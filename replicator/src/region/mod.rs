@@ -19,11 +19,13 @@ pub mod lost;
 mod nodes;
 pub mod order;
 mod password;
+mod rehearse;
 mod rejoin;
 pub mod reload;
 mod reseed;
 mod serve;
 mod slots;
+mod tablespaces;
 mod voters;
 
 use std::pin::Pin;
@@ -157,6 +159,8 @@ pub(crate) struct Region {
     slots: slots::Known,
     nodes: nodes::Nodes,
     doors: Arc<Doors>,
+    /// Places for sessions of rehearsals.
+    rehearsing: tokio::sync::Semaphore,
 }
 
 impl std::ops::Deref for Region {
@@ -206,7 +210,7 @@ pub async fn run(
         log_file: places.postgresql_log(),
         name: name.to_string(),
         settings: config.settings_of(&own),
-        hba: config.hba.clone(),
+        hba: config.rules(),
         certificate: Some(places.server_identity()),
     });
     if state.aside.is_some() {
@@ -269,6 +273,7 @@ pub async fn run(
         slots: slots::Known::default(),
         nodes: nodes::Nodes::default(),
         doors,
+        rehearsing: tokio::sync::Semaphore::new(rehearse::SESSIONS_MAX),
     });
     let seat: Arc<dyn Seat> = region.clone();
     region.voter.sit(Arc::downgrade(&seat));

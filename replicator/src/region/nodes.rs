@@ -28,6 +28,7 @@ use transport::{Stream, TransportError};
 use volume::{Claim, Volume};
 
 use super::Region;
+use super::tablespaces::NoPlaces;
 use crate::config::NodeConfig;
 use crate::endpoint::way::Replica;
 use crate::facts::LeaderFacts;
@@ -330,7 +331,9 @@ impl Region {
         let keeping = keep(node.clone(), self.volume.clone(), claim.clone(), missing.subscribe(), open.data);
         let _keeping = Task::spawn("keep redo for a node's standby", keeping);
         let version = self.instance.installation().version.clone();
-        let heard = Heard { progress: node.progress.clone(), missing, ..Heard::default() };
+        let places: Arc<dyn feed::Places> = Arc::new(NoPlaces { missing: missing.clone() });
+        let progress = node.progress.clone();
+        let heard = Heard { progress, missing, places: Some(places), ..Heard::default() };
         tracing::info!("the standby of node {name} is fed");
         let feeding = feed::serve_standby(stream, self.volume.clone(), system_id, &version, heard);
         tokio::select! {
@@ -504,7 +507,10 @@ impl Region {
                 state,
                 applied_lsn: applied_lsn.map(|lsn| lsn.0),
                 lag_ms: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
-                url: own.postgres.map(|address| secrets::url(address, None)).unwrap_or_default(),
+                url: own
+                    .postgres
+                    .map(|address| secrets::url(address, &self.config.owner, None))
+                    .unwrap_or_default(),
                 detail: report.detail,
                 seed_bytes: report.seed_bytes,
                 seed_total_bytes: report.seed_total_bytes,

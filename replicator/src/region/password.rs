@@ -1,4 +1,5 @@
-//! The superuser's password, kept in line with what PostgreSQL takes.
+//! The superuser's password, kept in line with what PostgreSQL takes, and by it that of the role that
+//! applications use.
 //!
 //! What PostgreSQL keeps of a password reaches every region as redo; the password itself does not. So a
 //! rotation brings it to each region's daemon first, where it lies as the next one, and to the writer last.
@@ -9,14 +10,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use postgres::instance::OwnerIs;
 use postgres::scram::fits;
+use postgres::sockets::SUPERUSER;
 use proto::messages::control_response::Body as Answer;
 use proto::messages::refusal::Kind;
 use proto::messages::{FetchPasswordRequest, PasswordRequest, PasswordView, Refusal, control_request};
 use runtime::task::blocking;
 
 use super::Region;
-use crate::secrets;
+use crate::events::Kind as EventKind;
+use crate::secrets::{self, Clients};
 
 /// How often it is compared while there is a next one.
 const SOON: Duration = Duration::from_millis(200);
@@ -97,7 +101,7 @@ impl Region {
         match judged.await.map_err(|e| e.to_string())? {
             Takes::Kept | Takes::Unknown => Ok(true),
             Takes::Next => {
-                secrets::take_next(&self.layout, self.own.postgres).map_err(failed)?;
+                secrets::take_next(&self.layout, self.clients()).map_err(failed)?;
                 tracing::info!("the superuser's password is another, and this region's files have it");
                 Ok(true)
             }
@@ -112,7 +116,7 @@ impl Region {
                             .into(),
                     );
                 }
-                secrets::keep(&self.layout, &fetched, self.own.postgres).map_err(failed)?;
+                secrets::keep(&self.layout, &fetched, self.clients()).map_err(failed)?;
                 tracing::info!(
                     "the superuser's password is another, and this region has it from the primary"
                 );
@@ -141,6 +145,37 @@ impl Region {
         }
     }
 
+    /// Whose password is kept beside the superuser's.
+    fn clients(&self) -> Clients<'_> {
+        Clients { owner: &self.config.owner, listen: self.own.postgres }
+    }
+
+    /// The role that applications use, and its password; none where somebody else has given it that.
+    ///
+    /// # Errors
+    /// Where there is no such role, or this region has no data.
+    pub(super) async fn client_role(&self) -> Result<(&str, Option<String>), Refusal> {
+        let superusers = secrets::load(&self.layout)
+            .map_err(|_| Refusal::new(Kind::Busy, "this region has no data yet, and so no password"))?;
+        let owner = self.config.owner.as_str();
+        let password = Some(secrets::of_owner(&superusers, owner));
+        if owner == SUPERUSER {
+            return Ok((owner, password));
+        }
+        match self.instance.owner_is(owner).await {
+            Ok(OwnerIs::Absent) => Err(Refusal::new(
+                Kind::Failed,
+                format!(
+                    "PostgreSQL has no role '{owner}': `replicator password rotate` makes it, and its database; or name the role that \
+                     applications use in regions.toml (`owner`)"
+                ),
+            )),
+            Ok(OwnerIs::Theirs) => Ok((owner, None)),
+            // Where it cannot be asked now, a client finds out.
+            Ok(OwnerIs::Ours) | Err(_) => Ok((owner, password)),
+        }
+    }
+
     /// What another region is told that has no password that its PostgreSQL takes.
     pub(super) fn tell_password(&self) -> Result<Answer, Refusal> {
         let password = secrets::load(&self.layout);
@@ -162,9 +197,12 @@ impl Region {
             }
             let next = secrets::next(&self.layout);
             let next = next.ok_or_else(|| failed("there is no next password here".into()))?;
-            let set = self.instance.set_superuser_password(&next, SET).await;
+            let owner = secrets::owner(&self.config.owner, &next);
+            let set = self.instance.set_passwords(&next, owner.as_ref(), SET).await;
             set.map_err(|e| failed(format!("PostgreSQL was not given its next password, or did not say so: {e}; give the command again")))?;
-            tracing::info!("the superuser of PostgreSQL has another password, on an operator's word");
+            let word = "the superuser of PostgreSQL, and the role that applications use, have other passwords, on an operator's word";
+            tracing::info!("{word}");
+            self.journal.note(EventKind::PasswordRotated, word);
         }
         let (in_force, detail) = match self.settle_password().await {
             Ok(settled) => (settled && secrets::next(&self.layout).is_none(), String::new()),

@@ -28,7 +28,7 @@ use super::lost;
 use crate::engine::LEFT_RUNNING;
 use crate::events::Kind;
 use crate::region_file::RegionState;
-use crate::secrets;
+use crate::secrets::{self, Clients};
 
 /// How long a standby that was killed may take to end its recovery, before its data are rewound.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -210,7 +210,8 @@ impl Follower {
 
     /// The region has data of `system_id`, and follows with them.
     async fn take_data(&self, epoch: Epoch, system_id: SystemId, password: &str) -> Result<(), FollowError> {
-        secrets::keep(&self.layout, password, self.instance.options().listen).map_err(FollowError::Secret)?;
+        let clients = Clients { owner: &self.owner, listen: self.instance.options().listen };
+        secrets::keep(&self.layout, password, clients).map_err(FollowError::Secret)?;
         // Shut out meanwhile, that primary may not send the redo any more that makes the data consistent.
         self.while_led(epoch, |state| state.was_given(system_id))?;
         self.follow(system_id).await

@@ -76,7 +76,7 @@ impl InForce {
 /// The user's part of PostgreSQL's configuration in a region.
 fn own_of(config: &Config, name: &RegionName) -> Own {
     let settings = config.region(name).map(|own| config.settings_of(own)).unwrap_or_default();
-    Own { settings, hba: config.hba.clone() }
+    Own { settings, hba: config.rules() }
 }
 
 /// What became of another certificate of PostgreSQL's.

@@ -134,6 +134,7 @@ impl Daemon for Region {
                 secondary::gather::serve(&self.volume, wanted, newest, stream).await
             }
             open::Purpose::Session(open) => self.doors.bring(&open, stream).await,
+            open::Purpose::Rehearse(_) => self.bring_rehearsal(stream).await,
             open::Purpose::Zone(open) => {
                 let local = self.own.local_copies();
                 zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await

@@ -173,7 +173,7 @@ impl Site {
 
     /// `regions.toml` as region `own` has it: it finds the others across the network.
     fn regions_file(&self, own: usize) -> String {
-        let mut text = format!("cluster = \"drill\"\n{}\n", self.lines);
+        let mut text = format!("cluster = \"drill\"\nowner = \"postgres\"\n{}\n", self.lines);
         for (index, Region { name, .. }) in self.regions.iter().enumerate() {
             let role = if index == 0 { "primary" } else { "secondary" };
             text += &format!("[region.{name}]\nrole = \"{role}\"\n");
@@ -196,7 +196,7 @@ impl Site {
 
     /// `regions.toml` as the operator has it, who is near to every region.
     fn operators_file(&self) -> String {
-        let mut text = format!("cluster = \"drill\"\n{}\n", self.lines);
+        let mut text = format!("cluster = \"drill\"\nowner = \"postgres\"\n{}\n", self.lines);
         for (index, Region { name, address, .. }) in self.regions.iter().enumerate() {
             let role = if index == 0 { "primary" } else { "secondary" };
             let address = address.unwrap_or_else(|| IpAddr::from([127, 1, 0, u8::try_from(index).unwrap()]));
@@ -229,6 +229,18 @@ impl Site {
     pub async fn kill(&self, region: &str) {
         let network = &self.regions[self.index(region)].network;
         self.docker.kill_container(network, None).await.unwrap();
+    }
+
+    /// Has every process of a region stand still: what its kernel answers it answers on.
+    pub async fn freeze(&self, region: &str) {
+        let network = &self.regions[self.index(region)].network;
+        self.docker.pause_container(network).await.unwrap();
+    }
+
+    /// Lets them go on.
+    pub async fn thaw(&self, region: &str) {
+        let network = &self.regions[self.index(region)].network;
+        self.docker.unpause_container(network).await.unwrap();
     }
 
     /// Starts a region's container again, with what its disk holds.

@@ -30,6 +30,7 @@ const KEYS: &[&str] = &[
     "lease",
     "logs",
     "max_loss",
+    "owner",
     "postgresql",
     "region",
     "rpo",
@@ -55,6 +56,7 @@ impl Reader {
         // What is promised of commits depends on how many regions there are.
         config.commit = self.commit(table, &config.regions);
         self.lease(table, &mut config);
+        self.owner(table, &mut config);
         self.failover(table, &mut config);
         Some(config)
     }

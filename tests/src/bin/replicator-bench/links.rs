@@ -74,8 +74,9 @@ impl Site {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         // Clients connect without encryption, as they do to the stock PostgreSQL.
-        let mut file =
-            String::from("cluster = \"links\"\npostgresql.hba = [\"host all all all scram-sha-256\"]\n");
+        let mut file = String::from(
+            "cluster = \"links\"\nowner = \"postgres\"\npostgresql.hba = [\"host all all all scram-sha-256\"]\n",
+        );
         for (place, region) in PLACES.iter().enumerate() {
             let (role, address) = (["primary", "secondary"][place], Wan::address(place));
             file += &format!(
