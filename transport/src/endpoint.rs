@@ -16,6 +16,7 @@ use crate::congestion::Congestion;
 use crate::connection::{Connection, Traffic, classify, peer_of, transport_config};
 use crate::credentials::Credentials;
 use crate::identity::{Identity, Peer};
+use crate::reset;
 
 /// The most addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -51,7 +52,8 @@ impl Endpoint {
         let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
         let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
         let accepts = listen.map(|_| used.server());
-        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), accepts, socket, runtime);
+        let config = listen.map_or_else(quinn::EndpointConfig::default, |at| reset::config(identity, at));
+        let endpoint = quinn::Endpoint::new(config, accepts, socket, runtime);
         let endpoint = endpoint.map_err(|e| failed(e.to_string()))?;
         let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.

@@ -10,6 +10,7 @@ mod credentials;
 pub mod egress;
 pub mod endpoint;
 pub mod identity;
+mod reset;
 pub mod stream;
 
 pub use congestion::Congestion;

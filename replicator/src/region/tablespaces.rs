@@ -30,7 +30,8 @@ impl Places for OwnPlaces {
                  the primary, or run this region on a machine of its own; where that PostgreSQL is gone for good, move {by} away"
             ))),
             None if place.is_dir() => Ok(()),
-            // As PostgreSQL's account: where a path of the database's leads is nowhere that only the daemon may write.
+            // As PostgreSQL's account: where a path of the database's leads is nowhere that only the
+            // daemon may write.
             None => self.instance.make_directory(&place).map_err(|e| {
                 about(&format!(
                     "which is not there, and cannot be made: {e}; make it: install -d -m 700 -o {} {path}",
