@@ -1,21 +1,20 @@
 //! A base backup as a primary sends it: one zstd stream, and the tar archive in it.
 #![no_main]
 
-use std::io::{copy, sink};
 use std::path::Component;
 
-use postgres::backup::archive::{Entry, read};
+use bytes::Bytes;
+use postgres::backup::archive::{Part, Reader};
 use secondary::seed::Decoder;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let unpack = |archive: &[u8]| {
-        let _ = read(archive, |name, entry| {
-            assert!(name.components().all(|part| matches!(part, Component::Normal(_))));
-            match entry {
-                Entry::Directory => Ok(()),
-                Entry::File(content) => copy(content, &mut sink()).map(drop),
+        let (mut reader, mut bytes) = (Reader::default(), Bytes::copy_from_slice(archive));
+        while let Ok(Some(part)) = reader.next(&mut bytes) {
+            if let Part::Directory(name) | Part::File(name, _) = part {
+                assert!(name.components().all(|part| matches!(part, Component::Normal(_))));
             }
-        });
+        }
     };
     unpack(data);
     let Ok(mut decoder) = Decoder::new() else { return };

@@ -19,8 +19,8 @@ use std::path::{Component, Path, PathBuf};
 
 use runtime::private::{DIRECTORY_MODE, FILE_MODE};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chownat, fchmod, fchown,
-    fstat, mkdirat, open, openat, openat2, renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chownat,
+    fchmod, fchown, fstat, mkdirat, open, openat, openat2, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -161,6 +161,57 @@ impl Below {
         let file = openat(&parent, last, flags, Mode::from_raw_mode(FILE_MODE))?;
         give(&file, owner)?;
         Ok(file.into())
+    }
+
+    /// Opens a plain file that is there, to be written in place; what else has the name is removed first, and
+    /// a file of mode 0600 that the account owns is made.
+    ///
+    /// # Errors
+    /// When it can be neither opened nor made.
+    pub fn open_or_create(&self, name: &Path, owner: Owner) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = self.resolve(name, flags).and_then(|file| Ok((fstat(&file)?, file)));
+        if let Ok((found, file)) = opened
+            && FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+            && (found.st_nlink, found.st_uid, found.st_mode & 0o7777) == (1, owner.user_id, FILE_MODE)
+        {
+            return Ok(file.into());
+        }
+        // It is not there, or it is nothing that the account made: a link, a pipe, a name of another's file.
+        self.remove_any(name)?;
+        self.create_new(name, owner)
+    }
+
+    /// Keeps others of ours from working in the directory, until this is dropped. False when one does.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            locked => Ok(locked.map(|()| true)?),
+        }
+    }
+
+    /// The length of a plain file, bytes.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn length(&self, name: &Path) -> io::Result<u64> {
+        let found = self.stat(name)?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => Ok(u64::try_from(found.st_size).unwrap_or(0)),
+            _ => Err(io::Error::other("it is no plain file")),
+        }
+    }
+
+    /// The room that is left on the file system for others than root, and its size, bytes.
+    ///
+    /// # Errors
+    /// When the system does not say it.
+    pub fn room(&self) -> io::Result<(u64, u64)> {
+        let room = rustix::fs::fstatvfs(&self.directory)?;
+        Ok((room.f_bavail.saturating_mul(room.f_frsize), room.f_blocks.saturating_mul(room.f_frsize)))
     }
 
     /// Replaces a file, which the account owns then; durable when this returns.
@@ -512,7 +563,11 @@ mod tests {
         assert!(!below.exists("sub/file") && below.directory(Path::new("sub")).is_err());
         assert!(below.give_socket(Path::new("file"), owner).is_err());
         place.assert_untouched();
+        assert!(below.open_or_create(under, owner).is_err() && below.length(Path::new("file")).is_err());
         // The names themselves are ours to replace and to remove.
+        std::io::Write::write_all(&mut below.open_or_create(Path::new("hanging"), owner).unwrap(), b"x")
+            .unwrap();
+        assert!(!inside.join("hanging").is_symlink() && below.read_to_string("hanging").unwrap() == "x");
         below.replace(Path::new("a"), b"x", owner).unwrap();
         below.replace(Path::new("file"), b"x", owner).unwrap();
         assert!(!inside.join("file").is_symlink() && below.read_to_string("file").unwrap() == "x");
@@ -555,6 +610,15 @@ mod tests {
         assert!(below.replace(Path::new("../outside/file"), b"x", owner).is_err());
         assert!(below.remove_any("..").is_err());
         below.replace(Path::new("file"), b"x", owner).unwrap();
+        std::fs::hard_link(outside.join("file"), inside.join("other")).unwrap();
+        for name in ["other", "pipe"] {
+            let mut file = below.open_or_create(Path::new(name), owner).unwrap();
+            file.write_all(b"not theirs").unwrap();
+        }
+        let mut again = below.open_or_create(Path::new("other"), owner).unwrap();
+        again.write_all(b"now").unwrap();
+        assert_eq!(below.read_to_string("other").unwrap(), "now theirs", "it is written in place");
+        assert_eq!(below.length(Path::new("other")).unwrap(), 10);
         place.assert_untouched();
     }
 

@@ -76,6 +76,8 @@ pub struct SecondaryFacts {
     pub seed_bytes: u64,
     /// How large that is expected to be, bytes.
     pub seed_total_bytes: u64,
+    /// How much of the first was there already, and was not sent, bytes.
+    pub seed_kept_bytes: u64,
 }
 
 impl SecondaryFacts {
@@ -98,6 +100,7 @@ impl SecondaryFacts {
             url: self.url.clone(),
             seed_bytes: self.seed_bytes,
             seed_total_bytes: self.seed_total_bytes,
+            seed_kept_bytes: self.seed_kept_bytes,
             detail: self.detail.clone(),
             ..RegionStatus::default()
         }

@@ -123,6 +123,7 @@ pub(crate) struct Region {
     link: Option<LinkFacts>,
     pub(crate) seed_bytes: u64,
     pub(crate) seed_total_bytes: u64,
+    pub(crate) seed_kept_bytes: u64,
 }
 
 impl Views {
@@ -308,6 +309,7 @@ impl Region {
             link: None,
             seed_bytes: 0,
             seed_total_bytes: 0,
+            seed_kept_bytes: 0,
         }
     }
 
@@ -364,6 +366,7 @@ impl Region {
             link: self.link,
             seed_bytes: self.seed_bytes,
             seed_total_bytes: self.seed_total_bytes,
+            seed_kept_bytes: self.seed_kept_bytes,
         }
     }
 }

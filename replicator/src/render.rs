@@ -34,9 +34,21 @@ struct JsonRegion<'a> {
     redo_bytes: u64,
     wan_bytes: u64,
     url: &'a str,
+    /// Only while it is seeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<JsonSeed>,
     /// Only where the region has nodes besides the host of its daemon.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<JsonNode<'a>>,
+}
+
+/// How far a seed is, bytes of the backup before compression: what is in place or on its way, of about how
+/// many, and how much of the first was there already and was not sent.
+#[derive(Serialize)]
+struct JsonSeed {
+    bytes: u64,
+    total_bytes: u64,
+    not_sent_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -79,6 +91,11 @@ fn json_region(row: &RegionStatus) -> JsonRegion<'_> {
         redo_bytes: row.redo_bytes,
         wan_bytes: row.wan_bytes,
         url: &row.url,
+        seed: (row.state == "seeding").then_some(JsonSeed {
+            bytes: row.seed_bytes,
+            total_bytes: row.seed_total_bytes,
+            not_sent_bytes: row.seed_kept_bytes,
+        }),
         nodes: row.nodes.iter().map(json_node).collect(),
     }
 }
@@ -390,7 +407,7 @@ pub fn table(status: &ClusterStatus) -> String {
         rows.push(vec![
             row.name.clone(),
             row.role.clone(),
-            seeding(&row.state, row.seed_bytes, row.seed_total_bytes),
+            seeding(&row.state, [row.seed_bytes, row.seed_total_bytes, row.seed_kept_bytes]),
             if row.timeline == 0 { dash() } else { row.timeline.to_string() },
             lsn(row.durable_lsn),
             lsn(row.applied_lsn),
@@ -406,7 +423,9 @@ pub fn table(status: &ClusterStatus) -> String {
                 if node.url.is_empty() { "node" } else { "replica" }.into(),
                 match node.state.is_empty() {
                     true => "serves".into(),
-                    false => seeding(&node.state, node.seed_bytes, node.seed_total_bytes),
+                    false => {
+                        seeding(&node.state, [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes])
+                    }
                 },
                 dash(),
                 dash(),
@@ -428,8 +447,14 @@ pub fn table(status: &ClusterStatus) -> String {
 }
 
 /// A state, and how far a seed is.
-pub(crate) fn seeding(state: &str, bytes: u64, total_bytes: u64) -> String {
+pub(crate) fn seeding(state: &str, [bytes, total_bytes, kept_bytes]: [u64; 3]) -> String {
     match total_bytes > 0 && state == "seeding" {
+        // What is said is that of the whole; what was not sent is part of what is there by now.
+        true if kept_bytes > 0 => format!(
+            "seeding {} %, {} % not sent",
+            percent(bytes, total_bytes),
+            percent(kept_bytes, total_bytes)
+        ),
         true => format!("seeding {} %", percent(bytes, total_bytes)),
         false => state.to_owned(),
     }

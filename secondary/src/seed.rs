@@ -6,7 +6,7 @@ use bytes::Bytes;
 use postgres::backup::seed::{Seed, Unpacked};
 use postgres::instance::InstanceError;
 use proto::Lsn;
-use proto::messages::{MAX_STREAM_MESSAGE_BYTES, SeedChunk, seed_chunk};
+use proto::messages::{MAX_STREAM_MESSAGE_BYTES, SeedChunk, SeedSame, seed_chunk};
 use transport::{Stream, TransportError};
 
 /// How much decompressed backup goes to the disk at once.
@@ -39,12 +39,25 @@ pub enum SeedError {
     Socket(#[from] std::io::Error),
 }
 
+/// Tells the sender what is there already, which it then leaves out.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn tell_inventory(stream: &mut Stream, seed: &Seed) -> Result<(), SeedError> {
+    let inventory = seed.inventory();
+    for message in inventory.messages() {
+        stream.send(&message).await?;
+    }
+    Ok(())
+}
+
 /// Takes all chunks of a seed into `seed`; says where the backup becomes consistent.
 ///
 /// # Errors
 /// When the connection fails, the disk fails, or what came is not what was sent.
 pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, Lsn), SeedError> {
     let mut decoder = Decoder::new()?;
+    let mut kept_bytes = 0;
     loop {
         let chunk: Option<SeedChunk> = stream.receive(MAX_STREAM_MESSAGE_BYTES).await?;
         match chunk.ok_or(TransportError::Finished)?.body {
@@ -57,12 +70,18 @@ pub async fn receive(stream: &mut Stream, mut seed: Seed) -> Result<(Unpacked, L
                 }
             }
             Some(seed_chunk::Body::End(end)) => {
-                let bytes = decoder.bytes;
+                let bytes = decoder.bytes.saturating_add(kept_bytes);
                 if bytes != end.total_bytes {
                     let what = format!("{bytes} bytes came of {} that were sent", end.total_bytes);
                     return Err(SeedError::Damaged(what));
                 }
                 return Ok((seed.finish().await?, Lsn(end.end_lsn)));
+            }
+            Some(seed_chunk::Body::Same(SeedSame { bytes, digest })) => {
+                let digest = digest[..].try_into();
+                let digest = digest.map_err(|_| SeedError::Damaged("a digest of no such length".into()))?;
+                kept_bytes = u64::saturating_add(kept_bytes, bytes);
+                seed.keep(bytes, digest).await?;
             }
             Some(seed_chunk::Body::Refusal(refusal)) => return Err(SeedError::Refused(refusal.reason)),
             None => {}

@@ -24,6 +24,7 @@ mod owner;
 mod promotion;
 mod reload;
 mod secure;
+mod seeds;
 mod streaming;
 mod tablespaces;
 mod tls;

@@ -2,5 +2,7 @@
 
 pub mod archive;
 pub mod base_backup;
+pub mod pieces;
+pub mod remains;
 pub mod rewind;
 pub mod seed;

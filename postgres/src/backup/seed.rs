@@ -1,17 +1,27 @@
 //! Puts a base backup in place: unpacks its tar stream beside the data directory, and renames it there when
 //! it is whole.
+//!
+//! What an interrupted one left is begun with. Files are written in place, so that the pieces which are the
+//! same, and which the sender leaves out, stay where they are. The directory is locked meanwhile: whoever
+//! still writes what an earlier connection brought ends first.
 
-use std::io::{self, Read};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Buf, Bytes};
-use runtime::task::{Ended, Task, blocking};
+use bytes::Bytes;
+use proto::SystemId;
+use runtime::task::{Ended, Task, Thread, blocking};
 use tokio::sync::mpsc;
 
-use crate::backup::archive::{self, Entry};
-use crate::below::Below;
+use crate::backup::archive::{Part, Reader};
+use crate::backup::pieces::{Hash, Inventory};
+use crate::backup::remains::{self, NOTE, SEEDING};
+use crate::below::{Below, Owner};
 use crate::installation::major_in;
 use crate::instance::account::Account;
 use crate::instance::aside::Aside;
@@ -21,33 +31,120 @@ use crate::major::Major;
 /// Chunks that may wait for the disk: at most some megabytes.
 const CHUNKS: usize = 16;
 
+/// So many files may wait until they are durable …
+const SYNCS: usize = 8;
+
+/// … and a large one is made so bit by bit, bytes: at its end it would hold everything up.
+const SYNC_BYTES: u64 = 64 << 20;
+
+/// A base backup has no more files and directories: a database of 2^23 relations.
+const NAMES_MAX: usize = 1 << 23;
+
+/// What is known of a seed before it comes.
+#[derive(Debug, Clone, Copy)]
+pub struct Coming {
+    /// The database's.
+    pub system_id: SystemId,
+    /// About how large it is, bytes.
+    pub total_bytes: u64,
+    /// What is there already need not be sent, if the sender is told.
+    pub takes_inventory: bool,
+}
+
+/// How far a seed is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes: AtomicU64,
+    kept_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of the archive that are in place.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those that were there already.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// What comes of a seed.
+#[derive(Debug)]
+enum Piece {
+    Data(Bytes),
+    Same(u64, Hash),
+}
+
 /// A seed being unpacked.
 #[derive(Debug)]
 pub struct Seed {
     aside: Aside,
     data_dir: PathBuf,
     account: Account,
-    chunks: mpsc::Sender<Bytes>,
+    pieces: mpsc::Sender<Piece>,
     unpacking: Task<Result<io::Result<()>, Ended>>,
-    bytes: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    inventory: Arc<Inventory>,
 }
 
 impl Seed {
-    /// Begins a seed of `data_dir` that the account will own. What an earlier, interrupted one left is
-    /// removed.
+    /// Begins a seed of `data_dir` that the account will own, with what an earlier one of the same database
+    /// left, and what the data have that are there. What is of another one is removed. This reads all of it,
+    /// and blocks.
     ///
     /// # Errors
-    /// When the place cannot be made.
-    pub fn begin(data_dir: &Path, account: &Account) -> Result<Seed, InstanceError> {
-        let aside = Aside::new(data_dir, "seeding", account)?;
-        let (chunks, received) = mpsc::channel(CHUNKS);
-        let bytes = Arc::new(AtomicU64::new(0));
-        let source = ChunkReader { received, current: Bytes::new(), bytes: bytes.clone() };
-        let (to, owner) = (aside.open().map_err(at(&aside.path))?, account.clone());
+    /// When the place cannot be made, or has no room.
+    pub fn begin(data_dir: &Path, account: &Account, coming: Coming) -> Result<Seed, InstanceError> {
+        let Coming { system_id, .. } = coming;
+        let aside = Aside::new(data_dir, SEEDING, account, |left| remains::are_of(left, system_id))?;
+        let begin = || {
+            let to = aside.open()?;
+            if !to.lock()? {
+                return Err(io::Error::other(
+                    "what an earlier seed brought is still being written: try again",
+                ));
+            }
+            remains::note(&to, system_id, account.owner())?;
+            let (free, _) = to.room()?;
+            if free.saturating_add(to.bytes()?) < coming.total_bytes {
+                let (needed, free) = (coming.total_bytes >> 20, free >> 20);
+                let why = format!(
+                    "a seed of about {needed} MiB is to come, and {free} MiB are left on the disk: make room"
+                );
+                return Err(io::Error::new(ErrorKind::StorageFull, why));
+            }
+            if !coming.takes_inventory {
+                return Ok((to, Inventory::default()));
+            }
+            if let Ok(old) = Below::open(data_dir)
+                && let Err(e) = remains::take_over(&old, &to, system_id, account.owner())
+                && e.kind() != ErrorKind::NotFound
+            {
+                tracing::warn!("not all of the data that are there serve the seed: {e}");
+            }
+            let inventory = remains::inventory(&to)?;
+            Ok((to, inventory))
+        };
+        let (to, inventory) = begin().map_err(at(&aside.path))?;
+        let inventory = Arc::new(inventory);
+        let (pieces, received) = mpsc::channel(CHUNKS);
+        let progress = Arc::new(Progress::default());
+        let (there, counted, owner) = (inventory.clone(), progress.clone(), account.owner());
         let unpacking = Task::spawn("unpack a seed", async move {
-            blocking("unpack a seed", move || unpack(source, &to, &owner)).await
+            blocking("unpack a seed", move || unpack(received, to, owner, &there, &counted)).await
         });
-        Ok(Seed { aside, data_dir: data_dir.to_owned(), account: account.clone(), chunks, unpacking, bytes })
+        let (data_dir, account) = (data_dir.to_owned(), account.clone());
+        Ok(Seed { aside, data_dir, account, pieces, unpacking, progress, inventory })
+    }
+
+    /// What is there already.
+    #[must_use]
+    pub fn inventory(&self) -> Arc<Inventory> {
+        self.inventory.clone()
     }
 
     /// Takes the next bytes of the archive.
@@ -55,7 +152,19 @@ impl Seed {
     /// # Errors
     /// When unpacking has failed.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), InstanceError> {
-        if self.chunks.send(chunk).await.is_ok() {
+        self.put(Piece::Data(chunk)).await
+    }
+
+    /// The next so many bytes of the archive are there, as the inventory says.
+    ///
+    /// # Errors
+    /// When unpacking has failed.
+    pub async fn keep(&mut self, bytes: u64, digest: Hash) -> Result<(), InstanceError> {
+        self.put(Piece::Same(bytes, digest)).await
+    }
+
+    async fn put(&mut self, piece: Piece) -> Result<(), InstanceError> {
+        if self.pieces.send(piece).await.is_ok() {
             return Ok(());
         }
         let why = match (&mut self.unpacking).await {
@@ -65,10 +174,10 @@ impl Seed {
         Err(at(&self.aside.path)(why))
     }
 
-    /// Counts the bytes of the archive that were unpacked so far.
+    /// How far it is.
     #[must_use]
-    pub fn counter(&self) -> Arc<AtomicU64> {
-        self.bytes.clone()
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// The archive is complete: waits until all of it is durable beside the data directory.
@@ -76,14 +185,11 @@ impl Seed {
     /// # Errors
     /// When unpacking failed.
     pub async fn finish(self) -> Result<Unpacked, InstanceError> {
-        let Seed { aside, data_dir, account, chunks, unpacking, .. } = self;
-        drop(chunks);
+        let Seed { aside, data_dir, account, pieces, unpacking, .. } = self;
+        drop(pieces);
         let unpacked =
             unpacking.await.and_then(|unpacked| unpacked).unwrap_or_else(|e| Err(io::Error::other(e)));
         unpacked.map_err(at(&aside.path))?;
-        if !aside.open().is_ok_and(|place| place.exists("global/pg_control")) {
-            return Err(at(&aside.path)(io::Error::other("the base backup has no global/pg_control")));
-        }
         Ok(Unpacked { aside, data_dir, account })
     }
 }
@@ -109,54 +215,217 @@ impl Unpacked {
     /// When the system refuses.
     pub fn install(self) -> Result<(), InstanceError> {
         self.account.check_reach(&self.data_dir)?;
-        self.aside.install()
+        self.aside.install()?;
+        // Left here by a crash, it would be in the way of nobody.
+        Below::open(&self.data_dir).and_then(|data| data.remove_file(NOTE)).map_err(at(&self.data_dir))
     }
 }
 
 /// Unpacks an archive that another machine sent into `to`.
-fn unpack(source: impl Read, to: &Below, account: &Account) -> io::Result<()> {
-    let mut directories = Vec::new();
-    archive::read(source, |name, entry| match entry {
-        Entry::Directory if name == Path::new("") => Ok(()),
-        Entry::Directory => {
-            directories.push(name.to_owned());
-            to.make_below(name, account.owner()).map(drop)
+fn unpack(
+    mut received: mpsc::Receiver<Piece>,
+    to: Below,
+    owner: Owner,
+    inventory: &Inventory,
+    progress: &Progress,
+) -> io::Result<()> {
+    let mut reader = Reader::default();
+    let mut unpacking = Unpacking {
+        to: &to,
+        owner,
+        seen: HashSet::new(),
+        directories: Vec::new(),
+        file: None,
+        syncs: Syncs::start()?,
+    };
+    let mut take = || {
+        while let Some(piece) = received.blocking_recv() {
+            let (mut data, bytes) = match piece {
+                Piece::Data(data) => {
+                    let bytes = data.len() as u64;
+                    (data, bytes)
+                }
+                Piece::Same(bytes, digest) => {
+                    unpacking.keep(bytes, digest, inventory)?;
+                    reader.skip(bytes)?;
+                    progress.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    (Bytes::new(), bytes)
+                }
+            };
+            while let Some(part) = reader.next(&mut data)? {
+                unpacking.take(part)?;
+            }
+            progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        Entry::File(content) => {
-            let mut file = to.create_new(name, account.owner())?;
-            io::copy(content, &mut file)?;
-            file.sync_all()
-        }
-    })?;
-    directories.iter().try_for_each(|name| to.directory(name)?.sync())?;
-    to.sync()
+        reader.finish()
+    };
+    let unpacked = take().and_then(|()| unpacking.finish());
+    if let Err(e) = &unpacked
+        && e.kind() == ErrorKind::StorageFull
+    {
+        // The data that serve meanwhile need the room more.
+        to.empty()?;
+    }
+    unpacked
 }
 
-/// The chunks of a channel as a blocking reader.
-struct ChunkReader {
-    received: mpsc::Receiver<Bytes>,
-    current: Bytes,
-    bytes: Arc<AtomicU64>,
+/// What is unpacked, and where to.
+struct Unpacking<'a> {
+    to: &'a Below,
+    owner: Owner,
+    /// What the archive has; what else is there is an earlier one's.
+    seen: HashSet<PathBuf>,
+    directories: Vec<PathBuf>,
+    file: Option<Open>,
+    syncs: Syncs,
 }
 
-impl Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.received.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
+/// The file that is being written.
+struct Open {
+    name: PathBuf,
+    file: File,
+    length: u64,
+    at: u64,
+    synced: u64,
+}
+
+impl Unpacking<'_> {
+    fn take(&mut self, part: Part) -> io::Result<()> {
+        match part {
+            Part::Directory(name) if name == Path::new("") => Ok(()),
+            Part::Directory(name) => {
+                if self.to.directory(&name).is_err() {
+                    self.to.remove_any(&name)?;
+                }
+                self.to.make_below(&name, self.owner)?;
+                self.see(&name)?;
+                self.directories.push(name);
+                Ok(())
+            }
+            // A crash may have left it in the data that were backed up.
+            Part::File(name, _) if name == Path::new(NOTE) => Ok(()),
+            Part::File(name, length) => {
+                self.see(&name)?;
+                let file = self.to.open_or_create(&name, self.owner)?;
+                self.file = Some(Open { name, file, length, at: 0, synced: 0 });
+                Ok(())
+            }
+            Part::Content(content) => {
+                let Some(open) = &mut self.file else { return Ok(()) };
+                open.file.write_all_at(&content, open.at)?;
+                open.at += content.len() as u64;
+                if open.at - open.synced >= SYNC_BYTES {
+                    open.synced = open.at;
+                    self.syncs.sync(open.file.try_clone()?)?;
+                }
+                Ok(())
+            }
+            Part::Whole => {
+                let Some(Open { file, length, .. }) = self.file.take() else { return Ok(()) };
+                if file.metadata()?.len() != length {
+                    file.set_len(length)?;
+                }
+                self.syncs.sync(file)
             }
         }
-        let count = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..count]);
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
+    }
+
+    /// The next bytes of the file are there.
+    fn keep(&mut self, bytes: u64, digest: Hash, inventory: &Inventory) -> io::Result<()> {
+        let there =
+            self.file.as_mut().filter(|open| inventory.digest(&open.name, open.at, bytes) == Some(digest));
+        let open = there
+            .ok_or_else(|| io::Error::other("the sender says of something that it is here, and it is not"))?;
+        open.at += bytes;
+        Ok(())
+    }
+
+    fn see(&mut self, name: &Path) -> io::Result<()> {
+        if self.seen.len() >= NAMES_MAX {
+            return Err(io::Error::other("the archive has more files than any database"));
+        }
+        match self.seen.insert(name.to_owned()) {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("the archive has {} twice", name.display()))),
+        }
+    }
+
+    /// The archive is complete: what else is there goes, and all of it becomes durable.
+    fn finish(self) -> io::Result<()> {
+        if !self.seen.contains(Path::new("global/pg_control")) {
+            return Err(io::Error::other("the base backup has no global/pg_control"));
+        }
+        self.tidy(self.to, Path::new(""))?;
+        self.syncs.finish()?;
+        self.directories.iter().try_for_each(|name| self.to.directory(name)?.sync())?;
+        self.to.sync()
+    }
+
+    fn tidy(&self, directory: &Below, name: &Path) -> io::Result<()> {
+        for entry in directory.names()? {
+            let below = name.join(&entry.name);
+            if below == Path::new(NOTE) {
+                continue;
+            }
+            match (self.seen.contains(&below), entry.is_directory) {
+                (true, true) => self.tidy(&directory.directory(Path::new(&entry.name))?, &below)?,
+                (true, false) => {}
+                (false, _) => directory.remove_any(&entry.name)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes files durable, one after the other, while others are written.
+struct Syncs {
+    files: std::sync::mpsc::SyncSender<File>,
+    failed: std::sync::mpsc::Receiver<io::Error>,
+    thread: Thread,
+}
+
+impl Syncs {
+    fn start() -> io::Result<Syncs> {
+        let (files, coming) = std::sync::mpsc::sync_channel::<File>(SYNCS);
+        let (fail, failed) = std::sync::mpsc::channel();
+        let work = move || {
+            while let Ok(file) = coming.recv() {
+                if let Err(e) = file.sync_all() {
+                    // Nobody listens where the seed is given up.
+                    let _ = fail.send(e);
+                    return;
+                }
+            }
+        };
+        Ok(Syncs { files, failed, thread: Thread::spawn("sync a seed", work)? })
+    }
+
+    fn sync(&self, file: File) -> io::Result<()> {
+        self.files.send(file).map_err(|_| self.why())
+    }
+
+    fn finish(self) -> io::Result<()> {
+        let Syncs { files, failed, thread } = self;
+        drop(files);
+        thread.join();
+        failed.try_recv().map_or(Ok(()), Err)
+    }
+
+    fn why(&self) -> io::Error {
+        self.failed
+            .try_recv()
+            .unwrap_or_else(|_| io::Error::other("the thread that makes files durable has ended"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+    use crate::backup::pieces::{Leaner, Leaving};
+
+    const COMING: Coming = Coming { system_id: SystemId(7), total_bytes: 0, takes_inventory: true };
 
     fn archive(name: &str, kind: tar::EntryType) -> Bytes {
         let mut builder = tar::Builder::new(Vec::new());
@@ -181,11 +450,206 @@ mod tests {
         ] {
             let directory = tempfile::tempdir().unwrap();
             let data_dir = directory.path().join("pgdata");
-            let mut seed = Seed::begin(&data_dir, &account).unwrap();
+            let mut seed = Seed::begin(&data_dir, &account, COMING).unwrap();
             seed.write(archive(name, kind)).await.unwrap();
             let error = seed.finish().await.unwrap_err().to_string();
             assert_eq!(error.contains("pg_control"), good, "{name}: {error}");
             assert!(!directory.path().join("escaped").exists());
+        }
+    }
+
+    /// A backup whose files hold what differs by `version`: the middle of one, all of another, and a third
+    /// that only version 1 has.
+    fn backup(version: u8) -> Bytes {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut put = |name: &str, content: Option<Vec<u8>>| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(if content.is_some() {
+                tar::EntryType::Regular
+            } else {
+                tar::EntryType::Directory
+            });
+            header.set_size(content.as_ref().map_or(0, |content| content.len() as u64));
+            builder.append_data(&mut header, name, &content.unwrap_or_default()[..]).unwrap();
+        };
+        let mut large: Vec<u8> = (0..400_000_u32).map(|at| (at / 3) as u8).collect();
+        large[200_000] = version;
+        for directory in ["base", "base/5", "global"] {
+            put(directory, None);
+        }
+        put("base/5/1", Some(large));
+        if version == 1 {
+            put("base/5/2", Some(vec![1; 9]));
+        }
+        put("base/5/3", Some(vec![version; 70_000 + usize::from(version)]));
+        put("global/pg_control", Some(7_u64.to_ne_bytes().to_vec()));
+        builder.into_inner().unwrap().into()
+    }
+
+    /// Sends as much of `backup(version)` as `share` percent; how much of it was really sent, with what came
+    /// of it.
+    async fn send(seed: Seed, version: u8, share: usize) -> (u64, Result<Unpacked, InstanceError>) {
+        let (mut seed, whole) = (seed, backup(version));
+        let mut leaving = Leaving::new((*seed.inventory()).clone());
+        let (mut sent, progress) = (0, seed.progress());
+        let part = whole.slice(..whole.len() * share / 100);
+        for at in (0..part.len()).step_by(5000) {
+            let mut out = Vec::new();
+            leaving.take(part.slice(at..part.len().min(at + 5000)), &mut out).unwrap();
+            for leaner in out {
+                match leaner {
+                    Leaner::Data(data) => {
+                        sent += data.len() as u64;
+                        seed.write(data).await.unwrap();
+                    }
+                    Leaner::Same { bytes, digest } => seed.keep(bytes, digest).await.unwrap(),
+                }
+            }
+        }
+        let finished = seed.finish().await;
+        if share == 100 {
+            assert_eq!(
+                (progress.bytes(), progress.kept_bytes()),
+                (whole.len() as u64, whole.len() as u64 - sent)
+            );
+        }
+        (sent, finished)
+    }
+
+    fn begin(data_dir: &Path) -> Seed {
+        Seed::begin(data_dir, &Account::resolve(None).unwrap(), COMING).unwrap()
+    }
+
+    fn assert_holds(data_dir: &Path, version: u8) {
+        let (mut found, mut directories) = (Vec::new(), vec![data_dir.to_owned()]);
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() && !path.is_symlink() {
+                    true => directories.push(path),
+                    false => found.push((
+                        path.strip_prefix(data_dir).unwrap().to_owned(),
+                        std::fs::read(&path).unwrap(),
+                    )),
+                }
+            }
+        }
+        let (mut reader, mut wanted, mut whole) =
+            (Reader::default(), Vec::<(PathBuf, Vec<u8>)>::new(), backup(version));
+        while let Some(part) = reader.next(&mut whole).unwrap() {
+            match part {
+                Part::File(name, _) => wanted.push((name, Vec::new())),
+                Part::Content(content) => wanted.last_mut().unwrap().1.extend_from_slice(&content),
+                Part::Directory(_) | Part::Whole => {}
+            }
+        }
+        found.sort();
+        wanted.sort();
+        assert!(
+            found == wanted,
+            "{:?}",
+            found.iter().map(|(name, content)| (name, content.len())).collect::<Vec<_>>()
+        );
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_seed_goes_on_with_what_is_right_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("pgdata");
+        let (first, failed) = send(begin(&data_dir), 1, 99).await;
+        assert!(failed.is_err() && first > 470_000);
+        assert_eq!(remains::remains(&data_dir).map(|_| ()), Some(()));
+        // What somebody did there meanwhile: rot, a link, another file, a directory where a file is to be.
+        let left = data_dir.with_extension(SEEDING);
+        let file = std::fs::OpenOptions::new().write(true).open(left.join("base/5/1")).unwrap();
+        file.write_all_at(b"rotten", 390_000).unwrap();
+        std::fs::write(directory.path().join("outside"), "theirs").unwrap();
+        std::fs::remove_file(left.join("base/5/3")).unwrap();
+        symlink(directory.path().join("outside"), left.join("base/5/3")).unwrap();
+        std::fs::write(left.join("base/other"), "x").unwrap();
+        std::fs::create_dir_all(left.join("global/pg_control/x")).unwrap();
+        let (second, unpacked) = send(begin(&data_dir), 2, 100).await;
+        // One piece that differs and the rotten end of one file, all of the other, headers.
+        assert!((150_000..220_000).contains(&second), "{second} of {first}");
+        unpacked.unwrap().install().unwrap();
+        assert_holds(&data_dir, 2);
+        assert_eq!(std::fs::read(directory.path().join("outside")).unwrap(), b"theirs");
+        assert_eq!(remains::remains(&data_dir), None, "nothing is left");
+    }
+
+    #[tokio::test]
+    async fn older_data_of_the_same_database_serve_and_stay_until_the_seed_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("pgdata");
+        send(begin(&data_dir), 1, 100).await.1.unwrap().install().unwrap();
+        let (sent, failed) = send(begin(&data_dir), 2, 60).await;
+        assert!(failed.is_err() && sent < 80_000, "{sent}");
+        assert_holds(&data_dir, 1);
+        let (sent, unpacked) = send(begin(&data_dir), 2, 100).await;
+        // By now the piece that differs is there as well; the other file is new.
+        assert!((70_000..90_000).contains(&sent), "{sent}");
+        unpacked.unwrap().install().unwrap();
+        assert_holds(&data_dir, 2);
+        // Of another database nothing is taken.
+        let other = Coming { system_id: SystemId(8), ..COMING };
+        let seed = Seed::begin(&data_dir, &Account::resolve(None).unwrap(), other).unwrap();
+        assert!(seed.inventory().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_another_database_left_is_removed_and_so_is_what_nobody_wants() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("pgdata");
+        assert!(send(begin(&data_dir), 1, 99).await.1.is_err());
+        assert!(!begin(&data_dir).inventory().is_empty());
+        let account = Account::resolve(None).unwrap();
+        // The one before lets go of it once it has ended.
+        let deadline = std::time::Duration::from_secs(20);
+        let other = tokio::time::timeout(deadline, async {
+            loop {
+                match Seed::begin(&data_dir, &account, Coming { system_id: SystemId(8), ..COMING }) {
+                    Ok(seed) => return seed,
+                    Err(e) => assert!(e.to_string().contains("still being written"), "{e}"),
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(other.await.unwrap().inventory().is_empty());
+        assert!(remains::drop_remains(&data_dir).unwrap() && !remains::drop_remains(&data_dir).unwrap());
+        assert!(!data_dir.with_extension(SEEDING).exists());
+    }
+
+    #[tokio::test]
+    async fn a_seed_that_has_no_room_does_not_begin_and_two_do_not_write_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("pgdata");
+        let account = Account::resolve(None).unwrap();
+        let huge = Coming { total_bytes: u64::MAX / 2, ..COMING };
+        let error = Seed::begin(&data_dir, &account, huge).unwrap_err().to_string();
+        assert!(error.contains("make room"), "{error}");
+        let one = begin(&data_dir);
+        let error = Seed::begin(&data_dir, &account, COMING).unwrap_err().to_string();
+        assert!(error.contains("still being written"), "{error}");
+        drop(one);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_to_be_here_and_is_not_ends_the_seed() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = directory.path().join("pgdata");
+        assert!(send(begin(&data_dir), 1, 99).await.1.is_err());
+        let mut seed = begin(&data_dir);
+        let inventory = seed.inventory();
+        let digest = inventory.digest(Path::new("base/5/1"), 0, 65_536).unwrap();
+        // Before any file; then of another piece than the next one.
+        for before in [0, 5 * 512] {
+            seed.write(backup(1).slice(..before)).await.unwrap();
+            let mut wrong = digest;
+            wrong[0] ^= 1;
+            seed.keep(65_536, if before == 0 { digest } else { wrong }).await.unwrap();
+            let error = seed.finish().await.unwrap_err().to_string();
+            assert!(error.contains("it is not"), "{error}");
+            seed = begin(&data_dir);
         }
     }
 }

@@ -26,31 +26,63 @@ pub(crate) struct Aside {
 
 impl Aside {
     /// A place, the account's alone, for what shall replace `data_dir`, called by `what` is done there. What
-    /// an earlier one left is removed.
+    /// an earlier one left is removed, unless `keeps` it.
     ///
     /// # Errors
     /// When that cannot be removed, or the place cannot be made.
-    pub(crate) fn new(data_dir: &Path, what: &str, account: &Account) -> Result<Aside, InstanceError> {
+    pub(crate) fn new(
+        data_dir: &Path,
+        what: &str,
+        account: &Account,
+        keeps: impl Fn(&Below) -> bool,
+    ) -> Result<Aside, InstanceError> {
         let within = is_mount_point(data_dir);
         if within {
             account.make_private(data_dir)?;
         }
-        Aside::of(data_dir, what, within, account)
+        let aside = Aside::at(data_dir, what, within);
+        aside.make(account, keeps)?;
+        Ok(aside)
     }
 
-    fn of(data_dir: &Path, what: &str, within: bool, account: &Account) -> Result<Aside, InstanceError> {
+    /// The place that an earlier one may have left.
+    pub(crate) fn left(data_dir: &Path, what: &str) -> Aside {
+        Aside::at(data_dir, what, is_mount_point(data_dir))
+    }
+
+    fn at(data_dir: &Path, what: &str, within: bool) -> Aside {
         let path = match within {
             true => data_dir.join(format!(".replicator-{what}")),
             false => data_dir.with_extension(what),
         };
-        let aside = Aside { path, data_dir: data_dir.to_owned(), within };
+        Aside { path, data_dir: data_dir.to_owned(), within }
+    }
+
+    fn make(&self, account: &Account, keeps: impl Fn(&Below) -> bool) -> Result<(), InstanceError> {
         let make = || {
-            let (holder, name) = aside.holder()?;
-            holder.remove_any(name)?;
+            let (holder, name) = self.holder()?;
+            if !holder.directory(name).is_ok_and(|left| keeps(&left)) {
+                holder.remove_any(name)?;
+            }
             holder.make_below(name, account.owner()).map(drop)
         };
-        make().map_err(at(&aside.path))?;
-        Ok(aside)
+        make().map_err(at(&self.path))
+    }
+
+    /// Removes it, if it is there; says whether it was.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub(crate) fn remove(&self) -> Result<bool, InstanceError> {
+        let remove = || match self.holder() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+            Ok((holder, name)) => {
+                let there = holder.exists(name);
+                holder.remove_any(name).map(|()| there)
+            }
+        };
+        remove().map_err(at(&self.path))
     }
 
     /// The directory that it is in, and its name there.
@@ -132,8 +164,16 @@ mod tests {
             make(&data_dir, "old");
             std::fs::write(data_dir.join("left"), "").unwrap();
             std::os::unix::fs::symlink("/nowhere", data_dir.join("link")).unwrap();
-            let aside = Aside::of(&data_dir, "seeding", within, &account).unwrap();
+            let aside = Aside::at(&data_dir, "seeding", within);
+            aside.make(&account, |_| false).unwrap();
             assert_eq!(aside.path.starts_with(&data_dir), within);
+            make(&aside.path, "left");
+            aside.make(&account, |left| left.exists("PG_VERSION")).unwrap();
+            assert!(aside.path.join("PG_VERSION").exists(), "kept");
+            aside.make(&account, |left| !left.exists("PG_VERSION")).unwrap();
+            assert!(!aside.path.join("PG_VERSION").exists(), "not kept");
+            assert!(aside.remove().unwrap() && !aside.remove().unwrap());
+            aside.make(&account, |_| false).unwrap();
             make(&aside.path, "new");
             aside.install().unwrap();
             assert_eq!(std::fs::read_to_string(data_dir.join("global/pg_control")).unwrap(), "new");

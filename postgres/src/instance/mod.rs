@@ -200,7 +200,7 @@ impl Instance {
         account.check_reach(data_dir)?;
         account.check_programs(&initdb)?;
         // Made aside and renamed: an initdb that was interrupted leaves nothing that looks like a cluster.
-        let aside = Aside::new(data_dir, "creating", account)?;
+        let aside = Aside::new(data_dir, "creating", account, |_| false)?;
         let pwfile = data_dir.with_extension("password");
         let written = private::create_new(&pwfile).and_then(|mut file| {
             file.write_all(password.as_bytes())?;

@@ -10,7 +10,7 @@ use volume::{Start, VolumeError};
 
 use super::machine::Input;
 use super::{Shipping, refused};
-use crate::archive::ArchiveError;
+use crate::archive::{ArchiveError, UntoldError};
 
 /// Why a region's data were not brought up.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,8 @@ pub(super) enum BringError {
     Backup(#[from] ClientError),
     #[error("of the writer, {0}")]
     Archive(#[from] ArchiveError),
+    #[error("bringing its data up: {0}")]
+    Untold(#[from] UntoldError),
     #[error("bringing its data up: {0}")]
     Transport(#[from] TransportError),
     #[error("reading redo for the region: {0}")]

@@ -1,5 +1,6 @@
 //! Seeds a secondary: a base backup of the writer, compressed, on a QUIC connection of its own.
 
+use postgres::backup::pieces::Inventory;
 use postgres::protocol::client::ReplicationClient;
 use proto::Lsn;
 use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedOpen, open, seed_chunk};
@@ -8,7 +9,7 @@ use transport::{Stream, TransportError};
 use super::Shipping;
 use super::bring::BringError;
 use super::machine::Input;
-use crate::archive::Archive;
+use crate::archive::{Archive, receive_inventory};
 
 impl Shipping {
     /// Sends a base backup; says what came of it.
@@ -42,22 +43,34 @@ impl Shipping {
             total_bytes,
             superuser_password: self.options.superuser_password()?,
             history: self.options.volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
+            takes_inventory: true,
         };
         let connection = self.connect().await?;
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
-        expect_consent(&mut stream).await?;
-        self.note_seeding(0, total_bytes);
-        let mut archive = Archive::of(backup)?;
+        let inventory = match expect_consent(&mut stream).await?.tells_inventory {
+            true => receive_inventory(&mut stream).await?,
+            false => Inventory::default(),
+        };
+        let there = inventory.bytes();
+        if there > 0 {
+            tracing::info!(peer = %self.target.name, "of a seed of about {total_bytes} bytes it has {there} to compare with");
+        }
+        self.note_seeding(0, 0, total_bytes);
+        let mut archive = Archive::of(backup, inventory)?;
         while let Some(chunk) = archive.next().await? {
+            // The rest would be brought for nothing.
+            self.still_reached(volume_begin_lsn)?;
             if let Some(seed_chunk::Body::Data(data)) = &chunk.body {
-                // The rest would be brought for nothing.
-                self.still_reached(volume_begin_lsn)?;
                 self.pace(data.len()).await;
-                self.note_seeding(archive.bytes(), total_bytes);
             }
+            self.note_seeding(archive.bytes(), archive.kept_bytes(), total_bytes);
             stream.send(&chunk).await?;
         }
         expect_consent(&mut stream).await?;
+        if archive.kept_bytes() > 0 {
+            let (bytes, kept) = (archive.bytes(), archive.kept_bytes());
+            tracing::info!(peer = %self.target.name, "of the seed of {bytes} bytes, {kept} were there already");
+        }
         connection.close("the seed is in place");
         Ok(())
     }
@@ -74,18 +87,20 @@ impl Shipping {
         )))
     }
 
-    fn note_seeding(&self, bytes: u64, total_bytes: u64) {
+    fn note_seeding(&self, bytes: u64, kept_bytes: u64, total_bytes: u64) {
         self.views.update_region(&self.target.name, |region, _| {
             (region.seed_bytes, region.seed_total_bytes) = (bytes, total_bytes.max(bytes));
+            region.seed_kept_bytes = kept_bytes;
         });
     }
 }
 
 /// Waits for the region's word to go on.
-async fn expect_consent(stream: &mut Stream) -> Result<(), BringError> {
+async fn expect_consent(stream: &mut Stream) -> Result<SeedAnswer, BringError> {
     let answer: Option<SeedAnswer> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
-    match answer.ok_or(TransportError::Finished)?.refusal {
+    let answer = answer.ok_or(TransportError::Finished)?;
+    match answer.refusal {
         Some(refusal) => Err(BringError::Refused(refusal)),
-        None => Ok(()),
+        None => Ok(answer),
     }
 }

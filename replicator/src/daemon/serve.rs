@@ -173,7 +173,9 @@ async fn answer_refusal(
         Some(open::Purpose::Replicate(_)) => {
             stream.send(&ReplicateReady { refusal: Some(refusal), ..ReplicateReady::default() }).await?;
         }
-        Some(open::Purpose::Seed(_)) => stream.send(&SeedAnswer { refusal: Some(refusal) }).await?,
+        Some(open::Purpose::Seed(_)) => {
+            stream.send(&SeedAnswer { refusal: Some(refusal), ..SeedAnswer::default() }).await?;
+        }
         Some(open::Purpose::Rewind(_)) => {
             stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
         }

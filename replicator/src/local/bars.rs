@@ -5,6 +5,7 @@ use proto::messages::ClusterStatus;
 
 use super::process::Daemon;
 use crate::config::Config;
+use crate::render::seeding;
 
 /// A line for each region while it comes up; a bar while it is seeded.
 pub(super) struct Bars {
@@ -32,7 +33,10 @@ impl Bars {
     pub(super) fn show(&self, status: &ClusterStatus) {
         for (name, bar) in &self.bars {
             let Some(row) = status.regions.iter().find(|row| row.name == *name) else { continue };
-            bar.set_message(row.state.clone());
+            bar.set_message(match row.seed_kept_bytes {
+                0 => row.state.clone(),
+                _ => seeding(&row.state, [row.seed_bytes, row.seed_total_bytes, row.seed_kept_bytes]),
+            });
             if row.seed_total_bytes > 0 {
                 bar.set_length(row.seed_total_bytes);
                 bar.set_position(row.seed_bytes);

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres::backup::seed::Seed;
+use postgres::backup::remains::drop_remains;
+use postgres::backup::seed::{Coming, Seed};
 use postgres::installation::Installations;
 use postgres::instance::account::Account;
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Need, Own, Part, Stop};
@@ -13,6 +14,7 @@ use postgres::major::Major;
 use postgres::protocol::client::ReplicationClient;
 use postgres::sockets::socket_dir_for;
 use postgres::vitals::Vitals;
+use proto::SystemId;
 use proto::messages::refusal::Kind as Refused;
 use proto::messages::{BackupOpen, BackupReady, MAX_CONTROL_MESSAGE_BYTES, open};
 use runtime::clock::now;
@@ -185,6 +187,13 @@ impl Replica {
                     self.said.say(trouble.or(why.map(str::to_owned)).unwrap_or_default());
                     if self.said.fed.load(Ordering::Relaxed) > 0 {
                         pause = AGAIN;
+                        // It goes on with what it has: what a copy that was given up left serves nothing.
+                        let data_dir = self.instance.options().data_dir.clone();
+                        if let Ok(Err(e)) =
+                            blocking("drop a copy's remains", move || drop_remains(&data_dir)).await
+                        {
+                            tracing::warn!("{e}");
+                        }
                     }
                     if following.is_some() {
                         self.mend(&mut looked).await;
@@ -321,7 +330,8 @@ impl Replica {
     async fn take_copy(&self, following: &mut Option<Following>, why: &str) -> Result<(), CopyError> {
         let connection = self.link.way.borrow().clone().ok_or(CopyError::NoWay)?;
         let options = self.instance.options();
-        let purpose = open::Purpose::Backup(BackupOpen { node: self.node.name.to_string() });
+        let node = self.node.name.to_string();
+        let purpose = open::Purpose::Backup(BackupOpen { node, tells_inventory: true });
         let mut stream = connection.open_stream(&self.link.open(purpose)).await?;
         let ready: Option<BackupReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
         let ready = ready.ok_or(TransportError::Finished)?;
@@ -337,14 +347,25 @@ impl Replica {
         self.said.copying.store(true, Ordering::Relaxed);
         self.said.copying_bytes.store(ready.total_bytes, Ordering::Relaxed);
         let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
-        let begin = move || Seed::begin(&data_dir, &account);
+        let coming = Coming {
+            system_id: SystemId(ready.system_id),
+            total_bytes: ready.total_bytes,
+            takes_inventory: ready.takes_inventory,
+        };
+        let begin = move || Seed::begin(&data_dir, &account, coming);
         let seed =
             blocking("begin a copy", begin).await.map_err(|e| CopyError::Blocking(e.to_string()))??;
-        let bytes = seed.counter();
-        let receiving = secondary::seed::receive(&mut stream, seed);
+        let progress = seed.progress();
+        let receiving = async {
+            if ready.takes_inventory {
+                secondary::seed::tell_inventory(&mut stream, &seed).await?;
+            }
+            secondary::seed::receive(&mut stream, seed).await
+        };
         let counting = async {
             loop {
-                self.said.copied_bytes.store(bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+                self.said.copied_bytes.store(progress.bytes(), Ordering::Relaxed);
+                self.said.kept_bytes.store(progress.kept_bytes(), Ordering::Relaxed);
                 tokio::time::sleep(REPORT).await;
             }
         };

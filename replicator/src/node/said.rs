@@ -16,6 +16,8 @@ pub(super) struct Said {
     pub(super) copying: AtomicBool,
     pub(super) copied_bytes: AtomicU64,
     pub(super) copying_bytes: AtomicU64,
+    /// Of those copied, what was there already.
+    pub(super) kept_bytes: AtomicU64,
     /// The connections on which its standby is fed.
     pub(super) fed: AtomicU32,
     /// Its PostgreSQL accepts connections, as far as whoever keeps it running knows.
@@ -52,6 +54,7 @@ impl Said {
             detail: if detail.is_empty() { silent } else { detail },
             seed_bytes: self.copied_bytes.load(Ordering::Relaxed),
             seed_total_bytes: self.copying_bytes.load(Ordering::Relaxed),
+            seed_kept_bytes: self.kept_bytes.load(Ordering::Relaxed),
             origin: data.map(|data| data.origin.0).unwrap_or_default(),
         }
     }

@@ -212,6 +212,7 @@ pub(super) mod tests {
             link: Some(primary::facts::LinkFacts { round_trip_us: 80_000, window_bytes: 65_536 }),
             seed_bytes: 0,
             seed_total_bytes: 0,
+            seed_kept_bytes: 0,
         };
         let reader = ReaderState {
             streaming: true,

@@ -165,6 +165,12 @@ fn region(row: &RegionStatus, samples: &[Sample]) -> Value {
         .collect();
     let seeding = row.state == "seeding" && row.seed_total_bytes > 0;
     let detail = match seeding {
+        true if row.seed_kept_bytes > 0 => format!(
+            "{} of about {} in place, of which {} were there and not sent",
+            show_bytes(row.seed_bytes),
+            show_bytes(row.seed_total_bytes),
+            show_bytes(row.seed_kept_bytes)
+        ),
         true => format!("{} of about {} sent", show_bytes(row.seed_bytes), show_bytes(row.seed_total_bytes)),
         false => row.detail.clone(),
     };

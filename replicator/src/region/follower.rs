@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use postgres::backup::remains;
 use postgres::instance::{Instance, InstanceError, Part};
 use postgres::protocol::walsender::StandbyProgress;
 use postgres::sockets::WALSENDER_PORT;
 use proto::messages::ReplicateOpen;
 use proto::{Epoch, Lsn, SystemId};
 use runtime::clock::{now, steady_us};
-use runtime::task::Task;
+use runtime::task::{Task, blocking};
 use secondary::feed::{self, Heard};
 use secondary::{Data, Inbound};
 use tokio::net::UnixListener;
@@ -31,6 +32,12 @@ use crate::region_file::{RegionFile, RegionState, StateError};
 
 /// The size of PostgreSQL's WAL segments, as `initdb` makes them.
 const WAL_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// How often it is looked whether what an interrupted seed left is of any use.
+const LOOK_AT_REMAINS: Duration = Duration::from_secs(10);
+
+/// It is of none once redo has streamed for so long without a seed.
+const REMAINS_UNUSED: Duration = Duration::from_secs(60);
 
 /// How often a standby that could not be started is tried again.
 const START_AGAIN: Duration = Duration::from_secs(1);
@@ -60,6 +67,8 @@ pub struct Follower {
     stopped: AtomicBool,
     /// Starts the standby where that failed; it ends with this.
     again: OnceLock<Task<()>>,
+    /// Drops what a seed left that nobody goes on with; it ends with this.
+    tidy: OnceLock<Task<()>>,
 }
 
 /// A claim to all redo of the volume, shared by whoever may end it.
@@ -127,6 +136,9 @@ pub enum FollowError {
     /// The data cannot be rewound.
     #[error("the data cannot be rewound, and a seed is needed: {0}")]
     Rewind(String),
+    /// Work on files ended.
+    #[error("{0}")]
+    Blocking(String),
     /// No PostgreSQL here runs what came.
     #[error("{0}")]
     OtherMajor(String),
@@ -180,6 +192,7 @@ impl Follower {
             seed_total_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             again: OnceLock::new(),
+            tidy: OnceLock::new(),
         };
         match follower.system_id() {
             _ if follower.record.get().rejoining => {
@@ -203,6 +216,8 @@ impl Follower {
         let follower = Arc::new(follower);
         let again = Task::spawn("start the standby again", start_again(Arc::downgrade(&follower)));
         let _ = follower.again.set(again);
+        let tidy = Task::spawn("drop what a seed left", drop_remains(Arc::downgrade(&follower)));
+        let _ = follower.tidy.set(tidy);
         Ok(follower)
     }
 
@@ -448,6 +463,37 @@ async fn start_again(follower: Weak<Follower>) {
                     tracing::error!("the standby is not started: {last}; trying again");
                 }
             }
+        }
+    }
+}
+
+/// Drops what an interrupted seed left: once redo streams for a while all the same, so that none is going to
+/// come; and at once where the disk is nearly full.
+async fn drop_remains(follower: Weak<Follower>) {
+    let mut streams_since = None;
+    loop {
+        tokio::time::sleep(LOOK_AT_REMAINS).await;
+        let Some(follower) = follower.upgrade() else { return };
+        if !follower.inbound.state().streaming {
+            streams_since = None;
+        }
+        // While a seed comes they are in use.
+        let Ok(_turn) = follower.seeding.try_lock() else { continue };
+        let data_dir = follower.instance.options().data_dir.clone();
+        let looked = blocking("look at what a seed left", move || (remains::remains(&data_dir), data_dir));
+        let Ok((Some(is_nearly_full), data_dir)) = looked.await else { continue };
+        if follower.inbound.state().streaming && streams_since.is_none() {
+            streams_since = Some(now());
+        }
+        let streams = streams_since.is_some_and(|since| since.elapsed() >= REMAINS_UNUSED);
+        if !streams && !is_nearly_full {
+            continue;
+        }
+        let why = if is_nearly_full { "the disk is nearly full" } else { "redo streams without it" };
+        match blocking("drop what a seed left", move || remains::drop_remains(&data_dir)).await {
+            Ok(Ok(_)) => tracing::info!("what is here of an interrupted seed is removed: {why}"),
+            Ok(Err(e)) => tracing::warn!("{e}"),
+            Err(e) => tracing::warn!("{e}"),
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use postgres::backup::remains;
 use postgres::instance::{Instance, InstanceError, Part, Stop};
 use postgres::sockets::READER;
 use primary::{Primary, PrimaryOptions, Target};
 use proto::{Epoch, RegionName, SystemId};
 use runtime::clock::{boottime_us, now};
-use runtime::task::Tasks;
+use runtime::task::{Task, Tasks, blocking};
 use tokio::time::Instant;
 
 use super::Parts;
@@ -38,6 +39,8 @@ pub struct Leader {
     begun: Instant,
     /// What asks the other voters to keep the lease.
     lease: Tasks,
+    /// Drops what an interrupted seed left: a region that leads takes none.
+    _tidy: Task<()>,
 }
 
 /// Why a region cannot lead.
@@ -147,7 +150,14 @@ impl Leader {
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);
-        Ok(Leader { instance, engine, primary, epoch, begun: now(), lease })
+        let data_dir = instance.options().data_dir.clone();
+        let _tidy = Task::spawn("drop what a seed left", async move {
+            let dropped = blocking("drop what a seed left", move || remains::drop_remains(&data_dir)).await;
+            if let Ok(Err(e)) = dropped {
+                tracing::warn!("{e}");
+            }
+        });
+        Ok(Leader { instance, engine, primary, epoch, begun: now(), lease, _tidy })
     }
 
     /// Asks every other voter again and again whether this region is the primary of its epoch, as long as

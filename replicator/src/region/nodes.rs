@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use postgres::backup::pieces::Inventory;
 use postgres::protocol::client::ReplicationClient;
 use postgres::protocol::walsender::StandbyProgress;
 use postgres::wal::segment::SegmentSize;
-use primary::archive::Archive;
+use primary::archive::{Archive, receive_inventory};
 use primary::gate::Held;
 use proto::messages::refusal::Kind;
 use proto::messages::{
@@ -370,7 +371,7 @@ impl Region {
     ) -> Result<(), TransportError> {
         let mut begun = false;
         let sent = match self.its_node(&open.node) {
-            Ok(own) => self.back_up(&own.name, &mut stream, &mut begun).await,
+            Ok(own) => self.back_up(&own.name, &mut stream, open.tells_inventory, &mut begun).await,
             Err(refusal) => Err(refusal),
         };
         let name = &open.node;
@@ -397,12 +398,18 @@ impl Region {
     }
 
     /// `begun` once the first answer has left.
-    async fn back_up(&self, name: &NodeName, stream: &mut Stream, begun: &mut bool) -> Result<(), Refusal> {
+    async fn back_up(
+        &self,
+        name: &NodeName,
+        stream: &mut Stream,
+        tells_inventory: bool,
+        begun: &mut bool,
+    ) -> Result<(), Refusal> {
         let busy = |why: &str| Refusal::new(Kind::Busy, why);
         fn failed(why: impl ToString) -> Refusal {
             Refusal::new(Kind::Failed, why.to_string())
         }
-        let (origin, _) =
+        let (origin, system_id) =
             self.origin().ok_or_else(|| busy("the region has no data yet, or its volume is being opened"))?;
         let _turn =
             self.nodes.backups.try_acquire().map_err(|_| busy("other nodes are sent copies first"))?;
@@ -431,10 +438,16 @@ impl Region {
             origin: origin.0,
             total_bytes: backup.total_bytes,
             major: self.instance.installation().major.0,
+            takes_inventory: tells_inventory,
+            system_id: system_id.0,
         };
         stream.send(&ready).await.map_err(failed)?;
         *begun = true;
-        let mut archive = Archive::of(backup).map_err(failed)?;
+        let inventory = match tells_inventory {
+            true => receive_inventory(stream).await.map_err(failed)?,
+            false => Inventory::default(),
+        };
+        let mut archive = Archive::of(backup, inventory).map_err(failed)?;
         while let Some(chunk) = archive.next().await.map_err(failed)? {
             // The rest would be sent for nothing.
             self.still_kept(begin_lsn)?;
@@ -514,6 +527,7 @@ impl Region {
                 detail: report.detail,
                 seed_bytes: report.seed_bytes,
                 seed_total_bytes: report.seed_total_bytes,
+                seed_kept_bytes: report.seed_kept_bytes,
             }
         });
         rows.collect()

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use postgres::backup::seed::Seed;
+use postgres::backup::seed::{Coming, Progress, Seed};
 use postgres::instance::{InstanceError, Stop};
 use postgres::major::Major;
 use postgres::sockets::REWIND_PORT;
@@ -20,6 +21,7 @@ use proto::messages::refusal::Kind as Refused;
 use proto::messages::{Refusal, RewindOpen, SeedAnswer, SeedOpen};
 use proto::{Epoch, Lsn, SystemId, Timeline, TimelineHistory};
 use runtime::private;
+use runtime::task::blocking;
 use secondary::rewind::Tunnel;
 use transport::Stream;
 
@@ -41,7 +43,7 @@ impl Follower {
     /// Takes a seed of the primary.
     pub async fn seed(&self, open: SeedOpen, mut stream: Stream) {
         let Ok(_turn) = self.seeding.try_lock() else {
-            let _ = stream.send(&SeedAnswer { refusal: Some(busy()) }).await;
+            let _ = stream.send(&SeedAnswer { refusal: Some(busy()), ..SeedAnswer::default() }).await;
             return stream.finish().await;
         };
         self.seed_total_bytes.store(open.total_bytes, Ordering::Relaxed);
@@ -54,14 +56,20 @@ impl Follower {
                 "region {name}: a seed of about {size} is coming; its PostgreSQL starts once it is in place"
             ),
         );
-        let answer = match self.take_seed(open, &mut stream).await {
-            Ok(consistent_lsn) => {
+        let answer = match Box::pin(self.take_seed(open, &mut stream)).await {
+            Ok((consistent_lsn, progress)) => {
                 tracing::info!(lsn = %consistent_lsn, "the seed is in place; it is consistent from {consistent_lsn} on");
+                let there = match progress.kept_bytes() {
+                    0 => String::new(),
+                    kept => format!(
+                        ", {} of its {} were there already",
+                        crate::units::show_bytes(kept),
+                        crate::units::show_bytes(progress.bytes())
+                    ),
+                };
                 self.journal.note(
                     Kind::SeedOver,
-                    format!(
-                        "region {name}: the seed is in place; redo up to {consistent_lsn} makes it consistent"
-                    ),
+                    format!("region {name}: the seed is in place{there}; redo up to {consistent_lsn} makes it consistent"),
                 );
                 SeedAnswer::default()
             }
@@ -69,9 +77,14 @@ impl Follower {
                 tracing::error!("the seed failed: {e}");
                 self.journal.note(
                     Kind::SeedFailed,
-                    format!("region {name}: the seed failed, {e}; the primary sends another"),
+                    format!(
+                        "region {name}: the seed failed, {e}; the primary sends another, without what is here of this one"
+                    ),
                 );
-                SeedAnswer { refusal: Some(Refusal::new(Refused::Failed, e.to_string())) }
+                SeedAnswer {
+                    refusal: Some(Refusal::new(Refused::Failed, e.to_string())),
+                    ..SeedAnswer::default()
+                }
             }
         };
         self.seed_total_bytes.store(0, Ordering::Relaxed);
@@ -79,10 +92,27 @@ impl Follower {
         stream.finish().await;
     }
 
-    async fn take_seed(&self, open: SeedOpen, stream: &mut Stream) -> Result<Lsn, FollowError> {
+    async fn take_seed(
+        &self,
+        open: SeedOpen,
+        stream: &mut Stream,
+    ) -> Result<(Lsn, Arc<Progress>), FollowError> {
         let options = self.instance.options();
-        let seed = Seed::begin(&options.data_dir, &options.account)?;
-        stream.send(&SeedAnswer::default()).await.map_err(secondary::seed::SeedError::from)?;
+        let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
+        let coming = Coming {
+            system_id: SystemId(open.system_id),
+            total_bytes: open.total_bytes,
+            takes_inventory: open.takes_inventory,
+        };
+        let begin = move || Seed::begin(&data_dir, &account, coming);
+        let seed =
+            blocking("begin a seed", begin).await.map_err(|e| FollowError::Blocking(e.to_string()))??;
+        let progress = seed.progress();
+        let consent = SeedAnswer { refusal: None, tells_inventory: coming.takes_inventory };
+        stream.send(&consent).await.map_err(secondary::seed::SeedError::from)?;
+        if coming.takes_inventory {
+            secondary::seed::tell_inventory(stream, &seed).await?;
+        }
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
         // A primary that did not say it before sends what nobody here can run.
         if let Some(why) = options.installations.lacks(unpacked.major().unwrap_or(Major(0))) {
@@ -93,7 +123,7 @@ impl Follower {
         self.volume.reset(Lsn(open.volume_begin_lsn), Timeline(open.timeline)).await?;
         unpacked.install()?;
         self.take_data(epoch, SystemId(open.system_id), &open.superuser_password).await?;
-        Ok(consistent_lsn)
+        Ok((consistent_lsn, progress))
     }
 
     /// Rewinds the data of this region, with the primary's help, to where they parted from the primary's.
