@@ -165,6 +165,7 @@ impl Witness {
                 record: self.voter.accepted(),
                 held: None,
                 copies: Vec::new(),
+                gave_way_us: None,
                 secondaries: Vec::new(),
                 trouble: String::new(),
             };

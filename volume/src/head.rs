@@ -5,6 +5,7 @@
 //! order, openings, fills and readings back, is the supervisor's (`supervisor.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::ballot::Ballot;
 use crate::copy::{Event, Lane, Link, Listener, LocalCopy, directory_of};
 use crate::log::{Appended, Effect, Log, LogOptions, Phase, Told};
 use crate::quorum::{COPIES, CopyId, CopyState};
-use crate::retention::Policy;
+use crate::retention::{Policy, Room};
 use crate::{Bounds, Durable, Tuning, VolumeError, VolumeOptions};
 
 /// What handles, cursors, copies' threads and the supervisor share.
@@ -93,6 +94,23 @@ impl Head {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change under the lock is whole before anything in it can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The least room on the file systems of the copies in this process. Blocks where a disk hangs.
+    pub(crate) fn look_at_room(&self) -> Option<Room> {
+        let mut rooms: BTreeMap<u64, Room> = BTreeMap::new();
+        for copy in &self.options.copies {
+            let directory = directory_of(&self.options.directory, *copy);
+            let (Ok(place), Ok(room)) = (std::fs::metadata(&directory), rustix::fs::statvfs(&directory))
+            else {
+                continue;
+            };
+            let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
+            let (free_bytes, total_bytes) = (bytes(room.f_bavail), bytes(room.f_blocks));
+            let known = rooms.entry(place.dev()).or_insert(Room { free_bytes, total_bytes, copies: 0 });
+            known.copies += 1;
+        }
+        rooms.into_values().max_by_key(|room| room.lacking_bytes())
     }
 
     /// Looks at the log.
@@ -307,6 +325,13 @@ fn tell(told: Told) {
             "opening the volume anew, above ballot {ballot} of a writer that did not take over"
         ),
         Told::Deposed(error) => tracing::error!("{error}"),
+        Told::GaveWay(bytes, room) => {
+            let [freed, free, all] =
+                [bytes * room.copies, room.free_bytes, room.total_bytes].map(|b| b >> 20);
+            tracing::warn!(
+                "the volume: {freed} MiB of redo that nobody needs go earlier than `retain` asks, as {free} MiB of {all} are left on the disk"
+            );
+        }
     }
 }
 

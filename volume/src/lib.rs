@@ -628,6 +628,13 @@ impl Volume {
         self.head.look(Log::stored_bytes)
     }
 
+    /// When redo that nobody needs was dropped last, though it is younger than `retain`, as a disk was nearly
+    /// full; microseconds since 1970.
+    #[must_use]
+    pub fn gave_way_us(&self) -> Option<i64> {
+        self.head.look(Log::gave_way_us)
+    }
+
     /// The volume and its copies.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {

@@ -31,7 +31,7 @@ use crate::planted::{self, Bug};
 use crate::quorum::{
     Adoption, COPIES, CopyId, CopyState, Input, Keep, Output, Quorum, READ_QUORUM, WRITE_QUORUM, Writer,
 };
-use crate::retention::{Held, Needs, Policy, droppable};
+use crate::retention::{Held, Needs, Policy, Room, droppable};
 use crate::segment;
 use crate::tail::{Entry, Tail};
 use crate::{Bounds, Durable, VolumeError};
@@ -103,6 +103,9 @@ pub enum Told {
     Outbidding(Ballot),
     /// Another writer has taken over.
     Deposed(VolumeError),
+    /// Redo that is younger than it is to be kept has gone, so many bytes of each copy: a file system is
+    /// nearly full.
+    GaveWay(u64, Room),
 }
 
 /// How far the opening of a volume is.
@@ -178,6 +181,10 @@ pub struct Log {
     uninspected: BTreeSet<CopyId>,
     /// On an operator's word, until the volume is open; see [`Quorum::recover`].
     word: bool,
+    /// The least room that there is for copies, since it was last looked at; none where that is not known.
+    room: Option<Room>,
+    /// When redo gave way to room last, microseconds since 1970.
+    gave_way_us: Option<i64>,
     effects: Vec<Effect>,
 }
 
@@ -201,6 +208,8 @@ impl Log {
             outbid_ticks: 0,
             uninspected: BTreeSet::new(),
             word: false,
+            room: None,
+            gave_way_us: None,
             effects: Vec::new(),
             options,
         }
@@ -666,18 +675,40 @@ impl Log {
         self.options.policy = policy;
     }
 
+    /// The least room that there is for copies now.
+    pub fn set_room(&mut self, room: Option<Room>) {
+        self.room = room;
+    }
+
+    /// When redo that is younger than it is to be kept was dropped last, as a file system was nearly full;
+    /// microseconds since 1970.
+    #[must_use]
+    pub fn gave_way_us(&self) -> Option<i64> {
+        self.gave_way_us
+    }
+
     /// Drops the oldest segments that need not be kept at `now_us`, microseconds since 1970.
     pub fn retain(&mut self, now_us: i64) {
         if !self.quorum.is_open() {
             return;
         }
         let held: Vec<Held> = self.segments.iter().map(SegmentInfo::held).collect();
-        let count = droppable(&held, self.needs.lsns(), self.options.policy, now_us);
+        let may_go = |room| droppable(&held, self.needs.lsns(), self.options.policy, room, now_us);
         // What is not durable yet is never dropped.
         let durable = |segment: &&Held| segment.end_lsn <= self.durable.lsn || planted::is(Bug::DropsQueued);
-        let count = held[..count].iter().take_while(durable).count();
+        let count = held[..may_go(self.room)].iter().take_while(durable).count();
         if count == 0 {
             return;
+        }
+        let bytes = |held: &[Held]| held.iter().map(|segment| segment.stored_bytes).sum();
+        if let Some(room) = self.room {
+            let anyhow = may_go(None);
+            if count > anyhow {
+                self.effects.push(Effect::Tell(Told::GaveWay(bytes(&held[anyhow..count]), room)));
+                self.gave_way_us = Some(now_us);
+            }
+            // Until it is looked at again.
+            self.room = Some(room.after(bytes(&held[..count])));
         }
         self.segments.drain(..count);
         let Some(horizon_lsn) = self.segments.first().map(|segment| segment.begin_lsn) else { return };

@@ -1,4 +1,4 @@
-//! What redo may go: one pure function of what is needed, age and size.
+//! What redo may go: one pure function of what is needed, age, size, and the room that is left.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +22,37 @@ pub struct Policy {
     pub retain_us: i64,
     /// The most all segments may take, bytes. Nothing is above this limit.
     pub max_size_bytes: u64,
+}
+
+/// A file system is nearly full when less than this is free of it, bytes, or than a tenth. PostgreSQL ends
+/// when it cannot write, and copies fail: redo that nobody needs gives way long before.
+const ROOM_BYTES: u64 = 8 << 30;
+
+/// The room that is left on a file system with copies of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// For others than root, bytes.
+    pub free_bytes: u64,
+    /// The size of the file system, bytes.
+    pub total_bytes: u64,
+    /// How many copies lie on it: what goes is gone from all of them.
+    pub copies: u64,
+}
+
+impl Room {
+    /// How much has to go from each copy for the file system not to be nearly full any more, bytes.
+    #[must_use]
+    pub fn lacking_bytes(self) -> u64 {
+        let wanted = (self.total_bytes / 10).min(ROOM_BYTES);
+        wanted.saturating_sub(self.free_bytes).div_ceil(self.copies.max(1))
+    }
+
+    /// So much has gone from each copy.
+    #[must_use]
+    pub fn after(self, bytes: u64) -> Room {
+        let freed = bytes.saturating_mul(self.copies);
+        Room { free_bytes: self.free_bytes.saturating_add(freed), ..self }
+    }
 }
 
 /// Who needs redo, and from where on.
@@ -75,27 +106,30 @@ impl Needs {
 
 /// How many of the oldest `segments` may go at `now_us`.
 ///
-/// A segment goes when it is older than the policy's age and below every one of `needs`; and, needed or not,
-/// while all together are larger than the policy's size. The newest segment, which is being written, never
-/// goes.
+/// A segment goes when it is older than the policy's age, or the file system is nearly full by `room`, and it
+/// is below every one of `needs`; and, needed or not, while all together are larger than the policy's size.
+/// The newest segment, which is being written, never goes.
 #[must_use]
 pub fn droppable(
     segments: &[Held],
     needs: impl IntoIterator<Item = Lsn>,
     policy: Policy,
+    room: Option<Room>,
     now_us: i64,
 ) -> usize {
     let needed_lsn = needs.into_iter().min().unwrap_or(Lsn(u64::MAX));
     let sealed = segments.len().saturating_sub(1);
     let mut total: u64 = segments.iter().map(|s| s.stored_bytes).sum();
+    let mut lacking = room.map_or(0, Room::lacking_bytes);
     let mut count = 0;
     for segment in &segments[..sealed] {
         let old = now_us.saturating_sub(segment.newest_commit_us) > policy.retain_us;
         let unneeded = segment.end_lsn <= needed_lsn;
-        if !(total > policy.max_size_bytes || old && unneeded) {
+        if !(total > policy.max_size_bytes || (old || lacking > 0) && unneeded) {
             break;
         }
         total -= segment.stored_bytes;
+        lacking = lacking.saturating_sub(segment.stored_bytes);
         count += 1;
     }
     count
@@ -116,7 +150,7 @@ mod tests {
             .collect();
         let drop = |needs: &[u64], retain_us, max_size_bytes, now_us| {
             let needs = needs.iter().map(|n| Lsn(*n));
-            droppable(&segments, needs, Policy { retain_us, max_size_bytes }, now_us)
+            droppable(&segments, needs, Policy { retain_us, max_size_bytes }, None, now_us)
         };
         assert_eq!(drop(&[], 1000, 1000, 60), 0, "all young");
         assert_eq!(drop(&[], 25, 1000, 60), 3, "10, 20 and 30 are older than 60 - 25");
@@ -124,6 +158,25 @@ mod tests {
         assert_eq!(drop(&[200, 900], 0, 1000, 1000), 2, "a region needs what is beyond 200");
         assert_eq!(drop(&[0], 1000, 25, 60), 3, "the size limit is above every need");
         assert_eq!(drop(&[0], 1000, 0, 60), 4, "even then the newest stays");
-        assert_eq!(droppable(&[], [], Policy { retain_us: 0, max_size_bytes: 0 }, 0), 0);
+        assert_eq!(droppable(&[], [], Policy { retain_us: 0, max_size_bytes: 0 }, None, 0), 0);
+    }
+    #[test]
+    fn young_redo_gives_way_where_the_file_system_is_nearly_full_and_needed_redo_does_not() {
+        let segments: Vec<Held> =
+            (1..=5).map(|i| Held { end_lsn: Lsn(i * 100), stored_bytes: 10, newest_commit_us: 0 }).collect();
+        let policy = Policy { retain_us: 1000, max_size_bytes: 1000 };
+        let dropped = |needs: &[u64], free_bytes, copies| {
+            let room = Some(Room { free_bytes, total_bytes: 1000, copies });
+            droppable(&segments, needs.iter().map(|n| Lsn(*n)), policy, room, 1)
+        };
+        assert_eq!(dropped(&[], 100, 1), 0, "a tenth is free");
+        assert_eq!(dropped(&[], 99, 1), 1, "one segment is enough");
+        assert_eq!(dropped(&[], 75, 1), 3);
+        assert_eq!(dropped(&[], 75, 6), 1, "each goes from six copies there");
+        assert_eq!(dropped(&[], 0, 1), 4, "the newest stays");
+        assert_eq!(dropped(&[200], 0, 1), 2, "what somebody needs stays, however full it is");
+        assert_eq!(dropped(&[0], 0, 6), 0);
+        let large = Room { free_bytes: (8 << 30) - 6, total_bytes: 1 << 50, copies: 6 };
+        assert_eq!((large.lacking_bytes(), large.after(1).lacking_bytes()), (1, 0));
     }
 }

@@ -29,6 +29,8 @@ pub(crate) async fn supervise(head: Arc<Head>) {
     let mut inspection = None;
     // Readings back and openings anew: they end with the supervisor.
     let others = Tasks::new();
+    // One at a time: a disk may hang.
+    let mut looking: Option<Task<()>> = None;
     let mut tick = tokio::time::interval(TICK);
     let mut tuning = head.tuning.subscribe();
     let mut scrub_every = tuning.borrow_and_update().scrub_every;
@@ -41,6 +43,9 @@ pub(crate) async fn supervise(head: Arc<Head>) {
             jobs = head.jobs() => jobs,
             _ = tick.tick() => {
                 head.change(|log| log.tick(runtime::clock::wall_us()));
+                if looking.as_ref().is_none_or(Task::has_ended) {
+                    looking = Some(Task::spawn("look at the room", look_at_room(head.clone())));
+                }
                 continue;
             }
             // The sender is the head's.
@@ -100,6 +105,13 @@ pub(crate) async fn supervise(head: Arc<Head>) {
         // Kept until the next one begins.
         let _ = &inspection;
     }
+}
+
+/// Tells the log how much room there is for the copies of this process.
+async fn look_at_room(head: Arc<Head>) {
+    let looking = head.clone();
+    let room = runtime::task::blocking("look at the room", move || looking.look_at_room()).await;
+    head.change(|log| log.set_room(room.ok().flatten()));
 }
 
 /// Opens a copy of this process for the first time, on a disk that may not answer: it joins when it does.

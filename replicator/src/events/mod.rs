@@ -129,6 +129,8 @@ kinds! {
     CopyLost = "copy-lost", Warning;
     /// A copy of the volume has everything again.
     CopyRepaired = "copy-repaired", Good;
+    /// Redo that nobody needs went earlier than it is to be kept: a disk is nearly full.
+    RedoGaveWay = "redo-gave-way", Warning;
     /// A secondary does not stream.
     SecondaryAway = "secondary-away", Warning;
     /// A secondary streams again.

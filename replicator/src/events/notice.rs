@@ -24,6 +24,9 @@ const SECONDARY_US: u64 = 2_000_000;
 /// How long a region must be hindered to be news, microseconds.
 const HINDERED_US: u64 = 2_000_000;
 
+/// Redo that gives way to room again and again is news once in so long, microseconds.
+const GAVE_WAY_US: i64 = 3_600_000_000;
+
 /// What holds commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -59,6 +62,9 @@ pub struct Seen {
     pub held: Option<Held>,
     /// The copies of its volume.
     pub copies: Vec<(String, CopySeen)>,
+    /// When its volume dropped redo earlier than it is to be kept, as a disk was nearly full, microseconds
+    /// since 1970.
+    pub gave_way_us: Option<i64>,
     /// The secondaries that it ships to, whether each streams (none while it is seeded: that is told by the
     /// region itself), and the state of each in words.
     pub secondaries: Vec<(String, Option<bool>, String)>,
@@ -107,6 +113,7 @@ pub struct Notice {
     copies: BTreeMap<String, Alarm>,
     secondaries: BTreeMap<String, Alarm>,
     hindered: Alarm,
+    gave_way_us: Option<i64>,
 }
 
 impl Notice {
@@ -118,6 +125,16 @@ impl Notice {
             self.part(&seen.me, part, &seen.record, &mut notes);
         }
         self.commits(at_us, seen, &mut notes);
+        if let Some(at_us) = seen.gave_way_us
+            && self.gave_way_us.is_none_or(|told_us| at_us - told_us >= GAVE_WAY_US)
+        {
+            self.gave_way_us = Some(at_us);
+            let me = &seen.me;
+            notes.push(Note::new(
+                Kind::RedoGaveWay,
+                format!("volume of {me}: a disk is nearly full, so redo that nobody needs goes earlier than `retain` asks; what somebody needs is kept"),
+            ));
+        }
         for (name, copy) in &seen.copies {
             let why = match copy {
                 CopySeen::Away(why) => Some(why.as_str()),
@@ -319,6 +336,7 @@ mod tests {
             record: Leadership::first(Epoch(1), name("a")),
             held: None,
             copies: Vec::new(),
+            gave_way_us: None,
             secondaries: Vec::new(),
             trouble: String::new(),
         }
@@ -393,6 +411,16 @@ mod tests {
             }
             assert_eq!(kinds(&notes), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn redo_that_gives_way_to_room_is_news_once_an_hour() {
+        let mut notice = Notice::default();
+        let mut look = |gave_way_us| kinds(&notice.look(0, &Seen { gave_way_us, ..seen() }));
+        assert!(look(None).is_empty());
+        assert_eq!(look(Some(5)), ["redo-gave-way"]);
+        assert!(look(Some(5)).is_empty() && look(Some(GAVE_WAY_US)).is_empty());
+        assert_eq!(look(Some(GAVE_WAY_US + 5)), ["redo-gave-way"]);
     }
 
     #[test]

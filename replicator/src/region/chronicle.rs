@@ -348,6 +348,7 @@ impl Region {
             record: self.voter.accepted(),
             held,
             copies: copies.collect(),
+            gave_way_us: self.volume.gave_way_us(),
             secondaries: secondaries.collect(),
             trouble: self.owner.trouble(),
         }

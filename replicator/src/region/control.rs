@@ -45,6 +45,9 @@ impl Seat for Region {
 /// From so many days on it is told that a certificate ends.
 const CERTIFICATE_DAYS: i64 = 30;
 
+/// For how long it is told that redo gave way to room, microseconds.
+const GAVE_WAY_US: i64 = 3_600_000_000;
+
 impl Region {
     /// Answers one request.
     pub(super) async fn control(
@@ -170,6 +173,14 @@ impl Region {
     /// What needs somebody soon, though the region serves.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.health.low_disks();
+        let gave_way_us = self.volume.gave_way_us().filter(|at_us| wall_us() - at_us < GAVE_WAY_US);
+        if let Some(at_us) = gave_way_us {
+            let minutes = (wall_us() - at_us) / 60_000_000;
+            warnings.push(format!(
+                "its volume keeps redo for less than `retain` asks, the last time {minutes} min ago: a disk of its copies is nearly \
+                 full, and redo that nobody needs gave way; make room, or give [volume] max_size less"
+            ));
+        }
         let left_days = (self.certificates_end_s() - wall_us() / 1_000_000).div_euclid(86_400);
         if left_days < CERTIFICATE_DAYS {
             let ends =

@@ -23,7 +23,7 @@ const CONTROLLERS: [&str; 3] = ["cubic", "fixed:2097152", "pacing"];
 /// Losses, of a million packets.
 const LOSSES_PPM: [u32; 4] = [0, 100, 1000, 10_000];
 
-const PLACES: [&str; 2] = ["us-east", "eu-west"];
+pub(super) const PLACES: [&str; 2] = ["us-east", "eu-west"];
 const PROBE_EVERY: Duration = Duration::from_millis(40);
 
 /// Redo over 40 ms and 1000 Mbit/s, then bulk, for each controller; `only` one of them if its number is
@@ -60,15 +60,27 @@ pub fn run(seconds: u64, only: Option<u64>) {
 }
 
 /// Two regions, each in a place of its own.
-struct Site {
+pub(super) struct Site {
     wan: Wan,
     directory: tempfile::TempDir,
-    daemons: Vec<Child>,
+    daemons: [Option<Child>; 2],
     urls: [String; 2],
+    controller: String,
 }
 
 impl Site {
     fn up(controller: &str) -> Site {
+        let site = Site::daemons(controller);
+        let mut pgbench = site.wan.command(0, &postgresql("pgbench"));
+        let made = pgbench.args(["-i", "-q", "-s", "20", &site.urls[0]]).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        site.sql("CREATE TABLE probe (id bigint PRIMARY KEY); CHECKPOINT");
+        site.until_streams();
+        site
+    }
+
+    /// Two empty regions.
+    pub(super) fn daemons(controller: &str) -> Site {
         let wan = Wan::new(2, 1).expect("root, and `ip`");
         let directory = tempfile::Builder::new().prefix("rpl-links-").tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
@@ -85,25 +97,57 @@ impl Site {
             );
         }
         std::fs::write(directory.path().join("regions.toml"), file).unwrap();
-        let mut site = Site { wan, directory, daemons: Vec::new(), urls: Default::default() };
+        let (urls, controller) = (Default::default(), controller.to_owned());
+        let mut site = Site { wan, directory, daemons: [None, None], urls, controller };
         assert!(site.replicator(0, &["certs"]).output().unwrap().status.success());
-        for (place, region) in PLACES.iter().enumerate() {
-            let log = std::fs::File::create(site.directory.path().join(format!("{region}.log"))).unwrap();
-            let mut command = site.replicator(place, &["run", "--region", region]);
-            command.env(transport::congestion::VARIABLE, controller);
-            command.stdout(log.try_clone().unwrap()).stderr(log);
-            site.daemons.push(command.spawn().unwrap());
-        }
+        (0..PLACES.len()).for_each(|place| site.start(place));
         for (place, region) in PLACES.iter().enumerate() {
             site.urls[place] = site.url(place, region);
         }
         site.until_streams();
-        let mut pgbench = site.wan.command(0, &postgresql("pgbench"));
-        let made = pgbench.args(["-i", "-q", "-s", "20", &site.urls[0]]).output().unwrap();
-        assert!(made.status.success(), "{}", text(&made.stderr));
-        site.sql("CREATE TABLE probe (id bigint PRIMARY KEY); CHECKPOINT");
-        site.until_streams();
         site
+    }
+
+    /// Starts the daemon of a place.
+    pub(super) fn start(&mut self, place: usize) {
+        let log = self.directory.path().join(format!("{}.log", PLACES[place]));
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let mut command = self.replicator(place, &["run", "--region", PLACES[place]]);
+        command.env(transport::congestion::VARIABLE, &self.controller);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.daemons[place] = Some(command.spawn().unwrap());
+    }
+
+    /// Tells the daemon of a place to stop, and waits until it has.
+    pub(super) fn stop(&mut self, place: usize) {
+        use nix::sys::signal::{Signal, kill};
+        if let Some(mut daemon) = self.daemons[place].take() {
+            // `ip netns exec` becomes the program.
+            let _ = kill(nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).unwrap()), Signal::SIGTERM);
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Has the region of a place seeded anew. Its daemon ends, and is started again.
+    pub(super) fn reseed(&mut self, place: usize) {
+        let output =
+            self.replicator(place, &["reseed", "--region", PLACES[place], "--yes"]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+
+    /// All directions are so from now on.
+    pub(super) fn weather(&self, weather: Weather) {
+        self.wan.change_all(|w| *w = weather.clone());
+    }
+
+    /// Nothing is between the places.
+    pub(super) fn still(&self) {
+        self.weather(Weather::default());
+    }
+
+    /// What has crossed from the first place to the other, bytes.
+    pub(super) fn crossed(&self) -> u64 {
+        self.wan.carried(0, 1).bytes
     }
 
     fn replicator(&self, place: usize, arguments: &[&str]) -> Command {
@@ -126,21 +170,23 @@ impl Site {
     }
 
     /// Waits until the secondary streams and has all there is.
-    fn until_streams(&self) {
+    pub(super) fn until_streams(&self) {
         let begin = now();
-        loop {
-            let output = self.replicator(0, &["status", "--json"]).output().unwrap();
-            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let level = |r: &serde_json::Value| r["state"] == "streaming" && r["behind_bytes"] == 0;
-            if status["regions"].as_array().is_some_and(|regions| regions.iter().all(level)) {
-                return;
-            }
-            assert!(begin.elapsed() < 2 * PATIENCE, "{status}\n{}", self.logs());
+        while !self.is_level() {
+            assert!(begin.elapsed() < 2 * PATIENCE, "{}", self.logs());
             wait();
         }
     }
 
-    fn sql(&self, statements: &str) {
+    /// Whether the secondary streams and has all there is, as the primary says.
+    pub(super) fn is_level(&self) -> bool {
+        let output = self.replicator(0, &["status", "--json"]).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let level = |r: &serde_json::Value| r["state"] == "streaming" && r["behind_bytes"] == 0;
+        status["regions"].as_array().is_some_and(|regions| regions.len() == 2 && regions.iter().all(level))
+    }
+
+    pub(super) fn sql(&self, statements: &str) {
         let mut psql = self.wan.command(0, &postgresql("psql"));
         psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &self.urls[0]]);
         psql.args(statements.split(';').flat_map(|statement| ["-c", statement]));
@@ -180,7 +226,7 @@ impl Site {
         (lags, unseen, tps.unwrap_or_else(|| panic!("{report}{}", text(&output.stderr))))
     }
 
-    fn logs(&self) -> String {
+    pub(super) fn logs(&self) -> String {
         PLACES
             .map(|region| {
                 std::fs::read_to_string(self.directory.path().join(format!("{region}.log")))
@@ -192,18 +238,11 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        use nix::sys::signal::{Signal, kill};
-        for daemon in &mut self.daemons {
-            // `ip netns exec` becomes the program.
-            let _ = kill(nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).unwrap()), Signal::SIGTERM);
-        }
-        for daemon in &mut self.daemons {
-            let _ = daemon.wait();
-        }
+        (0..PLACES.len()).for_each(|place| self.stop(place));
     }
 }
 
-fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
+pub(super) fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
     Weather {
         delay_us,
         loss_ppm,
@@ -213,7 +252,7 @@ fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
     }
 }
 
-fn in_place<T>(work: impl Future<Output = T>) -> T {
+pub(super) fn in_place<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
 
+mod bring;
 mod commit;
 mod cost;
 mod drill;
@@ -32,7 +33,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
-/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]`.
+/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
         // The ends of a bulk transfer, which `links` runs in places of their own.
@@ -65,13 +66,17 @@ async fn measure() {
         "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
         "telemetry" => telemetry::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "lag" => lag::run(first.unwrap_or(10)).await,
+        "bring" => {
+            let work = move || bring::run(first.unwrap_or(1024), "pacing");
+            runtime::task::blocking("bring", work).await.expect("it runs to its end");
+        }
         "links" => {
             let work = move || links::run(first.unwrap_or(25), second);
             runtime::task::blocking("links", work).await.expect("it runs to its end");
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, telemetry, lag, links"
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, telemetry, lag, links, bring"
             )
         }
     }
