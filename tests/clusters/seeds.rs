@@ -16,8 +16,8 @@ async fn fill(connection: &mut PgConnection) {
     sqlx::query(rows).bind(ROWS).execute(connection).await.unwrap();
 }
 
-/// How far the seed of eu-west is, as us-east says, bytes: what is in place or on its way, of how many, and what
-/// was not sent.
+/// How far the seed of eu-west is, as us-east says, bytes: what is in place or on its way, of how many, and
+/// what was not sent.
 fn seed(cluster: &Cluster) -> Option<[u64; 3]> {
     let output = cluster.run(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;

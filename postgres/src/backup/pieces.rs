@@ -1,5 +1,5 @@
-//! What whoever takes a seed has already: the pieces of its files, each known by its SHA-256. A piece that the
-//! new backup has at the same place of the same file is not sent. Pure.
+//! What whoever takes a seed has already: the pieces of its files, each known by its SHA-256. A piece that
+//! the new backup has at the same place of the same file is not sent. Pure.
 //!
 //! It does not matter where the pieces are from, or how much has happened since: what a piece holds is
 //! compared, and the redo from the new backup's beginning makes the whole consistent, as with any backup.
@@ -454,7 +454,7 @@ mod tests {
     }
 
     fn noise(pieces: usize, rest: usize, seed: u8) -> Vec<u8> {
-        (0..pieces * PIECE + rest).map(|at| (at / 7 * 31 + at) as u8 ^ seed).collect()
+        (0..pieces * PIECE + rest).map(|at| (at / 7 * 31 + at).to_le_bytes()[0] ^ seed).collect()
     }
 
     #[test]

@@ -387,12 +387,12 @@ struct Syncs {
 impl Syncs {
     fn start() -> io::Result<Syncs> {
         let (files, coming) = std::sync::mpsc::sync_channel::<File>(SYNCS);
-        let (fail, failed) = std::sync::mpsc::channel();
+        let (fail, failed) = std::sync::mpsc::sync_channel(1);
         let work = move || {
             while let Ok(file) = coming.recv() {
                 if let Err(e) = file.sync_all() {
                     // Nobody listens where the seed is given up.
-                    let _ = fail.send(e);
+                    let _ = fail.try_send(e);
                     return;
                 }
             }
@@ -472,7 +472,7 @@ mod tests {
             header.set_size(content.as_ref().map_or(0, |content| content.len() as u64));
             builder.append_data(&mut header, name, &content.unwrap_or_default()[..]).unwrap();
         };
-        let mut large: Vec<u8> = (0..400_000_u32).map(|at| (at / 3) as u8).collect();
+        let mut large: Vec<u8> = (0..400_000_u32).map(|at| (at / 3).to_le_bytes()[0]).collect();
         large[200_000] = version;
         for directory in ["base", "base/5", "global"] {
             put(directory, None);
