@@ -295,6 +295,12 @@ impl Shipper {
             (State::Seeding | State::Rewinding, Input::Refused(refusal::Kind::Busy, why)) => {
                 self.failed_bringing(now_us, why)
             }
+            (State::Seeding | State::Rewinding, Input::Refused(_, why)) => {
+                // It failed over there: for want of room, mostly.
+                let wait_us = doubled(RETRY_REFUSED_US, self.failed_again, AGAIN_MAX_US);
+                self.failed_again = self.failed_again.saturating_add(1);
+                self.wait(now_us + wait_us, Wait::Refused, why)
+            }
             (_, Input::Lost(why)) => self.failed(now_us, why),
             (_, Input::Refused(refusal::Kind::Busy, why)) => self.failed(now_us, why),
             (_, Input::Refused(_, why)) => self.wait(now_us + RETRY_REFUSED_US, Wait::Refused, why),
@@ -523,17 +529,22 @@ mod tests {
 
     #[test]
     fn a_seed_that_fails_again_and_again_is_tried_ever_more_seldom() {
-        let (mut shipper, _) = Shipper::start();
-        let (mut now_us, mut waits) = (0, Vec::new());
-        for _ in 0..8 {
-            assert_eq!(shipper.handle(now_us, Input::Answered(log(0, 0x900), empty())), [Command::Seed]);
-            shipper.handle(now_us, Input::Lost("the disk is full".into()));
-            let State::Waiting { until_us, .. } = shipper.state().clone() else { panic!("not waiting") };
-            waits.push((until_us - now_us) / 1_000_000);
-            now_us = until_us;
-            shipper.handle(now_us, Input::Timer);
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let waits = |failure: Input| {
+            let (mut shipper, _) = Shipper::start();
+            let (mut now_us, mut waits) = (0, Vec::new());
+            for _ in 0..8 {
+                assert_eq!(shipper.handle(now_us, Input::Answered(log(0, 0x900), empty())), [Command::Seed]);
+                shipper.handle(now_us, failure.clone());
+                let State::Waiting { until_us, .. } = shipper.state().clone() else { panic!("not waiting") };
+                waits.push((until_us - now_us) / 1_000_000);
+                now_us = until_us;
+                shipper.handle(now_us, Input::Timer);
+            }
+            waits
+        };
+        assert_eq!(waits(Input::Lost("the link is cut".into())), [1, 2, 4, 8, 16, 32, 60, 60]);
+        let refused = Input::Refused(refusal::Kind::Failed, "the disk is full".into());
+        assert_eq!(waits(refused), [5, 10, 20, 40, 60, 60, 60, 60]);
     }
 
     #[test]

@@ -47,6 +47,7 @@ impl Shipping {
         };
         let connection = self.connect().await?;
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
+        self.note_seeding(0, 0, total_bytes);
         let inventory = match expect_consent(&mut stream).await?.tells_inventory {
             true => receive_inventory(&mut stream).await?,
             false => Inventory::default(),
@@ -55,7 +56,6 @@ impl Shipping {
         if there > 0 {
             tracing::info!(peer = %self.target.name, "of a seed of about {total_bytes} bytes it has {there} to compare with");
         }
-        self.note_seeding(0, 0, total_bytes);
         let mut archive = Archive::of(backup, inventory)?;
         while let Some(chunk) = archive.next().await? {
             // The rest would be brought for nothing.

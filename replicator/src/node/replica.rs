@@ -312,6 +312,7 @@ impl Replica {
         let copied = self.take_copy(following, why).await;
         self.said.copying.store(false, Ordering::Relaxed);
         self.said.copying_bytes.store(0, Ordering::Relaxed);
+        self.said.kept_bytes.store(0, Ordering::Relaxed);
         let (name, node) = (&self.region.name, &self.node.name);
         match &copied {
             Ok(()) => self.journal.note(
