@@ -61,8 +61,9 @@ bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock Po
 	target/release/replicator-bench telemetry
 	target/release/replicator-bench endpoint
 
-bench-links: build ## redo and bulk over an emulated long, lossy link, with each congestion controller (needs root)
+bench-links: build ## redo and bulk over an emulated long, lossy link, with each congestion controller; a seed, a catch-up (needs root)
 	target/release/replicator-bench links
+	target/release/replicator-bench bring
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
 	@scripts/fuzz.sh

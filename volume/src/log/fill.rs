@@ -147,9 +147,10 @@ mod tests {
     use crate::Durable;
     use crate::ballot::{Ballot, Ballots};
     use crate::copy::{Contents, Event};
+    use crate::log::Told;
     use crate::log::{Appended, LogOptions};
     use crate::quorum::{Held, Keep, Vote};
-    use crate::retention::Policy;
+    use crate::retention::{Policy, Room};
 
     /// The ballot under which all redo here was written.
     const BEFORE: Ballot = Ballot { epoch: Epoch(1), opening: 1, writer: 7 };
@@ -269,6 +270,36 @@ mod tests {
                 assert_eq!(failed(log), [], "tick {tick}");
             }
         }
+    }
+
+    #[test]
+    fn redo_gives_way_to_room_as_far_as_nobody_needs_it_and_no_further_than_it_helps() {
+        let mut log = open(|_| 110);
+        let segment = |begin: u64| SegmentInfo {
+            begin_lsn: Lsn(begin),
+            end_lsn: Lsn(begin + 20),
+            stored_bytes: 10,
+            ..SegmentInfo::default()
+        };
+        log.segments = [40, 60, 80, 100].map(segment).into();
+        log.needs_mut().set("a region", Some(Lsn(80)));
+        let room = |free_bytes| Some(Room { free_bytes, total_bytes: 1000, copies: 1 });
+        log.set_room(room(99));
+        log.tick(0);
+        assert_eq!((log.bounds().horizon_lsn, log.gave_way_us()), (Lsn(60), Some(0)));
+        let told = |effect| matches!(effect, Effect::Tell(Told::GaveWay(10, _)));
+        assert_eq!(log.effects().filter(|effect| told(effect.clone())).count(), 1);
+        // What has gone is counted until it is looked again.
+        log.tick(1);
+        assert_eq!((log.bounds().horizon_lsn, log.gave_way_us()), (Lsn(60), Some(0)));
+        log.set_room(room(0));
+        log.tick(1);
+        log.tick(1);
+        assert_eq!(log.bounds().horizon_lsn, Lsn(80), "what is needed is kept, however full the disk is");
+        log.set_room(None);
+        log.needs_mut().set("a region", None);
+        log.tick(1);
+        assert_eq!(log.bounds().horizon_lsn, Lsn(80), "where the room is not known, redo goes by age");
     }
 
     #[test]
