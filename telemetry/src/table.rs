@@ -164,7 +164,7 @@ table! {
     LINK_BATCHES = Counter, "replicator.link.batches", Count("batch"), ["region", "peer"],
         "Batches sent to the peer.";
     LINK_SEED_SENT = Gauge, "replicator.link.seed_sent", Bytes, ["region", "peer"],
-        "How much of the seed in progress the peer was sent, before compression; 0 without a seed.";
+        "How much of the seed in progress the peer was sent or had already, before compression; 0 without a seed.";
     LINK_SEED_SIZE = Gauge, "replicator.link.seed_size", Bytes, ["region", "peer"],
         "How large the seed in progress is expected to be; 0 without a seed.";
 
