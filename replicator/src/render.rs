@@ -526,6 +526,23 @@ mod tests {
     }
 
     #[test]
+    fn how_far_a_seed_is_and_how_much_of_it_was_not_sent() {
+        assert_eq!(seeding("seeding", [0, 0, 0]), "seeding");
+        assert_eq!(seeding("seeding", [50, 200, 0]), "seeding 25 %");
+        assert_eq!(seeding("seeding", [150, 200, 90]), "seeding 75 %, 45 % not sent");
+        assert_eq!(seeding("streaming", [200, 200, 90]), "streaming");
+        let row = RegionStatus {
+            state: "seeding".into(),
+            seed_bytes: 150,
+            seed_total_bytes: 200,
+            seed_kept_bytes: 90,
+            ..RegionStatus::default()
+        };
+        let shown = region_value(&row)["seed"].clone();
+        assert_eq!(shown, serde_json::json!({"bytes": 150, "total_bytes": 200, "not_sent_bytes": 90}));
+    }
+
+    #[test]
     fn a_dry_run_shows_what_was_found_and_what_refuses() {
         let found = Finding {
             kind: "archive_queue".into(),

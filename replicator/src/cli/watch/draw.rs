@@ -121,7 +121,7 @@ fn regions_table(model: &Model, status: &ClusterStatus, frame: &mut Frame<'_>, a
         let mut cells = vec![
             Cell::from(row.name.clone()).style(Style::new().add_modifier(Modifier::BOLD)),
             Cell::from(row.role.clone()),
-            Cell::from(seeding(&row.state, [row.seed_bytes, row.seed_total_bytes, row.seed_kept_bytes]))
+            Cell::from(seeding(&row.state, [row.seed_bytes, row.seed_total_bytes, 0]))
                 .style(level_style(row_level(row))),
             Cell::from(ms(row.durability_lag_ms)),
             Cell::from(ms(row.visibility_lag_ms)),
@@ -169,9 +169,7 @@ fn node_state(node: &NodeStatus) -> (String, Level) {
     match node.state.as_str() {
         "" => ("-".into(), Level::Well),
         "streaming" => (node.state.clone(), Level::Well),
-        state => {
-            (seeding(state, [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes]), Level::Degraded)
-        }
+        state => (seeding(state, [node.seed_bytes, node.seed_total_bytes, 0]), Level::Degraded),
     }
 }
 
