@@ -18,8 +18,7 @@ pub(crate) const COMPRESSION_LEVEL: i32 = 3;
 /// A chunk leaves when it holds this much compressed backup.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// How long whoever takes a seed may say nothing while it tells what it has: it reads that from its disk, and
-/// one message is at most a GiB of it.
+/// How long whoever takes a seed may say nothing while it tells what it has. It has read its disk by then.
 const INVENTORY: Duration = Duration::from_secs(120);
 
 /// Why it is not known what the other side has.
