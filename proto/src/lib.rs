@@ -11,11 +11,13 @@ pub mod ids;
 pub mod limits;
 pub mod lsn;
 pub mod messages;
+pub mod sealed;
 pub mod status;
 pub mod timeline;
 
 pub use batch::{Batch, BatchId, Redo};
 pub use ids::{ClusterId, Epoch, NodeName, RegionName, SystemId, Timeline};
 pub use lsn::Lsn;
+pub use sealed::SealedHead;
 pub use status::RegionState;
 pub use timeline::TimelineHistory;

@@ -11,7 +11,6 @@ use proto::{Batch, Lsn, Redo};
 use runtime::task::Task;
 use tokio::sync::watch;
 
-use crate::copy::Stored;
 use crate::head::Head;
 use crate::tail::Entry;
 use crate::{Durable, VolumeError, repair};
@@ -35,7 +34,7 @@ pub struct Cursor {
     to_context: bool,
     /// What was read from a copy and not yielded yet.
     read: VecDeque<Batch>,
-    reading: Work<Vec<Stored>>,
+    reading: Work<Vec<Batch>>,
     decoder: Option<Decompressor>,
     feeding: Work<Decompressor>,
 }
@@ -183,10 +182,9 @@ impl Cursor {
     async fn read_more(&mut self) -> Result<(), VolumeError> {
         let (head, lsn) = (self.head.clone(), self.next_lsn);
         let read = || async move { repair::read_any(&head, lsn).await };
-        let records = self.reading.done(lsn, read).await?;
+        let batches = self.reading.done(lsn, read).await?;
         let durable_lsn = self.head.durable.borrow().lsn;
-        let durable =
-            records.into_iter().map(|stored| stored.batch).filter(|batch| batch.end_lsn <= durable_lsn);
+        let durable = batches.into_iter().filter(|batch| batch.end_lsn <= durable_lsn);
         self.read.extend(durable);
         Ok(())
     }

@@ -65,6 +65,8 @@ pub(crate) struct Jobs {
     pub(crate) damaged: BTreeSet<CopyId>,
     /// The copy failed.
     pub(crate) reopen: BTreeSet<CopyId>,
+    /// The copy's segment that begins here was changed: of each copy one at a time.
+    pub(crate) forged: BTreeMap<CopyId, Lsn>,
 }
 
 impl Head {
@@ -77,6 +79,7 @@ impl Head {
             policy: policy_of(&tuning),
             tail_bytes: options.tail_bytes,
             own: options.copies.iter().copied().collect(),
+            sealer: options.sealer.clone(),
         });
         let ways = (0..COPIES).map(|_| Way::default()).collect();
         Arc::new(Head {
@@ -183,6 +186,12 @@ impl Head {
     /// A reader found the copy damaged.
     pub(crate) fn suspect(&self, copy: CopyId) {
         self.lock().jobs.damaged.insert(copy);
+        self.asked.notify_one();
+    }
+
+    /// A segment of the copy was changed.
+    pub(crate) fn forged(&self, copy: CopyId, begin_lsn: Lsn) {
+        self.lock().jobs.forged.insert(copy, begin_lsn);
         self.asked.notify_one();
     }
 

@@ -21,33 +21,37 @@ pub mod log;
 pub mod planted;
 pub mod quorum;
 pub mod retention;
+pub mod seal;
 pub mod segment;
 
 mod claim;
 mod cursor;
+mod error;
 mod head;
+mod key;
 mod repair;
 mod supervisor;
 mod tail;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use proto::batch::BatchError;
-use proto::timeline::TimelineError;
 use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
 use runtime::task::{Task, Tasks};
 use tokio::sync::{mpsc, watch};
 
 use ballot::Ballot;
-use copy::{Link, Listener};
+use copy::{Link, Listener, SegmentInfo};
 use head::Head;
 use log::{Log, Phase};
 use quorum::{CopyId, CopyState};
+use seal::{KeyId, Sealer};
 
 pub use claim::Claim;
 pub use cursor::{Cursor, Start};
+pub use error::VolumeError;
 pub use head::now_us;
 pub use log::Tally;
 
@@ -79,6 +83,8 @@ pub struct VolumeOptions {
     /// One thread appends to all copies of this process, where the kernel and the file system let it;
     /// otherwise each has one.
     pub share_thread: bool,
+    /// Seals new segments, and opens those that are; none where all are in the clear.
+    pub sealer: Option<Arc<Sealer>>,
 }
 
 /// What may be another while the volume works; see [`VolumeOptions`].
@@ -121,156 +127,9 @@ impl VolumeOptions {
             repair_bytes_per_second: 100 << 20,
             scrub_every: Duration::from_secs(24 * 3600),
             share_thread: true,
+            sealer: None,
         }
     }
-}
-
-/// Why the volume cannot do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum VolumeError {
-    /// The disk failed.
-    #[error("{path}: {what}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What the system says.
-        what: String,
-    },
-    /// A disk does not answer.
-    #[error("the disk of copy {copy} has not answered for {seconds} s")]
-    Hung {
-        /// The copy.
-        copy: CopyId,
-        /// For how long, seconds.
-        seconds: u64,
-    },
-    /// Another opening of this volume has taken over.
-    #[error(
-        "another daemon has taken over this region's volume with ballot {ballot}, above this one's {own}: nothing written \
-         here becomes durable any more. Only one daemon may run for a region; stop the other, then start this one again"
-    )]
-    Deposed {
-        /// The ballot that the copies have promised.
-        ballot: Ballot,
-        /// The ballot of this opening.
-        own: Ballot,
-    },
-    /// The directory belongs to another cluster.
-    #[error("{path} is of cluster {found}, not of {expected}; give each cluster a data directory of its own")]
-    OtherCluster {
-        /// The file.
-        path: String,
-        /// The cluster found.
-        found: ClusterId,
-        /// The cluster expected.
-        expected: ClusterId,
-    },
-    /// The directory holds another copy.
-    #[error("{path} is of copy {found}, not of {expected}: a disk in another's place. Put each where it was")]
-    OtherCopy {
-        /// The file.
-        path: String,
-        /// The copy found.
-        found: String,
-        /// The copy expected.
-        expected: CopyId,
-    },
-    /// A copy of another process does not answer.
-    #[error("copy {copy} does not answer: {what}")]
-    Unreached {
-        /// Which.
-        copy: CopyId,
-        /// What went wrong.
-        what: String,
-    },
-    /// No copy that is reached has the redo.
-    #[error("no copy that can be reached has redo from {lsn}; `replicator volume status` shows them")]
-    NoCopy {
-        /// What was asked for.
-        lsn: Lsn,
-    },
-    /// What is on disk is not what was written.
-    #[error("{path} is damaged at byte {offset}: {what}")]
-    Damaged {
-        /// The file.
-        path: String,
-        /// Where.
-        offset: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// A peer's segment comes in the name of another writer, or belongs to another log.
-    #[error("the segment from {begin_lsn} is of another writer, or of another log")]
-    OtherWriter {
-        /// Where the segment begins.
-        begin_lsn: Lsn,
-    },
-    /// A peer's segment came before the history of its timeline.
-    #[error(
-        "the segment from {begin_lsn} came before the history of timeline {timeline}; it is brought again"
-    )]
-    NoHistory {
-        /// Where the segment begins.
-        begin_lsn: Lsn,
-        /// The timeline.
-        timeline: Timeline,
-    },
-    /// A batch does not continue the log.
-    #[error(
-        "batch {begin_lsn} on timeline {timeline}, epoch {epoch}, does not continue the log, which ends at {end_lsn}: {why}"
-    )]
-    Discontinuous {
-        /// The batch's beginning.
-        begin_lsn: Lsn,
-        /// The batch's timeline.
-        timeline: Timeline,
-        /// The batch's epoch.
-        epoch: Epoch,
-        /// The log's end.
-        end_lsn: Lsn,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The redo asked for is gone.
-    #[error("redo from {asked_lsn} was asked for, and the oldest kept is {horizon_lsn}")]
-    HorizonPassed {
-        /// What was asked for.
-        asked_lsn: Lsn,
-        /// The oldest kept.
-        horizon_lsn: Lsn,
-    },
-    /// The redo asked for is not there yet.
-    #[error("redo from {asked_lsn} was asked for, and the durable redo ends at {durable_lsn}")]
-    Ahead {
-        /// What was asked for.
-        asked_lsn: Lsn,
-        /// The end.
-        durable_lsn: Lsn,
-    },
-    /// A stored batch is not one.
-    #[error("stored redo: {0}")]
-    Batch(#[from] BatchError),
-    /// Stored redo does not decompress.
-    #[error("stored redo: {0}")]
-    Compression(String),
-    /// A history file that cannot be used.
-    #[error("timeline history: {0}")]
-    History(#[from] TimelineError),
-    /// An operator gave his word for a volume that has a log.
-    #[error("the volume has found its redo: there is nothing to recover, and nothing was changed")]
-    NothingToRecover,
-    /// An operator gave his word, and too little is left.
-    #[error(
-        "{members} copies that remember the volume's redo have answered, and three must: bring back another copy's disk or zone; \
-         nothing was changed"
-    )]
-    TooFewToRecover {
-        /// How many have answered.
-        members: usize,
-    },
-    /// The volume is closed.
-    #[error("the volume is closed")]
-    Closed,
 }
 
 /// How far the volume's redo is durable, and under what leadership it was written.
@@ -341,6 +200,21 @@ pub struct VolumeStatus {
     pub closed: Option<String>,
     /// Each copy.
     pub copies: Vec<CopyStatus>,
+    /// What the segments are sealed with, those in the clear first.
+    pub keys: Vec<KeyUse>,
+    /// The key that new segments are sealed with; none where they are in the clear.
+    pub active_key: Option<KeyId>,
+}
+
+/// The segments that are sealed with one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyUse {
+    /// Which; none for those in the clear.
+    pub key: Option<KeyId>,
+    /// How many they are.
+    pub segments: u64,
+    /// What they take in each copy, bytes.
+    pub bytes: u64,
 }
 
 /// One copy, as it is known.
@@ -657,8 +531,29 @@ impl Volume {
                 members: quorum.members(),
                 closed: log.closed().map(ToString::to_string),
                 copies: copies.collect(),
+                keys: key_uses(log.segments()),
+                active_key: self.head.options.sealer.as_ref().and_then(|sealer| sealer.active()),
             }
         })
+    }
+
+    /// What seals its redo; none where nothing is sealed.
+    #[must_use]
+    pub fn sealer(&self) -> Option<&Arc<Sealer>> {
+        self.head.options.sealer.as_ref()
+    }
+
+    /// The first of the volume's segments that is sealed with a key which is not here.
+    ///
+    /// # Errors
+    /// That key, and where the segment begins.
+    pub fn check_keys(&self) -> Result<(), VolumeError> {
+        let sealer = self.head.options.sealer.as_ref();
+        let missing = |segment: &SegmentInfo| {
+            let key = segment.key.filter(|key| sealer.is_none_or(|sealer| !sealer.has(*key)))?;
+            Some(VolumeError::NoKey { key, begin_lsn: segment.begin_lsn })
+        };
+        self.head.look(|log| log.segments().iter().find_map(missing).map_or(Ok(()), Err))
     }
 
     /// Reads copies back against their checksums and mends what rotted; all, or one.
@@ -668,6 +563,16 @@ impl Volume {
             None => repair::scrub_all(self.head.clone()).await,
         }
     }
+}
+
+fn key_uses(segments: &[SegmentInfo]) -> Vec<KeyUse> {
+    let mut uses: BTreeMap<Option<KeyId>, (u64, u64)> = BTreeMap::new();
+    for segment in segments {
+        let (count, bytes) = uses.entry(segment.key).or_default();
+        *count += 1;
+        *bytes += segment.stored_bytes;
+    }
+    uses.into_iter().map(|(key, (segments, bytes))| KeyUse { key, segments, bytes }).collect()
 }
 
 /// A copy of another process, while the way to it holds.

@@ -17,6 +17,7 @@
 //! the order in which they were decided.
 
 mod fill;
+mod sealing;
 
 pub use fill::{FillStep, sealed_from};
 
@@ -27,11 +28,13 @@ use proto::{Epoch, Lsn, Redo, Timeline, TimelineHistory};
 
 use crate::ballot::Ballot;
 use crate::copy::{Contents, Event, Order, SegmentInfo, Stored};
+use crate::key::KeyId;
 use crate::planted::{self, Bug};
 use crate::quorum::{
     Adoption, COPIES, CopyId, CopyState, Input, Keep, Output, Quorum, READ_QUORUM, WRITE_QUORUM, Writer,
 };
 use crate::retention::{Held, Needs, Policy, Room, droppable};
+use crate::seal::Sealer;
 use crate::segment;
 use crate::tail::{Entry, Tail};
 use crate::{Bounds, Durable, VolumeError};
@@ -68,6 +71,8 @@ pub struct LogOptions {
     pub tail_bytes: usize,
     /// The copies of this process: it opens them again where their disks hang.
     pub own: BTreeSet<CopyId>,
+    /// Seals what is appended; none where it is in the clear.
+    pub sealer: Option<Arc<Sealer>>,
 }
 
 /// What is to be done, in the order in which it was decided.
@@ -265,6 +270,12 @@ impl Log {
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.stored_bytes).sum()
+    }
+
+    /// The volume's segments, oldest first; the last one is written.
+    #[must_use]
+    pub fn segments(&self) -> &[SegmentInfo] {
+        &self.segments
     }
 
     /// A timeline's history, if it is kept here.
@@ -510,11 +521,13 @@ impl Log {
         if !self.quorum.is_open() || self.tail.count_beyond(self.durable.lsn) >= QUEUE_BATCHES {
             return Ok(Appended::NoRoom(redo));
         }
-        self.queued = continues(self.queued, &redo, &self.histories)?;
-        let record = segment::record(&redo.batch, self.durable.lsn);
+        let queued = continues(self.queued, &redo, &self.histories)?;
         let begins_segment = self.begins_segment(&redo);
+        let key = self.key(begins_segment);
+        let record = self.record(&redo, begins_segment, key)?;
+        self.queued = queued;
         let stored = Stored { batch: redo.batch.clone(), record, begins_segment };
-        self.grow(&stored);
+        self.grow(&stored, key);
         self.tail.push(Arc::new(Entry { redo, stored: stored.clone() }), self.durable.lsn);
         let end_lsn = self.queued.lsn;
         self.quorum.append(end_lsn);
@@ -541,19 +554,17 @@ impl Log {
         self.pass_on(outputs);
     }
 
-    /// A segment begins at the first context beyond its size.
-    fn begins_segment(&self, redo: &Redo) -> bool {
-        self.segments
-            .last()
-            .is_none_or(|last| last.stored_bytes >= self.options.segment_bytes && redo.batch.begins_context())
-    }
-
-    fn grow(&mut self, stored: &Stored) {
+    fn grow(&mut self, stored: &Stored, key: Option<KeyId>) {
         let batch = &stored.batch;
         if stored.begins_segment {
             let header = segment::HEADER_BYTES as u64;
             let begin_lsn = batch.begin_lsn;
-            self.segments.push(SegmentInfo { begin_lsn, stored_bytes: header, ..SegmentInfo::default() });
+            self.segments.push(SegmentInfo {
+                begin_lsn,
+                stored_bytes: header,
+                key,
+                ..SegmentInfo::default()
+            });
         }
         if let Some(last) = self.segments.last_mut() {
             last.end_lsn = batch.end_lsn;

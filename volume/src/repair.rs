@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::Lsn;
+use bytes::Bytes;
+use proto::{Batch, Lsn};
 use runtime::task::Task;
 
 use crate::VolumeError;
@@ -12,6 +13,7 @@ use crate::copy::{Damage, Link, Order, Put, Stored};
 use crate::head::{Head, now_us};
 use crate::log::{FillStep, sealed_from};
 use crate::quorum::CopyId;
+use crate::segment;
 
 /// The wait before a fill that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -68,6 +70,7 @@ async fn fill_some(head: &Arc<Head>, copy: CopyId) -> Result<Filled, VolumeError
         return until_flushed(head, copy, end_lsn, bytes).await;
     }
     let records = read_from(head, source_id, &source, from_lsn).await?;
+    known_forged(head, source_id, || open(head, &records).map(drop))?;
     let (mut bytes, mut end_lsn) = (0, from_lsn);
     for stored in records {
         bytes += stored.record.len() as u64;
@@ -114,6 +117,7 @@ async fn put_segments(
         let fetched =
             fetched.await.map_err(|_| VolumeError::Closed)?.inspect_err(|e| suspect(head, source_id, e))?;
         bytes += fetched.len() as u64;
+        known_forged(head, source_id, || verify(head, &fetched))?;
         if let Err(e) = link.put(*put, fetched).await {
             // Where it stands may be another place than was thought: it is asked.
             head.change(|log| log.again(copy));
@@ -123,8 +127,9 @@ async fn put_segments(
     Ok(bytes)
 }
 
-/// Reads from any copy that can: redo up to what is on the disks of those that hold the chosen log.
-pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<Stored>, VolumeError> {
+/// Reads from any copy that can, and opens what is sealed: redo up to what is on the disks of those that hold
+/// the chosen log.
+pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<Batch>, VolumeError> {
     let able: Vec<CopyId> = head.look(|log| {
         let mut able: Vec<CopyId> = log.holders(lsn).collect();
         able.sort_by_key(|copy| (!log.tally(*copy).damage.is_empty(), !head.options.copies.contains(copy)));
@@ -133,12 +138,93 @@ pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<Stored>, Volum
     let sources = able.into_iter().filter_map(|copy| Some((copy, head.link(copy)?)));
     let mut error = VolumeError::NoCopy { lsn };
     for (copy, link) in sources {
-        match read_from(head, copy, &link, lsn).await {
-            Ok(records) => return Ok(records),
+        let read = match read_from(head, copy, &link, lsn).await {
+            Ok(records) => open(head, &records).inspect_err(|e| forged(head, copy, e)),
+            Err(e) => Err(e),
+        };
+        match read {
+            Ok(batches) => return Ok(batches),
+            // The same bytes are in every copy.
+            Err(e @ VolumeError::NoKey { .. }) => return Err(e),
             Err(e) => error = e,
         }
     }
     Err(error)
+}
+
+/// The batches in records, opened where they are sealed.
+fn open(head: &Head, records: &[Stored]) -> Result<Vec<Batch>, VolumeError> {
+    let open = |stored: &Stored| match &head.options.sealer {
+        Some(sealer) => {
+            let opened = sealer.open(&stored.record, stored.begins_segment)?;
+            Ok(opened.unwrap_or_else(|| stored.batch.clone()))
+        }
+        None => match segment::key_of(&stored.record) {
+            Some(key) => Err(VolumeError::NoKey { key, begin_lsn: stored.batch.begin_lsn }),
+            None => Ok(stored.batch.clone()),
+        },
+    };
+    records.iter().map(open).collect()
+}
+
+/// Whether all of a segment opens that a copy gave.
+fn verify(head: &Head, bytes: &Bytes) -> Result<(), VolumeError> {
+    head.options.sealer.as_ref().map_or(Ok(()), |sealer| sealer.verify(bytes))
+}
+
+/// What a copy gave is not passed on to another one when it is known to be forged. Without its key nothing is
+/// known, and it goes as it is.
+fn known_forged(
+    head: &Head,
+    copy: CopyId,
+    opened: impl FnOnce() -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    match opened() {
+        Err(e @ VolumeError::Forged { .. }) => {
+            forged(head, copy, &e);
+            Err(e)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a copy gave does not open, and matches its checksum: it is mended from another copy.
+fn forged(head: &Head, copy: CopyId, error: &VolumeError) {
+    let VolumeError::Forged { begin_lsn } = error else { return };
+    let what = format!("copy {copy}: {error}");
+    let (known, segment) = head.change(|log| {
+        let segment = log.segments().iter().rev().find(|segment| segment.begin_lsn <= *begin_lsn);
+        let segment = segment.map(|segment| segment.begin_lsn);
+        let damage = &mut log.tally_mut(copy).damage;
+        let known = damage.contains(&what);
+        if !known {
+            damage.push(what.clone());
+        }
+        (known, segment)
+    });
+    if let Some(segment) = segment.filter(|_| !known) {
+        tracing::error!(
+            "{what}; it is read from another copy instead, and the segment from {segment} is mended"
+        );
+        head.forged(copy, segment);
+    }
+}
+
+/// Replaces a copy's segment that was forged by a peer's.
+pub(crate) async fn replace(head: Arc<Head>, copy: CopyId, begin_lsn: Lsn) {
+    let Some(link) = head.link(copy) else { return };
+    let damage = Damage { begin_lsn, what: format!("the segment from {begin_lsn} was changed or moved") };
+    match mend(&head, copy, &link, &damage).await {
+        Ok(()) => {
+            tracing::info!("copy {copy}: the segment from {begin_lsn} is mended from a peer");
+            head.change(|log| {
+                let tally = log.tally_mut(copy);
+                tally.repaired_segments += 1;
+                tally.damage.clear();
+            });
+        }
+        Err(e) => tracing::error!("copy {copy}: the segment from {begin_lsn} cannot be mended yet: {e}"),
+    }
 }
 
 async fn read_from(
@@ -249,7 +335,14 @@ async fn mend(
         let mut mended = false;
         for segment in wanted {
             let put = Put { writer, segment: *segment, history };
-            let put = async { link.put(put, peer.fetch(*segment).await?).await };
+            let put = async {
+                let bytes = peer.fetch(*segment).await?;
+                verify(head, &bytes).or_else(|e| match e {
+                    VolumeError::Forged { .. } => Err(e),
+                    _ => Ok(()),
+                })?;
+                link.put(put, bytes).await
+            };
             match put.await {
                 Ok(()) => mended = true,
                 Err(e) => last = e,

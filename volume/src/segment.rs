@@ -4,10 +4,22 @@
 
 use bytes::Bytes;
 use proto::batch::MAX_PAYLOAD_BYTES;
-use proto::{Batch, ClusterId, Lsn, Timeline};
+use proto::sealed::{SEAL_BYTES, WRAPPED_BYTES_MAX};
+use proto::{Batch, ClusterId, Lsn, SealedHead, Timeline};
 
-/// What a segment begins with.
-const MAGIC: &[u8; 8] = b"RPLREDO\x01";
+use crate::key::KeyId;
+
+/// What a segment begins with, before its version.
+const MAGIC: &[u8; 7] = b"RPLREDO";
+
+/// The version of a segment in the clear.
+const CLEAR: u8 = 1;
+
+/// The version of a segment whose records are sealed.
+const SEALED: u8 = 2;
+
+/// The bit of a record's length that says that the record is sealed.
+const SEALED_BIT: u32 = 1 << 31;
 
 /// The bytes of a segment's header.
 pub const HEADER_BYTES: usize = 64;
@@ -18,6 +30,9 @@ pub const RECORD_HEADER_BYTES: usize = 16;
 
 /// The longest batch in a record.
 pub const BATCH_BYTES_MAX: usize = MAX_PAYLOAD_BYTES + 256;
+
+/// The longest sealed batch in a record, with its head.
+pub const SEALED_BYTES_MAX: usize = BATCH_BYTES_MAX + SEAL_BYTES + WRAPPED_BYTES_MAX + 256;
 
 /// The longest segment: its size is looked at where a context begins, so one context may lie beyond it.
 pub const SEGMENT_BYTES_MAX: usize = 64 << 20;
@@ -31,6 +46,8 @@ pub struct Header {
     pub begin_lsn: Lsn,
     /// The timeline at its beginning.
     pub timeline: Timeline,
+    /// The region's key that all of its records are sealed with; none where all are in the clear.
+    pub key: Option<KeyId>,
 }
 
 impl Header {
@@ -38,10 +55,14 @@ impl Header {
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        bytes[..8].copy_from_slice(MAGIC);
+        bytes[..7].copy_from_slice(MAGIC);
+        bytes[7] = if self.key.is_some() { SEALED } else { CLEAR };
         bytes[8..24].copy_from_slice(&self.cluster_id.0);
         bytes[24..32].copy_from_slice(&self.begin_lsn.0.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.timeline.0.to_le_bytes());
+        if let Some(KeyId(key)) = self.key {
+            bytes[36..44].copy_from_slice(&key.to_le_bytes());
+        }
         let crc = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
         bytes[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -51,23 +72,67 @@ impl Header {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Header> {
         let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
-        let crc = u32::from_le_bytes(*bytes.last_chunk()?);
-        if &bytes[..8] != MAGIC || crc != crc32c::crc32c(&bytes[..HEADER_BYTES - 4]) {
-            return None;
-        }
+        let key = match Header::version(bytes)? {
+            CLEAR => None,
+            SEALED => Some(KeyId(u64::from_le_bytes(*bytes[36..].first_chunk()?))),
+            _ => return None,
+        };
         Some(Header {
+            key,
             cluster_id: ClusterId(*bytes[8..].first_chunk()?),
             begin_lsn: Lsn(u64::from_le_bytes(*bytes[24..].first_chunk()?)),
             timeline: Timeline(u32::from_le_bytes(*bytes[32..].first_chunk()?)),
         })
     }
+
+    /// The version of the segment whose header is in `bytes`; `None` when they are no header.
+    fn version(bytes: &[u8]) -> Option<u8> {
+        let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
+        let crc = u32::from_le_bytes(*bytes.last_chunk()?);
+        let whole = bytes.starts_with(MAGIC) && crc == crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
+        whole.then_some(bytes[7])
+    }
+
+    /// The version of a segment that a later version of this program wrote, and this one cannot read.
+    #[must_use]
+    pub fn later_version(bytes: &[u8]) -> Option<u8> {
+        Header::version(bytes).filter(|version| *version > SEALED)
+    }
+
+    /// Whether a record may lie in the segment that begins with this: it is sealed for it, or both are in the
+    /// clear.
+    #[must_use]
+    pub fn fits(&self, record: &Record) -> bool {
+        match (&self.key, &record.sealed) {
+            (None, None) => true,
+            (Some(key), Some(sealed)) => sealed.key == *key && sealed.segment_lsn == self.begin_lsn,
+            _ => false,
+        }
+    }
+}
+
+/// How a record is sealed, as far as that stands in the clear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// The region's key that its data key is derived from.
+    pub key: KeyId,
+    /// Who sealed it.
+    pub run: [u8; 16],
+    /// Counts what that run has sealed.
+    pub count: u64,
+    /// Where the segment begins that it lies in.
+    pub segment_lsn: Lsn,
+    /// The region's key as its provider wrapped it, in the first record of a segment.
+    pub wrapped_key: Bytes,
 }
 
 /// A batch as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The batch.
+    /// The batch; its payload is sealed where the record is, and its checksum is zero then.
     pub batch: Batch,
+    /// How it is sealed.
+    pub sealed: Option<Sealed>,
     /// How far the volume was durable when this was written: what lies before that and cannot be read was
     /// lost after it was durable, and is no torn write.
     pub durable_lsn: Lsn,
@@ -75,7 +140,15 @@ pub struct Record {
     pub bytes: Bytes,
 }
 
-/// A record with `batch`, written while the volume was durable up to `durable_lsn`.
+impl Record {
+    /// Where the segment begins that it was sealed for; zero where it is in the clear.
+    #[must_use]
+    pub fn segment_lsn(&self) -> Lsn {
+        self.sealed.as_ref().map_or(Lsn::ZERO, |sealed| sealed.segment_lsn)
+    }
+}
+
+/// A record with `batch`, in the clear, written while the volume was durable up to `durable_lsn`.
 #[must_use]
 pub fn record(batch: &Batch, durable_lsn: Lsn) -> Bytes {
     let body = batch.encode();
@@ -90,6 +163,62 @@ pub fn record(batch: &Batch, durable_lsn: Lsn) -> Bytes {
     out.into()
 }
 
+/// The parts of a sealed record.
+pub(crate) struct SealedParts {
+    pub(crate) durable_lsn: Lsn,
+    /// What stands in the clear.
+    pub(crate) head: Bytes,
+    /// What is sealed, and its tag.
+    pub(crate) payload: Bytes,
+}
+
+/// Makes a record of `out`, which has room for a record's header, and then a sealed batch with its head.
+pub(crate) fn finish_sealed(mut out: Vec<u8>, durable_lsn: Lsn) -> Bytes {
+    let body_bytes = out.len().saturating_sub(RECORD_HEADER_BYTES);
+    // A sealed batch is at most SEALED_BYTES_MAX long.
+    let length = (u32::try_from(body_bytes).unwrap_or(u32::MAX) | SEALED_BIT).to_le_bytes();
+    let durable = durable_lsn.0.to_le_bytes();
+    let crc = record_crc(length, durable, &out[RECORD_HEADER_BYTES..]).to_le_bytes();
+    out[..4].copy_from_slice(&length);
+    out[4..8].copy_from_slice(&crc);
+    out[8..RECORD_HEADER_BYTES].copy_from_slice(&durable);
+    out.into()
+}
+
+/// The parts of a record that was checked; none where it is in the clear.
+pub(crate) fn sealed_parts(record: &Bytes) -> Option<SealedParts> {
+    let [l0, l1, l2, l3, _, _, _, _, durable @ ..] = *record.first_chunk::<RECORD_HEADER_BYTES>()?;
+    if u32::from_le_bytes([l0, l1, l2, l3]) & SEALED_BIT == 0 {
+        return None;
+    }
+    let (head, payload) = split_sealed(&record.slice(RECORD_HEADER_BYTES..))?;
+    Some(SealedParts { durable_lsn: Lsn(u64::from_le_bytes(durable)), head, payload })
+}
+
+fn split_sealed(body: &Bytes) -> Option<(Bytes, Bytes)> {
+    let head_bytes = usize::from(u16::from_le_bytes(*body.first_chunk()?));
+    let rest = body.slice(2..);
+    (rest.len() >= head_bytes + SEAL_BYTES).then(|| (rest.slice(..head_bytes), rest.slice(head_bytes..)))
+}
+
+/// The key that a record is sealed with; none where it is in the clear.
+pub(crate) fn key_of(record: &Bytes) -> Option<KeyId> {
+    let SealedParts { head, payload, .. } = sealed_parts(record)?;
+    SealedHead::decode(head, payload).ok().map(|head| KeyId(head.key))
+}
+
+/// The records of a whole segment that was checked.
+pub(crate) fn records(bytes: &Bytes) -> impl Iterator<Item = Record> + '_ {
+    let mut offset = HEADER_BYTES.min(bytes.len());
+    std::iter::from_fn(move || match read_record(&bytes.slice(offset..)) {
+        Found::Record(record) => {
+            offset += record.bytes.len();
+            Some(record)
+        }
+        _ => None,
+    })
+}
+
 /// Checks a whole segment: its header, every record, and that they follow each other from `begin_lsn` to
 /// `end_lsn`.
 ///
@@ -101,14 +230,17 @@ pub fn verify(
     begin_lsn: Lsn,
     end_lsn: Lsn,
 ) -> Result<(), (u64, String)> {
-    match Header::decode(bytes) {
-        Some(header) if header.cluster_id == cluster_id && header.begin_lsn == begin_lsn => {}
+    let header = match Header::decode(bytes) {
+        Some(header) if header.cluster_id == cluster_id && header.begin_lsn == begin_lsn => header,
         _ => return Err((0, "its header is not that of this segment".into())),
-    }
+    };
     let mut offset = HEADER_BYTES;
     let mut expected_lsn = begin_lsn;
     while offset < bytes.len() {
         match read_record(&bytes.slice(offset..)) {
+            Found::Record(record) if !header.fits(&record) => {
+                return Err((offset as u64, NOT_OF_THIS_SEGMENT.into()));
+            }
             Found::Record(record) if record.batch.begin_lsn == expected_lsn => {
                 expected_lsn = record.batch.end_lsn;
                 offset += record.bytes.len();
@@ -127,6 +259,9 @@ pub fn verify(
         Err((offset as u64, format!("its redo ends at {expected_lsn}, and should end at {end_lsn}")))
     }
 }
+
+/// What is wrong with a record that does not fit the header of the segment it lies in.
+pub(crate) const NOT_OF_THIS_SEGMENT: &str = "a record that was not sealed as this segment is";
 
 /// What stands where a record may begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,11 +284,12 @@ pub fn read_record(bytes: &Bytes) -> Found {
     };
     let [l0, l1, l2, l3, c0, c1, c2, c3, durable @ ..] = *header;
     let (length, crc) = ([l0, l1, l2, l3], u32::from_le_bytes([c0, c1, c2, c3]));
-    let body_bytes = u32::from_le_bytes(length) as usize;
+    let is_sealed = u32::from_le_bytes(length) & SEALED_BIT != 0;
+    let body_bytes = (u32::from_le_bytes(length) & !SEALED_BIT) as usize;
     if header == &[0; RECORD_HEADER_BYTES] {
         return Found::End;
     }
-    if body_bytes == 0 || body_bytes > BATCH_BYTES_MAX {
+    if body_bytes == 0 || body_bytes > if is_sealed { SEALED_BYTES_MAX } else { BATCH_BYTES_MAX } {
         return Found::Damaged(format!("a record of {body_bytes} bytes"));
     }
     let total = RECORD_HEADER_BYTES + body_bytes;
@@ -164,14 +300,26 @@ pub fn read_record(bytes: &Bytes) -> Found {
     if record_crc(length, durable, &body) != crc {
         return Found::Damaged("a record that does not match its checksum".into());
     }
-    match Batch::decode(body) {
-        Ok(batch) => Found::Record(Record {
+    let decoded = match is_sealed {
+        true => decode_sealed(&body),
+        false => Batch::decode(body).map(|batch| (batch, None)).map_err(|e| e.to_string()),
+    };
+    match decoded {
+        Ok((batch, sealed)) => Found::Record(Record {
             batch,
+            sealed,
             durable_lsn: Lsn(u64::from_le_bytes(durable)),
             bytes: bytes.slice(..total),
         }),
-        Err(e) => Found::Damaged(e.to_string()),
+        Err(what) => Found::Damaged(what),
     }
+}
+
+fn decode_sealed(body: &Bytes) -> Result<(Batch, Option<Sealed>), String> {
+    let (head, payload) = split_sealed(body).ok_or("a sealed record that is too short")?;
+    let head = SealedHead::decode(head, payload).map_err(|e| e.to_string())?;
+    let SealedHead { batch, key, run, count, segment_lsn, wrapped_key } = head;
+    Ok((batch, Some(Sealed { key: KeyId(key), run, count, segment_lsn, wrapped_key })))
 }
 
 fn record_crc(length: [u8; 4], durable: [u8; 8], body: &[u8]) -> u32 {
@@ -214,8 +362,12 @@ mod tests {
 
     #[test]
     fn headers_and_names_round_trip() {
-        let header =
-            Header { cluster_id: ClusterId([3; 16]), begin_lsn: Lsn(0x1_0000_0002), timeline: Timeline(7) };
+        let header = Header {
+            cluster_id: ClusterId([3; 16]),
+            begin_lsn: Lsn(0x1_0000_0002),
+            timeline: Timeline(7),
+            key: None,
+        };
         assert_eq!(Header::decode(&header.encode()), Some(header));
         for at in 0..HEADER_BYTES {
             let mut damaged = header.encode();
@@ -229,7 +381,8 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_record_is_noticed() {
         let bytes = record(&batch(b"payload"), Lsn(9));
-        let read = Record { batch: batch(b"payload"), durable_lsn: Lsn(9), bytes: bytes.clone() };
+        let read =
+            Record { batch: batch(b"payload"), sealed: None, durable_lsn: Lsn(9), bytes: bytes.clone() };
         assert_eq!(read_record(&bytes), Found::Record(read));
         let out = bytes.to_vec();
         for bit in 0..out.len() * 8 {
@@ -242,7 +395,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_segment_is_noticed() {
         let cluster_id = ClusterId([3; 16]);
-        let header = Header { cluster_id, begin_lsn: Lsn(0x100), timeline: Timeline(1) };
+        let header = Header { cluster_id, begin_lsn: Lsn(0x100), timeline: Timeline(1), key: None };
         let mut segment = header.encode().to_vec();
         segment.extend_from_slice(&record(&batch(b"payload"), Lsn(9)));
         let check = |bytes: Vec<u8>, end| verify(&bytes.into(), cluster_id, Lsn(0x100), Lsn(end));

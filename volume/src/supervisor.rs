@@ -39,7 +39,7 @@ pub(crate) async fn supervise(head: Arc<Head>) {
     scrub.tick().await;
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
-        let Jobs { inspect, fills: changed, damaged, reopen: failed } = tokio::select! {
+        let Jobs { inspect, fills: changed, damaged, reopen: failed, forged } = tokio::select! {
             jobs = head.jobs() => jobs,
             _ = tick.tick() => {
                 head.change(|log| log.tick(runtime::clock::wall_us()));
@@ -87,6 +87,9 @@ pub(crate) async fn supervise(head: Arc<Head>) {
         for copy in damaged {
             others.spawn(repair::scrub_one(head.clone(), copy));
         }
+        for (copy, begin_lsn) in forged {
+            others.spawn(repair::replace(head.clone(), copy, begin_lsn));
+        }
         for copy in failed {
             // A copy may say more than once that it failed.
             if head.set_reopening(copy, true) {
@@ -122,7 +125,10 @@ pub(crate) async fn open_first(head: Arc<Head>, copy: CopyId, refuse: mpsc::Send
     let opened = runtime::task::blocking("opening a copy", move || opening.open_local(copy)).await;
     head.set_reopening(copy, false);
     let Ok(Err(e)) = opened else { return };
-    let foreign = matches!(e, VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. });
+    let foreign = matches!(
+        e,
+        VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. } | VolumeError::LaterVersion { .. }
+    );
     // Whoever starts the volume has gone on without this copy when it does not listen any more.
     if !foreign || refuse.try_send(e.clone()).is_err() {
         tracing::error!("copy {copy} is gone without: {e}");

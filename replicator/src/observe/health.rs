@@ -176,6 +176,8 @@ pub(super) mod tests {
                 writable: true,
                 members: 0,
                 closed: None,
+                keys: Vec::new(),
+                active_key: None,
                 copies: copies.collect(),
             },
             stored_bytes: 4096,

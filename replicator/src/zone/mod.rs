@@ -152,7 +152,11 @@ impl Zone {
             let (directory, lane) = (directory_of(&self.volume_directory, copy), self.lane.clone());
             match LocalCopy::start_in(directory, self.cluster_id, copy, Some(lane)) {
                 Ok(opened) => copies.push((copy, opened)),
-                Err(e @ (VolumeError::OtherCluster { .. } | VolumeError::OtherCopy { .. })) => {
+                Err(
+                    e @ (VolumeError::OtherCluster { .. }
+                    | VolumeError::OtherCopy { .. }
+                    | VolumeError::LaterVersion { .. }),
+                ) => {
                     return Err(e.into());
                 }
                 Err(e) => tracing::error!("copy {copy}: {e}"),

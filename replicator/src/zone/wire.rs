@@ -7,6 +7,7 @@ use proto::{Epoch, Lsn, Timeline, TimelineHistory};
 use volume::ballot::{Ballot, Ballots};
 use volume::copy::{Contents, Damage, Event, Order, Put, Scrubbed, SegmentInfo, Stored};
 use volume::quorum::{Adoption, CopyId, Held, Keep, Vote, Writer};
+use volume::seal::KeyId;
 use volume::{Durable, VolumeError};
 
 /// The largest answer of a copy: records of one read, or the contents of a large volume.
@@ -76,15 +77,17 @@ fn to_position(message: Option<m::CopyPosition>) -> Result<Durable, Malformed> {
 /// A segment as a message.
 #[must_use]
 pub fn segment(info: SegmentInfo) -> m::CopySegment {
-    let SegmentInfo { begin_lsn, end_lsn, stored_bytes, newest_commit_us } = info;
-    m::CopySegment { begin_lsn: begin_lsn.0, end_lsn: end_lsn.0, stored_bytes, newest_commit_us }
+    let SegmentInfo { begin_lsn, end_lsn, stored_bytes, newest_commit_us, key } = info;
+    let key = key.map(|key| key.0);
+    m::CopySegment { begin_lsn: begin_lsn.0, end_lsn: end_lsn.0, stored_bytes, newest_commit_us, key }
 }
 
 /// A segment as another process describes it.
 #[must_use]
 pub fn to_segment(message: m::CopySegment) -> SegmentInfo {
-    let m::CopySegment { begin_lsn, end_lsn, stored_bytes, newest_commit_us } = message;
-    SegmentInfo { begin_lsn: Lsn(begin_lsn), end_lsn: Lsn(end_lsn), stored_bytes, newest_commit_us }
+    let m::CopySegment { begin_lsn, end_lsn, stored_bytes, newest_commit_us, key } = message;
+    let key = key.map(KeyId);
+    SegmentInfo { begin_lsn: Lsn(begin_lsn), end_lsn: Lsn(end_lsn), stored_bytes, newest_commit_us, key }
 }
 
 /// A peer's segment that is put in place, as a message.

@@ -22,6 +22,7 @@ use super::meta::{Lost, Meta, MetaError};
 use super::reader::{SegmentReader, end_of};
 use super::{SegmentInfo, Stored};
 use crate::ballot::Ballot;
+use crate::key::KeyId;
 use crate::quorum::{CopyId, Vote};
 use crate::segment::{self, Found, HEADER_BYTES, Header};
 use crate::{Durable, VolumeError};
@@ -257,7 +258,8 @@ impl Disk {
         let path = self.log_directory().join(segment::file_name(begin_lsn));
         let io = at(&path);
         let file = private::create_new(&path).map_err(&io)?;
-        let header = Header { cluster_id: self.cluster_id, begin_lsn, timeline: first.batch.timeline };
+        let key = segment::key_of(&first.record);
+        let header = Header { cluster_id: self.cluster_id, begin_lsn, timeline: first.batch.timeline, key };
         file.write_all_at(&header.encode(), 0).and_then(|()| file.sync_all()).map_err(&io)?;
         sync_directory(&self.log_directory())?;
         self.open =
@@ -268,6 +270,7 @@ impl Disk {
             end_lsn: begin_lsn,
             stored_bytes: HEADER_BYTES as u64,
             newest_commit_us: 0,
+            key,
         });
         Ok(())
     }
@@ -479,8 +482,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Finds the segments by their names, and the end of the newest. The sealed ones are not read, and not
-    /// opened.
+    /// Finds the segments by their names, their keys by their headers, and the end of the newest. Of the
+    /// others nothing more is read.
     fn recover(&mut self) -> Result<(), VolumeError> {
         let mut found: Vec<(Lsn, PathBuf)> = list(&self.log_directory())?
             .into_iter()
@@ -496,7 +499,8 @@ impl Disk {
                 last.end_lsn = *begin_lsn;
             }
             let (begin_lsn, stored_bytes) = (*begin_lsn, metadata.len());
-            segments.push(SegmentInfo { begin_lsn, end_lsn: begin_lsn, stored_bytes, newest_commit_us });
+            let key = key_in(path)?;
+            segments.push(SegmentInfo { begin_lsn, end_lsn: begin_lsn, stored_bytes, newest_commit_us, key });
         }
         // The newest that holds anything tells the end.
         while let Some(newest) = segments.last_mut() {
@@ -530,7 +534,9 @@ impl Disk {
         loop {
             let offset = reader.offset();
             match reader.next_found()? {
-                Found::Record(record) if record.batch.begin_lsn == expected_lsn => {
+                Found::Record(record)
+                    if record.batch.begin_lsn == expected_lsn && reader.header().fits(&record) =>
+                {
                     let batch = &record.batch;
                     expected_lsn = batch.end_lsn;
                     end = Some(Durable { lsn: batch.end_lsn, timeline: batch.timeline, epoch: batch.epoch });
@@ -603,6 +609,22 @@ pub(crate) fn prepare(
     });
     written.map_err(at(&path))?;
     Ok(path)
+}
+
+/// The key that the segment in `path` is sealed with, as its header says. One whose header cannot be read is
+/// seen to by whoever reads it.
+fn key_in(path: &Path) -> Result<Option<KeyId>, VolumeError> {
+    let mut header = [0; HEADER_BYTES];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut header, 0));
+    if let Err(e) = read {
+        return if e.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(at(path)(e)) };
+    }
+    match Header::later_version(&header) {
+        Some(version) => {
+            Err(VolumeError::LaterVersion { path: path.display().to_string(), version: version.to_string() })
+        }
+        None => Ok(Header::decode(&header).and_then(|header| header.key)),
+    }
 }
 
 /// The histories that a log directory holds.

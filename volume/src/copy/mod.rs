@@ -7,6 +7,7 @@ pub mod disk;
 mod errors;
 mod files;
 pub mod keeper;
+mod keys;
 mod lane;
 pub mod meta;
 mod reader;
@@ -26,11 +27,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::ballot::Ballot;
+use crate::key::KeyId;
 use crate::quorum::{Adoption, CopyId, Vote, Writer};
 use crate::segment::{self, Found, Record};
 use crate::{Durable, VolumeError};
 use disk::{Disk, Segments};
 use keeper::{Keeper, Store, Work};
+pub use keys::keys_in;
 pub use lane::Lane;
 use lane::{Handed, Later};
 use meta::Meta;
@@ -53,12 +56,14 @@ pub struct SegmentInfo {
     pub stored_bytes: u64,
     /// The time of its newest commit, microseconds since 1970.
     pub newest_commit_us: i64,
+    /// The key that its records are sealed with; none where they are in the clear.
+    pub key: Option<KeyId>,
 }
 
 /// A batch as every copy stores it.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// The batch.
+    /// The batch. Of a sealed record that was read, its redo is sealed: [`crate::seal::Sealer::open`].
     pub batch: Batch,
     /// Its record; the same bytes in every copy.
     pub record: Bytes,

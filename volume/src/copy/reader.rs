@@ -9,6 +9,7 @@ use proto::Lsn;
 
 use super::SegmentInfo;
 use super::errors::{at, damaged};
+use crate::key::KeyId;
 use crate::segment::{self, Found, HEADER_BYTES, Header, Record};
 use crate::{Durable, VolumeError};
 
@@ -20,6 +21,7 @@ const READ_BYTES: usize = 256 * 1024;
 pub(crate) struct SegmentReader {
     file: File,
     path: PathBuf,
+    header: Header,
     info: SegmentInfo,
     offset: u64,
     buffer: BytesMut,
@@ -31,12 +33,17 @@ impl SegmentReader {
         let file = File::open(path).map_err(at(path))?;
         let mut header = [0; HEADER_BYTES];
         let read = file.read_exact_at(&mut header, 0);
-        match Header::decode(&header) {
-            Some(header) if read.is_ok() && header.begin_lsn == info.begin_lsn => {}
+        let header = match Header::decode(&header) {
+            Some(header) if read.is_ok() && header.begin_lsn == info.begin_lsn => header,
             _ => return Err(damaged(path, 0, "its header is not that of this segment")),
-        }
+        };
         let (path, offset) = (path.to_owned(), HEADER_BYTES as u64);
-        Ok(SegmentReader { file, path, info, offset, buffer: BytesMut::new() })
+        Ok(SegmentReader { file, path, header, info, offset, buffer: BytesMut::new() })
+    }
+
+    /// What its header says.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
     }
 
     /// Where in the file the next record begins.
@@ -63,7 +70,8 @@ impl SegmentReader {
             return Ok(None);
         }
         match self.next_found()? {
-            Found::Record(record) => Ok(Some(record)),
+            Found::Record(record) if self.header.fits(&record) => Ok(Some(record)),
+            Found::Record(_) => Err(damaged(&self.path, self.offset, segment::NOT_OF_THIS_SEGMENT)),
             Found::Damaged(what) => Err(damaged(&self.path, self.offset, &what)),
             Found::End | Found::More(_) => {
                 Err(damaged(&self.path, self.offset, "it ends before its durable redo does"))
@@ -168,4 +176,20 @@ pub(crate) fn read_whole(
         Ok(()) => Ok(bytes),
         Err((offset, what)) => Err(damaged(path, offset, &what)),
     }
+}
+
+/// The key that a segment is sealed with, and as it is wrapped in its first record, if it is there.
+pub(crate) fn first_key(path: &Path) -> Option<(KeyId, Bytes)> {
+    let file = File::open(path).ok()?;
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let header = Header::decode(&header)?;
+    let key = header.key?;
+    let info = SegmentInfo { begin_lsn: header.begin_lsn, ..SegmentInfo::default() };
+    let first = SegmentReader::open(path, info).and_then(|mut reader| reader.next_found());
+    let wrapped = match first {
+        Ok(Found::Record(record)) => record.sealed.map(|sealed| sealed.wrapped_key),
+        _ => None,
+    };
+    Some((key, wrapped.unwrap_or_default()))
 }

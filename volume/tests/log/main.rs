@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod hung;
+mod sealed;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -164,6 +164,9 @@ impl World {
         let first = self.copies[0].disk();
         for index in 0..6 {
             let other = self.copies[index].disk();
+            if let Some(seals) = &self.seals {
+                other.records().try_for_each(|stored| seals.check_opens(stored))?;
+            }
             let from = first.begin_lsn().max(other.begin_lsn()).0;
             for at in from..first.vote().end.lsn.max(other.vote().end.lsn).0 {
                 let (here, there) = (first.redo(at), other.redo(at));

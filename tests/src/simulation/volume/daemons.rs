@@ -13,7 +13,7 @@ use volume::log::{Appended, Effect, FillStep, Phase, Told, sealed_from};
 use volume::quorum::{CopyId, CopyState, Writer};
 use volume::{Durable, VolumeError};
 
-use super::{CALM_APPENDS_US, Event, Fill, Putting, Way, World, forked, id, log_of, place};
+use super::{CALM_APPENDS_US, Event, Fill, Putting, Seals, Way, World, forked, id, log_of, place};
 
 impl World {
     pub fn is_alive(&self, head: usize, life: u64) -> bool {
@@ -37,10 +37,11 @@ impl World {
         }
         self.note(|| format!("daemon {index} starts"));
         let writer = self.dice.below(u64::MAX);
+        let sealer = self.seals.as_ref().map(|_| Seals::sealer(writer));
         let head = &mut self.heads[index];
         head.alive = true;
         head.life += 1;
-        head.log = log_of(writer);
+        head.log = log_of(writer, sealer);
         (head.links, head.fills) = ([None; 6], [None; 6]);
         head.content.clear();
         (head.checked, head.reset) = (Durable::default(), None);
@@ -177,6 +178,11 @@ impl World {
             for effect in effects {
                 if let Effect::Inspect(_, ballot) = effect {
                     self.check_choice(index, ballot)?;
+                }
+                if let (Effect::Order(_, Order::Append { stored, .. }), Some(seals)) =
+                    (&effect, &mut self.seals)
+                {
+                    seals.check_nonce(stored)?;
                 }
                 self.do_one(index, effect);
             }

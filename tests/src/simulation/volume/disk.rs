@@ -7,6 +7,7 @@ use volume::copy::keeper::Store;
 use volume::copy::meta::{Lost, Meta};
 use volume::copy::{SegmentInfo, Stored};
 use volume::quorum::Vote;
+use volume::seal::KeyId;
 use volume::segment::{Found, HEADER_BYTES, read_record};
 use volume::{Durable, VolumeError};
 
@@ -27,6 +28,8 @@ pub struct Kept {
 #[derive(Debug, Clone, Default)]
 struct Segment {
     begin_lsn: Lsn,
+    /// As its header says.
+    key: Option<KeyId>,
     records: Vec<Kept>,
 }
 
@@ -79,6 +82,12 @@ impl Disk {
         records.find(|kept| kept.stored.batch.begin_lsn == lsn && !kept.rotten)
     }
 
+    /// All records that can be read.
+    pub fn records(&self) -> impl Iterator<Item = &Stored> {
+        let records = self.segments.iter().flat_map(|segment| &segment.records);
+        records.filter(|kept| !kept.rotten).map(|kept| &kept.stored)
+    }
+
     /// All redo, by its place.
     pub fn content(&self) -> BTreeMap<u64, u32> {
         let records = self.segments.iter().flat_map(|segment| &segment.records);
@@ -102,7 +111,8 @@ impl Disk {
         let info = |segment: &Segment| {
             let flushed = segment.records.iter().filter(|kept| self.is_flushed(kept));
             let begin_lsn = segment.begin_lsn;
-            let mut info = SegmentInfo { begin_lsn, end_lsn: begin_lsn, ..SegmentInfo::default() };
+            let mut info =
+                SegmentInfo { begin_lsn, end_lsn: begin_lsn, key: segment.key, ..SegmentInfo::default() };
             info.stored_bytes = HEADER_BYTES as u64;
             for kept in flushed {
                 info.end_lsn = kept.stored.batch.end_lsn;
@@ -331,7 +341,11 @@ impl Store for Disk {
         if self.mishap().is_some() {
             return Err(failed());
         }
-        self.segments.push(Segment { begin_lsn: first.batch.begin_lsn, records: Vec::new() });
+        let key = match read_record(&first.record) {
+            Found::Record(record) => record.sealed.map(|sealed| sealed.key),
+            _ => None,
+        };
+        self.segments.push(Segment { begin_lsn: first.batch.begin_lsn, key, records: Vec::new() });
         Ok(())
     }
 
@@ -358,8 +372,8 @@ impl Store for Disk {
             return Err(failed());
         }
         let kept = |stored: Stored| Kept { stored, sure: true, rotten: false };
-        let segment =
-            Segment { begin_lsn: info.begin_lsn, records: prepared.into_iter().map(kept).collect() };
+        let (begin_lsn, key) = (info.begin_lsn, info.key);
+        let segment = Segment { begin_lsn, key, records: prepared.into_iter().map(kept).collect() };
         let sealed = self.segments.len().saturating_sub(1);
         let place = self.segments[..sealed].iter().position(|there| there.begin_lsn == info.begin_lsn);
         match place {

@@ -9,6 +9,8 @@
 //! - what was durable once stays, at the same LSN, in every later opening, until a reset; no two writers make
 //!   different redo durable, and the log before a reset never comes back once the reset is done;
 //! - a copy takes nothing from a ballot below the one it has promised;
+//! - where redo is sealed, as it is in every second seed: no nonce is used for two records, and every record
+//!   of every disk opens in its place, whoever sealed it, also after the region's key has turned over;
 //! - a volume that is open knows the history of its redo's timeline;
 //! - and whenever faults stop, between bouts of them and in the end, the volume comes to be open, and all
 //!   six copies to hold the same.
@@ -18,6 +20,7 @@ mod copies;
 mod daemons;
 mod disk;
 mod faults;
+mod seals;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,10 +34,12 @@ use volume::log::{Log, LogOptions};
 pub use volume::planted::Bug;
 use volume::quorum::{CopyId, Writer};
 use volume::retention::Policy;
+use volume::seal::Sealer;
 use volume::{Durable, VolumeError};
 
 use self::checks::Ledger;
 use self::disk::Disk;
+use self::seals::Seals;
 use super::{Agenda, Dice};
 
 /// How long faults go on, microseconds of virtual time, all bouts of them together.
@@ -297,6 +302,8 @@ struct World {
     /// The life of the copy that a link leads to.
     lives: BTreeMap<u64, u64>,
     ledger: Ledger,
+    /// What is sealed, and by whom; in every second seed.
+    seals: Option<Seals>,
     /// Copies whose disk was lost or damaged and that are not whole again.
     hurt: BTreeSet<usize>,
     /// Faults pause, or are over.
@@ -325,14 +332,17 @@ pub fn run(seed: u64, bug: Bug, verbose: bool) -> Result<Report, String> {
     })
 }
 
-fn log_of(writer: u64) -> Log {
+fn log_of(writer: u64, sealer: Option<Arc<Sealer>>) -> Log {
+    // A sealed record is longer, and as many are to fit.
+    let scale = if sealer.is_some() { 2 } else { 1 };
     Log::new(LogOptions {
         epoch: Epoch(1),
         writer,
-        segment_bytes: 600,
-        policy: Policy { retain_us: 1_500_000, max_size_bytes: 2_000 },
+        segment_bytes: 600 * scale,
+        policy: Policy { retain_us: 1_500_000, max_size_bytes: 2_000 * scale },
         tail_bytes: 10_000,
         own: CopyId::all().collect(),
+        sealer,
     })
 }
 
@@ -341,7 +351,7 @@ impl World {
         let head = || Head {
             alive: false,
             life: 0,
-            log: log_of(0),
+            log: log_of(0, None),
             links: [None; 6],
             fills: [None; 6],
             content: BTreeMap::new(),
@@ -362,6 +372,7 @@ impl World {
             arrivals: BTreeMap::new(),
             lives: BTreeMap::new(),
             ledger: Ledger::default(),
+            seals: (seed % 2 == 1).then(Seals::default),
             hurt: BTreeSet::new(),
             calm: false,
             turned_us: 0,
