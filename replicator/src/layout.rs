@@ -7,6 +7,7 @@
 //!     identity/                its certificate
 //!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
 //!     superuser.password       PostgreSQL's superuser password, mode 0600; superuser.pgpass has it for libpq
+//!     redo.keys                the keys that redo is sealed with, mode 0600; only where that is on
 //!     superuser.next           the password that it is to be, while it is given another one
 //!     daemon.lock, daemon.log  the running daemon
 //!     *.1.log, *.2.log, …      logs that were put aside, of the daemon, its zones and PostgreSQL
@@ -162,6 +163,12 @@ impl RegionLayout {
     #[must_use]
     pub fn page_token(&self) -> PathBuf {
         self.directory.join("page.token")
+    }
+
+    /// The keys that its redo is sealed with, or what they were wrapped to.
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.directory.join("redo.keys")
     }
 
     /// Held by the running daemon.

@@ -17,6 +17,7 @@ pub mod endpoint;
 pub mod events;
 pub mod facts;
 pub mod inspect;
+pub mod keys;
 pub mod layout;
 pub mod load;
 pub mod local;

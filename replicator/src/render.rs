@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use proto::Lsn;
 use proto::messages::finding::Outcome;
-use proto::messages::{ClusterStatus, CopyView, Finding, NodeStatus, Promotion, RegionStatus, VolumeView};
+use proto::messages::{
+    ClusterStatus, CopyView, Finding, KeyUse, NodeStatus, Promotion, RegionStatus, VolumeView,
+};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -283,6 +285,16 @@ struct JsonVolume<'a> {
     writable: bool,
     stored_bytes: u64,
     copies: Vec<JsonCopy<'a>>,
+    active_key: Option<&'a str>,
+    keys: Vec<JsonKeyUse<'a>>,
+}
+
+/// The segments sealed with a key, or, without one, in the clear.
+#[derive(Serialize)]
+struct JsonKeyUse<'a> {
+    key: Option<&'a str>,
+    segments: u64,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -327,8 +339,34 @@ pub fn volume_json(view: &VolumeView) -> String {
         writable: view.writable,
         stored_bytes: view.stored_bytes,
         copies: copies.collect(),
+        active_key: named(&view.active_key),
+        keys: view.keys.iter().map(key_use).collect(),
     };
     serde_json::to_string(&json).unwrap_or_default()
+}
+
+fn named(key: &str) -> Option<&str> {
+    Some(key).filter(|key| !key.is_empty())
+}
+
+fn key_use(of: &KeyUse) -> JsonKeyUse<'_> {
+    JsonKeyUse { key: named(&of.key), segments: of.segments, bytes: of.bytes }
+}
+
+/// What a volume's segments are sealed with, in words.
+#[must_use]
+pub fn sealed_words(view: &VolumeView) -> String {
+    let of = |of: &KeyUse| {
+        let how = named(&of.key).map_or("in the clear".to_owned(), |key| format!("sealed with key {key}"));
+        let segments = if of.segments == 1 { "segment" } else { "segments" };
+        format!("{} {segments} ({}) {how}", of.segments, show_bytes(of.bytes))
+    };
+    let uses: Vec<String> = view.keys.iter().map(of).collect();
+    let next = match named(&view.active_key) {
+        Some(key) => format!("new ones are sealed with key {key}"),
+        None => "new ones are in the clear".to_owned(),
+    };
+    if uses.is_empty() { format!("no segments yet; {next}") } else { format!("{}; {next}", uses.join(", ")) }
 }
 
 /// A volume as a table, with what is wrong below it.
@@ -369,6 +407,10 @@ pub fn volume_table(view: &VolumeView) -> String {
         ballot.opening,
         if view.writable { "appends become durable" } else { "appends wait" }
     );
+    let clear_alone = view.active_key.is_empty() && view.keys.iter().all(|of| of.key.is_empty());
+    if !clear_alone {
+        text.insert_str(text.len() - 1, &format!("{}\n", sealed_words(view)));
+    }
     text += &columns(&rows);
     if !view.detail.is_empty() {
         text += &format!("\n{}\n", view.detail);
@@ -461,7 +503,7 @@ pub(crate) fn seeding(state: &str, [bytes, total_bytes, kept_bytes]: [u64; 3]) -
 }
 
 /// Rows with their columns below each other.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count).map(width).collect();

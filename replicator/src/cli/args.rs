@@ -153,6 +153,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: LostAction,
     },
+    /// The keys that a region's redo is sealed with at rest
+    Keys {
+        #[command(subcommand)]
+        action: KeysAction,
+    },
     /// Make a secondary the primary
     #[command(
         after_help = help::PROMOTE
@@ -302,6 +307,27 @@ pub(super) enum PasswordAction {
         /// For programs
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum KeysAction {
+    /// Show the keys, and how many segments need each; on the host of the region's daemon
+    List {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a key, the first or another one, and seal new segments with it; on the host of the region's
+    /// daemon
+    #[command(after_help = help::KEYS_ROTATE)]
+    Rotate {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
     },
 }
 

@@ -158,3 +158,10 @@ pub(super) const LOST_SHOW: &str = "\
 Relations are printed as tablespace/database/file. In that database, SELECT
 pg_filenode_relation(tablespace, file) says which one that is (0 for the default tablespace,
 1663).";
+
+/// `replicator keys rotate`.
+pub(super) const KEYS_ROTATE: &str = "\
+Where the file of regions turns `encryption` on. The key is added to the region's file of keys, which a
+running daemon looks at every two seconds; from its next segment on the volume is sealed with it. Older
+segments are read with theirs: no key is taken out of the file. Keep a copy of that file somewhere else
+after each rotation: without it the region's redo cannot be read by anybody.";

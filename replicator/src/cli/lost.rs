@@ -9,7 +9,9 @@ use proto::RegionName;
 use super::args::LostAction;
 use super::{AnyResult, confirm};
 use crate::config::Config;
+use crate::keys::Place;
 use crate::layout::Layout;
+use crate::region::lost::sealed::open_into;
 use crate::region::lost::{Lost, Transaction, list, transactions};
 use crate::units;
 
@@ -17,7 +19,7 @@ use crate::units;
 type Kept = Vec<(RegionName, PathBuf, Lost)>;
 
 /// Does `action`.
-pub(super) fn run(config: &Config, layout: &Layout, action: LostAction) -> AnyResult {
+pub(super) async fn run(config: &Config, layout: &Layout, action: LostAction) -> AnyResult {
     let mut kept = Kept::new();
     for own in &config.regions {
         let found = list(&layout.region(&own.name))?;
@@ -30,7 +32,19 @@ pub(super) fn run(config: &Config, layout: &Layout, action: LostAction) -> AnyRe
             let data_dir = layout.region(region).pgdata();
             let bin_dir = config.region(region).and_then(|own| config.bin_dir_of(own));
             let installation = Installation::for_data(bin_dir, &data_dir)?;
-            show(&installation, &directory, lost, records)?;
+            match (&lost.sealed, config.region(region)) {
+                (Some(_), Some(own)) => {
+                    let place = Place::of(own, &layout.region(region));
+                    let keys = place.open(&place.load()?.unwrap_or_default()).await?;
+                    // What is opened lies in memory where there is such a place, and goes when it was shown.
+                    let memory = Path::new("/dev/shm");
+                    let within = if memory.is_dir() { memory } else { directory.as_path() };
+                    let opened = tempfile::Builder::new().prefix("replicator-lost-").tempdir_in(within)?;
+                    open_into(&directory, opened.path(), &keys)?;
+                    show(&installation, opened.path(), lost, records)?;
+                }
+                _ => show(&installation, &directory, lost, records)?,
+            }
         }
         LostAction::Discard { directory, yes } => {
             let (.., lost) = find(&kept, &directory)?;
@@ -54,7 +68,11 @@ fn show_list(kept: &Kept) {
     }
     for (name, path, lost) in kept {
         let (size, path) = (units::show_bytes(lost.bytes), path.display());
-        println!("{name}  epoch {}  {} to {}  {size}  {path}", lost.epoch, lost.from_lsn, lost.to_lsn);
+        let sealed = lost.sealed.as_ref().map(|key| format!("  sealed with key {key}")).unwrap_or_default();
+        println!(
+            "{name}  epoch {}  {} to {}  {size}  {path}{sealed}",
+            lost.epoch, lost.from_lsn, lost.to_lsn
+        );
     }
 }
 

@@ -9,6 +9,7 @@ mod check;
 mod drill;
 mod events;
 mod help;
+mod keys;
 mod load;
 mod lost;
 mod password;
@@ -221,7 +222,8 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             let drill = Drill::new(config, &layout, &region, copy_rate)?;
             drill::run(drill, &region, drill::Options { full, yes, json, markdown }).await
         }
-        Command::Lost { action } => lost::run(&config, &layout, action),
+        Command::Lost { action } => lost::run(&config, &layout, action).await,
+        Command::Keys { action } => keys::run(config, &layout, action).await,
     }
 }
 

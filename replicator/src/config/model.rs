@@ -226,6 +226,33 @@ pub struct RegionConfig {
     pub bin_dir: Option<PathBuf>,
     /// The nodes besides the host of its daemon, in the order of the file.
     pub nodes: Vec<NodeConfig>,
+    /// How its redo is sealed: its own word, or that for all; in the clear without either.
+    pub encryption: Option<EncryptionConfig>,
+}
+
+/// How a region's redo is sealed at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncryptionConfig {
+    /// Who keeps the region's keys.
+    pub provider: KeyProvider,
+    /// Where the file of keys is, if not in the region's directory.
+    pub file: Option<PathBuf>,
+}
+
+/// Who keeps a region's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyProvider {
+    /// Nobody: new segments are in the clear, and those that are sealed are read.
+    Off,
+    /// The file has the keys themselves.
+    File,
+    /// Programs wrap and unwrap a key, from standard input to standard output; the file has it wrapped.
+    Command {
+        /// The program that wraps, and its arguments.
+        wrap: Vec<String>,
+        /// The program that unwraps, and its arguments.
+        unwrap: Vec<String>,
+    },
 }
 
 /// A node of a region besides the host of its daemon.

@@ -223,6 +223,7 @@ impl Keys {
             settings: _,
             bin_dir,
             nodes,
+            encryption,
         } = new;
         let (here, daemon) = (name == own, Fate::Needs(Need::Daemon));
         let if_here = |fate: Fate| if here { fate } else { Fate::Elsewhere };
@@ -242,6 +243,7 @@ impl Keys {
         let bandwidth = old.bandwidth_bits_per_second == *bandwidth_bits_per_second;
         self.add(&key("bandwidth"), bandwidth, if here { Fate::Elsewhere } else { Fate::Now });
         self.add(&key("bin_dir"), old.bin_dir == *bin_dir, if_here(daemon));
+        self.add(&key("encryption"), old.encryption == *encryption, if_here(daemon));
         // Replicas come and go while everything goes on; who holds a copy is settled at the start.
         let same_copies = old.zones_apart() == new.zones_apart();
         let fate = if same_copies { Fate::Now } else { daemon };

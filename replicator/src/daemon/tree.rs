@@ -27,7 +27,7 @@ const WRITE: u32 = 0o022;
 
 /// What the names below a region's directory begin with that are the daemon's. Others are PostgreSQL's, which
 /// it or we look at when they are opened, or an operator's: a copy of `pgdata`, say.
-const OURS: [&str; 13] = [
+const OURS: [&str; 14] = [
     "aside",
     "az-",
     "configuration.seen",
@@ -38,6 +38,7 @@ const OURS: [&str; 13] = [
     "load",
     "lost",
     "page.",
+    "redo.",
     "region.json",
     "superuser.",
     "volume",

@@ -53,6 +53,9 @@ pub async fn up(
         make_passable(directory.directory())?;
         account.check_reach(&directory.pgdata())?;
     }
+    for region in &config.regions {
+        crate::keys::make_first(region, &layout.region(&region.name)).await?;
+    }
     let mut daemons = Vec::new();
     for region in &config.regions {
         let zones = region.own_process.iter().copied().map(Apart::Zone);

@@ -8,8 +8,8 @@ use postgres::instance::OWN_ENCRYPTION;
 use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, EventsRequest, Refusal, RegionStatus,
-    RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
+    Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, EventsRequest, KeyUse, Refusal,
+    RegionStatus, RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
 };
 use proto::{ClusterId, RegionName, RegionState};
 use runtime::clock::wall_us;
@@ -267,6 +267,8 @@ impl Region {
             detail: if whole && status.writable { String::new() } else { volume_trouble(&status) },
             stored_bytes: self.volume.stored_bytes(),
             copies: copies.collect(),
+            keys: status.keys.iter().map(key_use).collect(),
+            active_key: status.active_key.map(|key| key.to_string()).unwrap_or_default(),
         }
     }
 
@@ -309,6 +311,11 @@ impl Region {
         self.chronicle.add_heard(&mut status);
         status
     }
+}
+
+fn key_use(of: &volume::KeyUse) -> KeyUse {
+    let key = of.key.map(|key| key.to_string()).unwrap_or_default();
+    KeyUse { key, segments: of.segments, bytes: of.bytes }
 }
 
 /// The state of a copy in a word, and what is to be known of it.

@@ -1,6 +1,7 @@
 //! Redo that a failover cut off: kept aside in the region that had it, until an operator discards it.
 //!
-//! It is kept as PostgreSQL's own WAL segments, so that `pg_waldump` reads it.
+//! It is kept as PostgreSQL's own WAL segments, so that `pg_waldump` reads it; sealed where the region's redo
+//! is.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,12 @@ use postgres::wal::segment::SegmentSize;
 use proto::{Lsn, TimelineHistory};
 use runtime::private;
 use serde::{Deserialize, Serialize};
+use volume::seal::RegionKey;
 use volume::{Start, Volume};
 
 use crate::layout::{RegionLayout, write_durably};
+
+pub mod sealed;
 
 /// What is known of redo that was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +30,9 @@ pub struct Lost {
     pub to_lsn: String,
     /// How much it is.
     pub bytes: u64,
+    /// The key that it is sealed with; not where it is in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 impl Lost {
@@ -57,6 +64,14 @@ pub enum LostError {
     /// The volume cannot be read.
     #[error(transparent)]
     Volume(#[from] volume::VolumeError),
+    /// It cannot be sealed, or opened.
+    #[error("{path}: {what}")]
+    Sealed {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
 }
 
 /// Keeps what the volume has beyond what it has in common with `history`, if that is anything. On disk when
@@ -79,13 +94,16 @@ pub async fn keep(
     let name = format!("epoch-{epoch}-{:X}-{:X}", fork_lsn.0, bounds.durable_lsn.0);
     let directory = layout.lost().join(name);
     private::make_directory(&directory).map_err(io(&directory))?;
-    write_segments(volume, fork_lsn, &directory, segment_size).await?;
+    // One key for all of it: another one may be used meanwhile.
+    let key = volume.sealer().and_then(|sealer| sealer.active_key());
+    write(volume, fork_lsn, &directory, segment_size, key.as_ref()).await?;
     let lost = Lost {
         epoch,
         timeline: bounds.timeline.0,
         from_lsn: fork_lsn.to_string(),
         to_lsn: bounds.durable_lsn.to_string(),
         bytes: bounds.durable_lsn - fork_lsn,
+        sealed: key.map(|key| key.id().to_string()),
     };
     let path = directory.join("lost.json");
     let content = serde_json::to_vec_pretty(&lost).unwrap_or_default();
@@ -122,12 +140,29 @@ pub async fn write_segments(
     directory: &Path,
     segment_size: SegmentSize,
 ) -> Result<(), LostError> {
+    write(volume, from_lsn, directory, segment_size, None).await
+}
+
+/// A WAL segment that is being written.
+enum Open {
+    Clear(std::fs::File),
+    /// All of it: none of it lies on the disk in the clear.
+    Sealed(Vec<u8>),
+}
+
+async fn write(
+    volume: &Volume,
+    from_lsn: Lsn,
+    directory: &Path,
+    segment_size: SegmentSize,
+    key: Option<&RegionKey>,
+) -> Result<(), LostError> {
     let bounds = volume.bounds();
     // From the beginning of the WAL segment, so that it has its header; the zeroes behind the end end it.
     let begin_lsn = segment_size.begin(from_lsn).max(bounds.horizon_lsn);
     let mut cursor = volume.cursor(begin_lsn, Start::Batch)?;
     let mut next_lsn = begin_lsn;
-    let mut open: Option<(Lsn, std::fs::File, PathBuf)> = None;
+    let mut open: Option<(Lsn, Open, PathBuf)> = None;
     while next_lsn < bounds.durable_lsn {
         let redo = cursor.next().await?;
         let skip = usize::try_from(next_lsn.bytes_since(redo.batch.begin_lsn)).unwrap_or(usize::MAX);
@@ -136,24 +171,44 @@ pub async fn write_segments(
             let segment_lsn = segment_size.begin(next_lsn);
             if open.as_ref().is_none_or(|(of, ..)| *of != segment_lsn) {
                 let path = directory.join(segment_size.name(bounds.timeline, next_lsn));
-                let file = private::create_new(&path).map_err(io(&path))?;
-                file.set_len(segment_size.bytes()).map_err(io(&path))?;
-                sync(open.replace((segment_lsn, file, path)))?;
+                let new = match key {
+                    Some(_) => {
+                        Open::Sealed(vec![0; usize::try_from(segment_size.bytes()).unwrap_or_default()])
+                    }
+                    None => {
+                        let file = private::create_new(&path).map_err(io(&path))?;
+                        file.set_len(segment_size.bytes()).map_err(io(&path))?;
+                        Open::Clear(file)
+                    }
+                };
+                finish(open.replace((segment_lsn, new, path)), key)?;
             }
             let Some((_, file, path)) = &mut open else { break };
             let offset = next_lsn - segment_lsn;
             let room = usize::try_from(segment_size.bytes() - offset).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
-            std::os::unix::fs::FileExt::write_all_at(file, now, offset).map_err(io(path))?;
+            match file {
+                Open::Clear(file) => {
+                    std::os::unix::fs::FileExt::write_all_at(file, now, offset).map_err(io(path))?;
+                }
+                Open::Sealed(bytes) => {
+                    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+                    bytes[at..at + now.len()].copy_from_slice(now);
+                }
+            }
             next_lsn = next_lsn + now.len() as u64;
             bytes = later;
         }
     }
-    sync(open)
+    finish(open, key)
 }
 
-fn sync(written: Option<(Lsn, std::fs::File, PathBuf)>) -> Result<(), LostError> {
-    written.map_or(Ok(()), |(_, file, path)| file.sync_all().map_err(io(&path)))
+fn finish(written: Option<(Lsn, Open, PathBuf)>, key: Option<&RegionKey>) -> Result<(), LostError> {
+    match (written, key) {
+        (Some((_, Open::Clear(file), path)), _) => file.sync_all().map_err(io(&path)),
+        (Some((_, Open::Sealed(bytes), path)), Some(key)) => sealed::write(&path, &bytes, key),
+        _ => Ok(()),
+    }
 }
 
 /// Everything that is kept in a region's directory, with where it lies.

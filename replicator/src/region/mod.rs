@@ -23,6 +23,7 @@ mod rehearse;
 mod rejoin;
 pub mod reload;
 mod reseed;
+mod sealing;
 mod serve;
 mod slots;
 mod tablespaces;
@@ -49,6 +50,7 @@ use crate::daemon::serve::Door;
 use crate::endpoint::door::Doors;
 use crate::engine::LEFT_RUNNING;
 use crate::events::{Journal, Kind};
+use crate::keys;
 use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
 use crate::observe;
@@ -87,6 +89,9 @@ pub enum RegionError {
     /// See [`AccountError`].
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// See [`keys::KeysError`].
+    #[error(transparent)]
+    Keys(#[from] keys::KeysError),
     /// See [`VolumeError`].
     #[error("the volume: {0}")]
     Volume(#[from] VolumeError),
@@ -220,8 +225,12 @@ pub async fn run(
     let state = reseed::set_aside(&places, state, &own.zones_apart())?;
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
+    let Some(sealer) = keys::start(&own, &places, identity.cluster_id, &stop).await? else {
+        return Ok(Ended::Stopped);
+    };
     let (volume, hold) = Volume::start_held(
         VolumeOptions {
+            sealer,
             copies: own.local_copies(),
             retain: config.retain,
             max_size_bytes: config.max_size_bytes,
@@ -295,6 +304,7 @@ pub async fn run(
     let _noting_redo = Task::spawn("note the redo that there is", region.clone().note_redo());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let _renewing = Task::spawn("use other certificates", region.clone().renew_certificates(identity));
+    let _sealing = Task::spawn("use other keys", region.clone().renew_keys());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
@@ -380,7 +390,11 @@ impl Region {
     async fn volume_failed(&self) -> VolumeError {
         match self.volume.opened().await {
             Err(failed) => failed,
-            Ok(()) => std::future::pending().await,
+            // Segments may need a key that only other processes' copies told of.
+            Ok(()) => match self.volume.check_keys() {
+                Err(missing) => missing,
+                Ok(()) => std::future::pending().await,
+            },
         }
     }
 }

@@ -4,6 +4,7 @@
 mod addresses;
 mod cluster;
 mod commit;
+mod encryption;
 mod endpoints;
 mod failover;
 mod logs;
@@ -24,6 +25,7 @@ use super::read::Reader;
 const KEYS: &[&str] = &[
     "cluster",
     "commit",
+    "encryption",
     "endpoints",
     "failover",
     "failover_after",

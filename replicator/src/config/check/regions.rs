@@ -12,13 +12,14 @@ use crate::config::read::{Key, Reader, Value};
 use crate::units;
 
 /// The keys of a region's table.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "role",
     "listen",
     "advertise",
     "postgres",
     "bandwidth",
     "bin_dir",
+    "encryption",
     "node",
     "own_process",
     "settings",
@@ -33,8 +34,12 @@ impl Reader {
         match self.section(table, "region") {
             Some((value, regions)) => {
                 let beyond = config.telemetry.http_beyond_loopback;
+                let encryption = self.encryption(table, false);
                 let named = Reader::in_order(regions).into_iter();
                 config.regions = named.filter_map(|(name, value)| self.region(name, value, beyond)).collect();
+                for region in &mut config.regions {
+                    region.encryption = region.encryption.take().or_else(|| encryption.clone());
+                }
                 self.roles(value.span(), regions);
             }
             // That it is no table was said.
@@ -68,6 +73,7 @@ impl Reader {
         let writer_endpoint = self.optional(table, "writer_endpoint", ADDRESS, parse_address);
         let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
         let nodes = self.nodes(table, &own_process);
+        let encryption = self.encryption(table, true);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         Some(RegionConfig {
@@ -84,6 +90,7 @@ impl Reader {
             settings,
             bin_dir,
             nodes,
+            encryption,
         })
     }
 
