@@ -61,8 +61,9 @@ pub fn show(directory: &Path, records: bool, json: bool) -> Result<(), Box<dyn E
                 }
             }
         }
-        let what =
-            format!("{} to {end_lsn}, {count} records, {}", header.begin_lsn, show_bytes(offset as u64));
+        let sealed = header.key.map(|key| format!(", sealed with key {key}")).unwrap_or_default();
+        let size = show_bytes(offset as u64);
+        let what = format!("{} to {end_lsn}, {count} records, {size}{sealed}", header.begin_lsn);
         writeln!(out, "{}", line(json, &name, "segment", &what))?;
         if let Some(damage) = damage {
             writeln!(out, "{}", line(json, &name, "damaged", &damage))?;

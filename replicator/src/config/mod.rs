@@ -105,6 +105,48 @@ mod tests {
     }
 
     #[test]
+    fn a_regions_own_encryption_comes_before_that_for_all() {
+        let with = |general: &str, own: &str| {
+            let regions = region("a", "primary", 7000) + &region("b", "secondary", 7001);
+            format!("cluster = \"x\"\n{general}\n{regions}{own}\n")
+        };
+        let providers = |general: &str, own: &str| {
+            let regions = Config::parse(&with(general, own)).unwrap().regions;
+            let provider = |region: &RegionConfig| region.encryption.clone().map(|of| of.provider);
+            [provider(&regions[0]), provider(&regions[1])]
+        };
+        assert_eq!(providers("", ""), [None, None], "it is off by default");
+        let file = "encryption.provider = \"file\"";
+        assert_eq!(providers(file, ""), [Some(KeyProvider::File), Some(KeyProvider::File)]);
+        let own =
+            "encryption = { provider = \"command\", wrap = [\"/bin/w\"], unwrap = [\"/bin/u\", \"-d\"] }";
+        let (wrap, unwrap) = (vec!["/bin/w".to_owned()], vec!["/bin/u".to_owned(), "-d".to_owned()]);
+        let command = KeyProvider::Command { wrap, unwrap };
+        assert_eq!(providers(file, own), [Some(KeyProvider::File), Some(command)]);
+        for (general, own, wanted) in [
+            ("encryption = true", "", "`encryption` is a table"),
+            ("encryption.key = 1", "", "lacks `provider`"),
+            ("encryption.provider = \"vault\"", "", "`provider` is \"file\""),
+            ("encryption.provider = \"command\"", "", "wants `wrap` and `unwrap`"),
+            (
+                "encryption = { provider = \"file\", wrap = [\"/bin/w\"] }",
+                "",
+                "goes with provider \"command\" alone",
+            ),
+            (
+                "",
+                "encryption = { provider = \"command\", wrap = [\"w\"], unwrap = [\"/u\"] }",
+                "by its absolute path",
+            ),
+            ("", "encryption = { provider = \"file\", file = \"keys\" }", "absolute"),
+            ("encryption = { provider = \"file\", file = \"/keys\" }", "", "unknown key `file`"),
+        ] {
+            let found = mistakes(&with(general, own)).join("\n");
+            assert!(found.contains(wanted), "{wanted} is not in:\n{found}");
+        }
+    }
+
+    #[test]
     fn every_mistake_is_reported_at_once() {
         let text = format!(
             "cluster = \"x\"\nclutser = 1\n{}{}{}[region.c]\nrole = \"primry\"\nlisten = \"localhost\"\n[volume]\nretain = \"soon\"\n",

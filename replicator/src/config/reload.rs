@@ -332,6 +332,7 @@ http = \"127.0.0.1:9001\"
 bandwidth = \"11Mbit/s\"
 own_process = [\"c\"]
 settings = { jit = true }
+encryption = { provider = \"file\" }
 [witness.w]
 listen = \"127.0.0.1:7002\"
 advertise = \"w.example:7002\"
@@ -418,6 +419,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("region.a.bandwidth", "\"10Mbit/s\"", "\"20Mbit/s\"", elsewhere, Fate::Now),
             ("region.b.bandwidth", "bandwidth = \"11Mbit/s\"\n", "", Fate::Now, elsewhere),
             ("region.a.own_process", "[\"b\"]", "[\"a\"]", DAEMON, elsewhere),
+            ("region.b.encryption", "provider = \"file\"", "provider = \"off\"", elsewhere, DAEMON),
             ("region.a.bin_dir", "\"/a/bin\"", "\"/b/bin\"", DAEMON, elsewhere),
             (
                 "witness.w.listen",

@@ -303,6 +303,7 @@ impl Disk {
         if next {
             self.seal()?;
         }
+        let info = SegmentInfo { key: key_in(prepared)?, ..info };
         std::fs::rename(prepared, &path).map_err(at(&path))?;
         sync_directory(&self.log_directory())?;
         let mut segments = lock(&self.segments);
