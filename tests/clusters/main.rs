@@ -23,6 +23,7 @@ mod observe;
 mod owner;
 mod promotion;
 mod reload;
+mod sealed;
 mod secure;
 mod seeds;
 mod streaming;

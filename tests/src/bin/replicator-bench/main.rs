@@ -17,6 +17,7 @@ mod links;
 mod load;
 mod rejoin;
 mod replicas;
+mod sealed;
 mod telemetry;
 
 use replicator_tests::bench::{Stock, pgbench, pgbench_init};
@@ -33,6 +34,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench load [SESSIONS [SECONDS]]` or `replicator-bench cost [SECONDARIES [TRANSACTIONS]]` or
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
+/// `replicator-bench sealed [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -64,6 +66,7 @@ async fn measure() {
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
         "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
+        "sealed" => sealed::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "telemetry" => telemetry::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "lag" => lag::run(first.unwrap_or(10)).await,
         "bring" => {
@@ -76,7 +79,7 @@ async fn measure() {
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, telemetry, lag, links, bring"
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, sealed, telemetry, lag, links, bring"
             )
         }
     }

@@ -37,10 +37,16 @@ pub async fn run(rounds: u64, seconds: u64) {
             tokio::time::sleep(SCRAPE).await;
         }
     });
-    let clusters = [&silent, &telling];
+    in_turn([&silent, &telling], ["telemetry off", "on"], rounds, seconds).await;
+    let (metrics, spans) = (collector.names.lock().unwrap().len(), collector.spans.lock().unwrap().len());
+    println!("\nthe collector was sent {metrics} metrics and {spans} spans meanwhile");
+}
+
+/// Measures two clusters in turn, and shows the ratios of each round.
+pub async fn in_turn(clusters: [&Cluster; 2], names: [&str; 2], rounds: u64, seconds: u64) {
     let urls = clusters.map(|cluster| cluster.clear_url("us-east"));
     urls.iter().for_each(|url| pgbench_init(url));
-    println!("{:34} {:>12} {:>12} {:>22}", "", "telemetry off", "on", "on / off, of each round");
+    println!("{:34} {:>12} {:>12} {:>22}", "", names[0], names[1], "on / off, of each round");
     for (what, arguments) in [("select-only", &["-S", "-M", "prepared"][..]), ("TPC-B", &[])] {
         let (mut tps, mut spent) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for round in 0..rounds {
@@ -63,8 +69,6 @@ pub async fn run(rounds: u64, seconds: u64) {
         show(&format!("{what}, transactions a second"), tps);
         show(&format!("{what}, processor µs for one"), spent);
     }
-    let (metrics, spans) = (collector.names.lock().unwrap().len(), collector.spans.lock().unwrap().len());
-    println!("\nthe collector was sent {metrics} metrics and {spans} spans meanwhile");
 }
 
 /// The medians of both, and the ratio of each round.
