@@ -144,8 +144,6 @@ pub(crate) async fn read_any(head: &Head, lsn: Lsn) -> Result<Vec<Batch>, Volume
         };
         match read {
             Ok(batches) => return Ok(batches),
-            // The same bytes are in every copy.
-            Err(e @ VolumeError::NoKey { .. }) => return Err(e),
             Err(e) => error = e,
         }
     }

@@ -15,7 +15,8 @@ use toml::de::DeTable;
 
 pub use model::{
     Config, EncryptionConfig, EndpointsConfig, FailoverConfig, KeyProvider, LogFormat, LogsConfig, NODES_MAX,
-    NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
+    NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, VaultConfig, WITNESSES_MAX,
+    WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -118,6 +119,19 @@ mod tests {
         assert_eq!(providers("", ""), [None, None], "it is off by default");
         let file = "encryption.provider = \"file\"";
         assert_eq!(providers(file, ""), [Some(KeyProvider::File), Some(KeyProvider::File)]);
+        let vault = |address: &str, more: &str| {
+            format!(
+                "[encryption]\nprovider = \"vault\"\naddress = \"{address}\"\nkey = \"k\"\ntoken = \"/t\"\n{more}"
+            )
+        };
+        for (address, more) in
+            [("http://127.0.0.1:8200", ""), ("https://v.example:8200/", "ca = \"/ca.pem\"")]
+        {
+            let [found, _] = providers(&vault(address, more), "");
+            assert!(
+                matches!(found, Some(KeyProvider::Vault(of)) if of.port == 8200 && of.mount == "transit")
+            );
+        }
         let own =
             "encryption = { provider = \"command\", wrap = [\"/bin/w\"], unwrap = [\"/bin/u\", \"-d\"] }";
         let (wrap, unwrap) = (vec!["/bin/w".to_owned()], vec!["/bin/u".to_owned(), "-d".to_owned()]);
@@ -126,7 +140,15 @@ mod tests {
         for (general, own, wanted) in [
             ("encryption = true", "", "`encryption` is a table"),
             ("encryption.key = 1", "", "lacks `provider`"),
-            ("encryption.provider = \"vault\"", "", "`provider` is \"file\""),
+            ("encryption.provider = \"vaults\"", "", "`provider` is \"file\""),
+            ("encryption.provider = \"vault\"", "", "wants `address`, `key`"),
+            (&vault("http://vault.example:8200", ""), "", "`address` is a URL"),
+            (&vault("https://vault.example:8200", ""), "", "wants `ca`"),
+            (
+                &vault("http://127.0.0.1:8200", "unwrap = [\"/u\"]"),
+                "",
+                "goes with provider \"command\" alone",
+            ),
             ("encryption.provider = \"command\"", "", "wants `wrap` and `unwrap`"),
             (
                 "encryption = { provider = \"file\", wrap = [\"/bin/w\"] }",

@@ -253,6 +253,27 @@ pub enum KeyProvider {
         /// The program that unwraps, and its arguments.
         unwrap: Vec<String>,
     },
+    /// Vault's transit engine wraps and unwraps a key; the file has it wrapped.
+    Vault(VaultConfig),
+}
+
+/// How Vault is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultConfig {
+    /// Whether that is over TLS.
+    pub tls: bool,
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Where the transit engine is mounted.
+    pub mount: String,
+    /// The transit engine's key.
+    pub key: String,
+    /// The file with the token, read for each question: whatever renews the token writes it.
+    pub token: PathBuf,
+    /// The authorities that Vault's certificate may be of.
+    pub ca: Option<PathBuf>,
 }
 
 /// A node of a region besides the host of its daemon.

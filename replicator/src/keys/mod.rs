@@ -5,6 +5,7 @@
 
 pub mod provider;
 mod ring;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};

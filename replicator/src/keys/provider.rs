@@ -14,6 +14,7 @@ use tokio::process::Command;
 use volume::seal::KEY_BYTES;
 use zeroize::Zeroizing;
 
+use super::vault::OfVault;
 use crate::config::KeyProvider;
 
 /// The bytes of a key.
@@ -23,7 +24,7 @@ pub type Secret = Zeroizing<[u8; KEY_BYTES]>;
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ProviderError>> + Send + 'a>>;
 
 /// How long a provider may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How much of what a program says of its failure is passed on, bytes.
 const SAID_BYTES_MAX: usize = 300;
@@ -63,6 +64,7 @@ pub fn of(config: &KeyProvider) -> Option<Box<dyn Provider>> {
         KeyProvider::Command { wrap, unwrap } => {
             Some(Box::new(OfCommand { wrap: wrap.clone(), unwrap: unwrap.clone() }))
         }
+        KeyProvider::Vault(config) => Some(Box::new(OfVault(config.clone()))),
     }
 }
 
@@ -88,7 +90,7 @@ impl Provider for OfFile {
     }
 }
 
-fn secret(bytes: &[u8]) -> Result<Secret, ProviderError> {
+pub(super) fn secret(bytes: &[u8]) -> Result<Secret, ProviderError> {
     let mut secret = Secret::default();
     if bytes.len() != KEY_BYTES {
         return Err(ProviderError::Wrong(format!(

@@ -5,54 +5,87 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use crate::config::model::{EncryptionConfig, KeyProvider};
+use crate::config::model::{EncryptionConfig, KeyProvider, VaultConfig};
 use crate::config::read::Reader;
 
-const PROVIDER: &str =
-    "\"file\" (a file has the keys), \"command\" (programs wrap them), or \"off\" (new redo is in the clear)";
+const PROVIDER: &str = "\"file\" (a file has the keys), \"vault\" (Vault wraps them), \"command\" (programs do), or \"off\" (new redo is in the clear)";
+
+/// The keys that go with provider "command".
+const OF_COMMAND: [&str; 2] = ["wrap", "unwrap"];
+
+/// The keys that go with provider "vault".
+const OF_VAULT: [&str; 5] = ["address", "mount", "key", "token", "ca"];
 
 impl Reader {
     /// What `table` says under `encryption`; the keys of a region may lie elsewhere than in its directory.
     pub(super) fn encryption(&mut self, table: &DeTable<'_>, of_region: bool) -> Option<EncryptionConfig> {
         let (value, table) = self.section(table, "encryption")?;
-        let known: &[&str] =
-            if of_region { &["provider", "file", "wrap", "unwrap"] } else { &["provider", "wrap", "unwrap"] };
-        self.known_keys(table, known);
+        let mut known = vec!["provider"];
+        known.extend(of_region.then_some("file"));
+        known.extend(OF_COMMAND.iter().chain(&OF_VAULT));
+        self.known_keys(table, &known);
         let file = self.optional(table, "file", "the path of the file of keys, absolute", |text| {
             Some(PathBuf::from(text)).filter(|path| path.is_absolute())
         });
         if !table.contains_key("provider") {
             return self.mistake(value.span(), format!("`encryption` lacks `provider`: {PROVIDER}"));
         }
-        let (wrap, unwrap) = (self.program(table, "wrap"), self.program(table, "unwrap"));
-        let provider = self.optional(table, "provider", PROVIDER, |text| match text {
-            "off" => Some(KeyProvider::Off),
-            "file" => Some(KeyProvider::File),
-            // What they are comes below.
-            "command" => Some(KeyProvider::Command { wrap: Vec::new(), unwrap: Vec::new() }),
-            _ => None,
+        let name = self.optional(table, "provider", PROVIDER, |text| {
+            ["off", "file", "command", "vault"].into_iter().find(|name| *name == text)
         })?;
-        let provider = match provider {
-            KeyProvider::Command { .. } => match (wrap, unwrap) {
-                (Some(wrap), Some(unwrap)) => KeyProvider::Command { wrap, unwrap },
-                _ if table.contains_key("wrap") && table.contains_key("unwrap") => return None,
-                _ => {
-                    let what = "provider \"command\" wants `wrap` and `unwrap`: each a program and its arguments, which turns what it reads \
-                                into what it prints";
-                    return self.mistake(value.span(), what);
-                }
-            },
-            other => {
-                for key in ["wrap", "unwrap"] {
-                    if let Some(at) = table.get(key).map(Spanned::span) {
-                        let _: Option<()> =
-                            self.mistake(at, format!("`{key}` goes with provider \"command\" alone"));
-                    }
-                }
-                other
+        let own: &[&str] = match name {
+            "command" => &OF_COMMAND,
+            "vault" => &OF_VAULT,
+            _ => &[],
+        };
+        for key in OF_COMMAND.iter().chain(&OF_VAULT).filter(|key| !own.contains(key)) {
+            if let Some(at) = table.get(*key).map(Spanned::span) {
+                let with = if OF_VAULT.contains(key) { "vault" } else { "command" };
+                let what = format!("`{key}` goes with provider \"{with}\" alone");
+                let _: Option<()> = self.mistake(at, what);
             }
+        }
+        let wanted = |keys: &[&str]| keys.iter().all(|key| table.contains_key(*key));
+        let provider = match name {
+            "command" if !wanted(&OF_COMMAND) => {
+                let what = "provider \"command\" wants `wrap` and `unwrap`: each a program and its arguments, which turns what it reads \
+                            into what it prints";
+                return self.mistake(value.span(), what);
+            }
+            "command" => {
+                let (wrap, unwrap) = (self.program(table, "wrap"), self.program(table, "unwrap"));
+                KeyProvider::Command { wrap: wrap?, unwrap: unwrap? }
+            }
+            "vault" if !wanted(&["address", "key", "token"]) => {
+                let what = "provider \"vault\" wants `address`, `key` (of the transit engine) and `token` (a file that has it)";
+                return self.mistake(value.span(), what);
+            }
+            "vault" => KeyProvider::Vault(self.vault(table)?),
+            "file" => KeyProvider::File,
+            _ => KeyProvider::Off,
         };
         Some(EncryptionConfig { provider, file })
+    }
+
+    fn vault(&mut self, table: &DeTable<'_>) -> Option<VaultConfig> {
+        let what = "a URL, such as \"https://vault.example.org:8200\"; without TLS only of this machine, \"http://127.0.0.1:8200\"";
+        let address = self.optional(table, "address", what, parse_address_of_vault);
+        let name = "letters, digits, '-' and '_'";
+        let mount = self.optional(table, "mount", name, parse_name);
+        let key = self.optional(table, "key", name, parse_name);
+        let path = |text: &str| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+        let token = self.optional(table, "token", "the path of a file that has the token, absolute", path);
+        let ca = self.optional(table, "ca", "the path of Vault's authorities in PEM, absolute", path);
+        let (tls, host, port) = address?;
+        if tls && ca.is_none() && !table.contains_key("ca") {
+            let at = table.get("address").map_or(0..0, Spanned::span);
+            return self.mistake(
+                at,
+                "an address with https wants `ca`: the authorities that Vault's certificate may be of",
+            );
+        }
+        let mount = mount.unwrap_or_else(|| "transit".into());
+        Some(VaultConfig { tls, host, port, mount, key: key?, token: token?, ca })
     }
 
     fn program(&mut self, table: &DeTable<'_>, key: &str) -> Option<Vec<String>> {
@@ -69,5 +102,26 @@ impl Reader {
                 self.mistake(value.span(), what)
             }
         }
+    }
+}
+
+/// Letters, digits and what else needs no escape in a URL.
+fn parse_name(text: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (!text.is_empty() && text.bytes().all(allowed)).then(|| text.to_owned())
+}
+
+/// Whether it is over TLS, the host, and the port. A token goes in the clear to this machine only.
+fn parse_address_of_vault(text: &str) -> Option<(bool, String, u16)> {
+    let (scheme, rest) = text.trim_end_matches('/').split_once("://")?;
+    let (host, port) = rest.rsplit_once(':')?;
+    let port = port.parse::<u16>().ok().filter(|port| *port > 0)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let is_host = !host.is_empty() && host.bytes().all(allowed);
+    let here = host == "localhost" || host.starts_with("127.");
+    match scheme {
+        "https" if is_host => Some((true, host.to_owned(), port)),
+        "http" if is_host && here => Some((false, host.to_owned(), port)),
+        _ => None,
     }
 }
