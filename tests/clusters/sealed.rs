@@ -1,5 +1,5 @@
-//! Redo at rest: nothing of it shows in the volume's directories or in what failovers kept aside, and with the
-//! keys all of it is there.
+//! Redo at rest: nothing of it shows in the volume's directories or in what failovers kept aside, and with
+//! the keys all of it is there.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,7 @@ async fn no_row_shows_on_disk_and_with_the_keys_all_is_there_after_a_lost_zone_a
     std::fs::remove_dir_all(cluster.region("us-east").join("volume/az-b")).unwrap();
     insert(&mut primary, 20_001, 1_000).await;
     cluster.until_whole("us-east").await;
-    // All of it is sent again from the disk to a region that was down, by a process with the keys of the file.
+    // All of it is sent again from the disk to a region that was down, by a process with the file's keys.
     cluster.kill("eu-west", true).await;
     cluster.kill("ap-northeast", true).await;
     insert(&mut primary, 21_001, 20_000).await;

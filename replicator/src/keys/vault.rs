@@ -180,8 +180,8 @@ mod tests {
     /// What was asked: the path, the token, the body.
     type Asked = Arc<Mutex<Vec<(String, String, Value)>>>;
 
-    /// A server that takes what Vault's documentation says of `transit/encrypt/:name` and `transit/decrypt/:name`,
-    /// and refuses anything else as Vault does.
+    /// A server that takes what Vault's documentation says of `transit/encrypt/:name` and
+    /// `transit/decrypt/:name`, and refuses anything else as Vault does.
     async fn serve(asked: Asked) -> (u16, Task<()>) {
         let answer = |State(asked): State<Asked>,
                       Place((mount, action, key)): Place<(String, String, String)>,

@@ -13,8 +13,8 @@ use super::telemetry;
 /// Records of each size, which are sealed and opened one after the other.
 const RECORDS: u32 = 20_000;
 
-/// What sealing and opening a record takes by itself, and then two clusters of two regions side by side, one of
-/// which seals; `rounds` times in turn, for `seconds` each, `pgbench` with eight clients.
+/// What sealing and opening a record takes by itself, and then two clusters of two regions side by side, one
+/// of which seals; `rounds` times in turn, for `seconds` each, `pgbench` with eight clients.
 pub async fn run(rounds: u64, seconds: u64) {
     records();
     println!(
@@ -31,7 +31,8 @@ pub async fn run(rounds: u64, seconds: u64) {
     }
 }
 
-/// What a record costs that is made in the clear, that is sealed, and that is opened, each once for all copies.
+/// What a record costs that is made in the clear, that is sealed, and that is opened: each once for all
+/// copies.
 fn records() {
     println!("{:>16} {:>16} {:>16} {:>16}", "redo, compressed", "clear, ns", "sealed, ns", "opened, ns");
     let key = RegionKey::new([7; 32].into(), Bytes::new());
