@@ -14,9 +14,9 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, EncryptionConfig, EndpointsConfig, FailoverConfig, KeyProvider, LogFormat, LogsConfig, NODES_MAX,
-    NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, VaultConfig, WITNESSES_MAX,
-    WitnessConfig,
+    Config, EncryptionConfig, EndpointsConfig, FailoverConfig, KeyProvider, KmsConfig, LogFormat, LogsConfig,
+    NODES_MAX, NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, Server, TelemetryConfig, VaultConfig,
+    WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -119,6 +119,11 @@ mod tests {
         assert_eq!(providers("", ""), [None, None], "it is off by default");
         let file = "encryption.provider = \"file\"";
         assert_eq!(providers(file, ""), [Some(KeyProvider::File), Some(KeyProvider::File)]);
+        let kms = "encryption = { provider = \"aws-kms\", aws_region = \"eu-west-1\", key = \"alias/redo\", credentials = \"/c\", ca = \"/ca\" }";
+        let [found, _] = providers(kms, "");
+        assert!(
+            matches!(found, Some(KeyProvider::Kms(of)) if of.server.host == "kms.eu-west-1.amazonaws.com" && of.server.tls)
+        );
         let vault = |address: &str, more: &str| {
             format!(
                 "[encryption]\nprovider = \"vault\"\naddress = \"{address}\"\nkey = \"k\"\ntoken = \"/t\"\n{more}"
@@ -129,7 +134,7 @@ mod tests {
         {
             let [found, _] = providers(&vault(address, more), "");
             assert!(
-                matches!(found, Some(KeyProvider::Vault(of)) if of.port == 8200 && of.mount == "transit")
+                matches!(found, Some(KeyProvider::Vault(of)) if of.server.port == 8200 && of.mount == "transit")
             );
         }
         let own =
@@ -142,19 +147,12 @@ mod tests {
             ("encryption.key = 1", "", "lacks `provider`"),
             ("encryption.provider = \"vaults\"", "", "`provider` is \"file\""),
             ("encryption.provider = \"vault\"", "", "wants `address`, `key`"),
+            ("encryption.provider = \"aws-kms\"", "", "wants `aws_region`, `key`"),
             (&vault("http://vault.example:8200", ""), "", "`address` is a URL"),
             (&vault("https://vault.example:8200", ""), "", "wants `ca`"),
-            (
-                &vault("http://127.0.0.1:8200", "unwrap = [\"/u\"]"),
-                "",
-                "goes with provider \"command\" alone",
-            ),
+            (&vault("http://127.0.0.1:8200", "unwrap = [\"/u\"]"), "", "does not go with provider"),
             ("encryption.provider = \"command\"", "", "wants `wrap` and `unwrap`"),
-            (
-                "encryption = { provider = \"file\", wrap = [\"/bin/w\"] }",
-                "",
-                "goes with provider \"command\" alone",
-            ),
+            ("encryption = { provider = \"file\", wrap = [\"/bin/w\"] }", "", "does not go with provider"),
             (
                 "",
                 "encryption = { provider = \"command\", wrap = [\"w\"], unwrap = [\"/u\"] }",

@@ -255,25 +255,53 @@ pub enum KeyProvider {
     },
     /// Vault's transit engine wraps and unwraps a key; the file has it wrapped.
     Vault(VaultConfig),
+    /// AWS KMS does.
+    Kms(KmsConfig),
 }
 
-/// How Vault is asked.
+/// Where a server of keys is, and whom it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VaultConfig {
-    /// Whether that is over TLS.
+pub struct Server {
+    /// Over TLS.
     pub tls: bool,
     /// Its host.
     pub host: String,
     /// Its port.
     pub port: u16,
+    /// The authorities that its certificate may be of, in PEM.
+    pub ca: Option<PathBuf>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// How Vault is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultConfig {
+    /// Where it is.
+    pub server: Server,
     /// Where the transit engine is mounted.
     pub mount: String,
     /// The transit engine's key.
     pub key: String,
     /// The file with the token, read for each question: whatever renews the token writes it.
     pub token: PathBuf,
-    /// The authorities that Vault's certificate may be of.
-    pub ca: Option<PathBuf>,
+}
+
+/// How AWS KMS is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmsConfig {
+    /// Where it is.
+    pub server: Server,
+    /// AWS's name of the region that it is in.
+    pub region: String,
+    /// Its key: an id, an ARN or an alias.
+    pub key: String,
+    /// AWS's shared file of credentials, read for each question: whatever renews them writes it.
+    pub credentials: PathBuf,
 }
 
 /// A node of a region besides the host of its daemon.

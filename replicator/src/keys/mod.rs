@@ -3,6 +3,8 @@
 //! The file is text, mode 0600: each key with its id, when it was made, and what its provider keeps of it;
 //! and which of them new segments are sealed with. Keys are only ever added to it.
 
+mod http;
+mod kms;
 pub mod provider;
 mod ring;
 mod vault;

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use volume::seal::KEY_BYTES;
 use zeroize::Zeroizing;
 
+use super::kms::OfKms;
 use super::vault::OfVault;
 use crate::config::KeyProvider;
 
@@ -65,6 +66,7 @@ pub fn of(config: &KeyProvider) -> Option<Box<dyn Provider>> {
             Some(Box::new(OfCommand { wrap: wrap.clone(), unwrap: unwrap.clone() }))
         }
         KeyProvider::Vault(config) => Some(Box::new(OfVault(config.clone()))),
+        KeyProvider::Kms(config) => Some(Box::new(OfKms(config.clone()))),
     }
 }
 

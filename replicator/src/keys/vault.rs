@@ -1,33 +1,18 @@
 //! Vault's transit engine as a provider of keys: it encrypts and decrypts what it is sent, with a key that
 //! never leaves it. <https://developer.hashicorp.com/vault/api-docs/secret/transit>
 
-use std::sync::Arc;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::handshake;
+use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use proto::sealed::WRAPPED_BYTES_MAX;
-use runtime::task::Task;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
-use super::provider::{Answer, PATIENCE, Provider, ProviderError, Secret, secret};
+use super::provider::{Answer, Provider, ProviderError, Secret, secret};
 use crate::config::VaultConfig;
-
-/// The longest answer, bytes.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// Vault's transit engine.
 #[derive(Debug)]
@@ -67,96 +52,39 @@ impl Provider for OfVault {
 
 impl OfVault {
     fn place(&self) -> String {
-        let VaultConfig { host, port, mount, key, .. } = &self.0;
-        format!("Vault at {host}:{port}, key {mount}/{key}")
+        let VaultConfig { server, mount, key, .. } = &self.0;
+        format!("Vault at {server}, key {mount}/{key}")
     }
 
     fn wrong(&self, what: &str) -> ProviderError {
         ProviderError::Wrong(format!("{}: {what}", self.place()))
     }
 
-    fn silent(&self, what: impl std::fmt::Display) -> ProviderError {
-        ProviderError::Silent(format!("{}: {what}", self.place()))
-    }
-
-    /// What the answer to `action` has as `field`, within [`PATIENCE`].
+    /// What the answer to `action` has as `field`.
     async fn ask(
         &self,
         action: &str,
         field: &str,
         question: &Value,
     ) -> Result<Zeroizing<String>, ProviderError> {
-        match tokio::time::timeout(PATIENCE, self.ask_patiently(action, field, question)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(self.silent(format!("no answer within {} s", PATIENCE.as_secs()))),
-        }
-    }
-
-    async fn ask_patiently(
-        &self,
-        action: &str,
-        field: &str,
-        question: &Value,
-    ) -> Result<Zeroizing<String>, ProviderError> {
-        let VaultConfig { tls, host, port, .. } = &self.0;
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| self.silent(e))?;
-        match tls {
-            false => self.ask_over(stream, action, field, question).await,
-            true => {
-                let name = ServerName::try_from(host.clone()).map_err(|e| self.wrong(&e.to_string()))?;
-                let connector = TlsConnector::from(Arc::new(self.trust()?));
-                let stream = connector.connect(name, stream).await.map_err(|e| self.silent(e))?;
-                self.ask_over(stream, action, field, question).await
-            }
-        }
-    }
-
-    /// Whom the connection is with: a certificate of the configured authorities.
-    fn trust(&self) -> Result<ClientConfig, ProviderError> {
-        let mut roots = RootCertStore::empty();
-        let ca = self.0.ca.clone().unwrap_or_default();
-        let unreadable = |e: String| self.wrong(&format!("{}: {e}", ca.display()));
-        for certificate in CertificateDer::pem_file_iter(&ca).map_err(|e| unreadable(e.to_string()))? {
-            let certificate = certificate.map_err(|e| unreadable(e.to_string()))?;
-            roots.add(certificate).map_err(|e| unreadable(e.to_string()))?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| self.wrong(&e.to_string()))?;
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
-    }
-
-    async fn ask_over(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        action: &str,
-        field: &str,
-        question: &Value,
-    ) -> Result<Zeroizing<String>, ProviderError> {
-        let VaultConfig { host, port, mount, key, token, .. } = &self.0;
+        let VaultConfig { server, mount, key, token } = &self.0;
         // Whatever renews it writes it anew.
         let read = std::fs::read_to_string(token).map(Zeroizing::new);
         let token = read.map_err(|e| self.wrong(&format!("the token in {}: {e}", token.display())))?;
         let request = Request::post(format!("/v1/{mount}/{action}/{key}"))
-            .header(HOST, format!("{host}:{port}"))
+            .header(HOST, server.to_string())
             .header("X-Vault-Token", token.trim())
             .header("X-Vault-Request", "true")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(question.to_string())))
             .map_err(|_| self.wrong("the token is none: it has bytes that no header may have"))?;
-        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| self.silent(e))?;
-        // It ends with this.
-        let _connection = Task::spawn("a connection with Vault", async move { drop(connection.await) });
-        let response = sender.send_request(request).await.map_err(|e| self.silent(e))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|e| self.silent(e))?.to_bytes();
-        let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let (status, answer) = server.ask(request).await?;
+        let answer: Value = serde_json::from_slice(&answer).unwrap_or(Value::Null);
         if status != StatusCode::OK {
             let errors = answer["errors"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let said: String = errors.collect::<Vec<_>>().join("; ").chars().take(300).collect();
             // Sealed, standing by, a token that ran out: all of that may be another moment.
-            return Err(self.silent(format!("{status}: {said}")));
+            return Err(ProviderError::Silent(format!("{}: {status}: {said}", self.place())));
         }
         match answer["data"][field].as_str() {
             Some(text) => Ok(Zeroizing::new(text.to_owned())),
@@ -168,14 +96,17 @@ impl OfVault {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use axum::Router;
     use axum::extract::{Path as Place, State};
     use axum::http::HeaderMap;
     use axum::routing::post;
+    use hyper_util::rt::TokioIo;
+    use runtime::task::Task;
 
     use super::*;
+    use crate::config::Server;
 
     /// What was asked: the path, the token, the body.
     type Asked = Arc<Mutex<Vec<(String, String, Value)>>>;
@@ -232,13 +163,10 @@ mod tests {
 
     fn vault(port: u16, token: &Path) -> OfVault {
         OfVault(VaultConfig {
-            tls: false,
-            host: "127.0.0.1".into(),
-            port,
+            server: Server { tls: false, host: "127.0.0.1".into(), port, ca: None },
             mount: "transit".into(),
             key: "redo".into(),
             token: token.to_owned(),
-            ca: None,
         })
     }
 
@@ -279,7 +207,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let free = listener.local_addr().unwrap().port();
         drop(listener);
-        let away = OfVault(VaultConfig { port: free, ..vault.0.clone() });
+        let server = Server { port: free, ..vault.0.server.clone() };
+        let away = OfVault(VaultConfig { server, ..vault.0.clone() });
         assert!(matches!(away.wrap(&secret).await, Err(ProviderError::Silent(_))));
     }
 }
