@@ -18,7 +18,7 @@ const TEXT: &str = "nobody-but-the-bank-may-read-this-row";
 
 /// The programs that wrap keys turn every byte over, so that what they wrap is not the key.
 fn provider(cluster: &Cluster) -> PathBuf {
-    let program = cluster.data().join("turn");
+    let program = cluster.file().with_file_name("turn");
     std::fs::write(&program, "#!/bin/sh\ntr '\\000-\\377' '\\200-\\377\\000-\\177'\n").unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     program
