@@ -68,6 +68,8 @@ pub struct SecondaryFacts {
     pub redo_bytes: u64,
     /// Batches that it was sent.
     pub batches: u64,
+    /// Bytes of repairs sent beside the redo.
+    pub repair_bytes: u64,
     /// What crossed the network for it.
     pub sent: LinkCounters,
     /// The present connection, while redo streams.

@@ -117,6 +117,7 @@ pub(crate) struct Region {
     heartbeat: u64,
     pub(crate) redo_bytes: u64,
     pub(crate) batches: u64,
+    pub(crate) repair_bytes: u64,
     /// What connections sent that are over, and what the present one did.
     sent_before: LinkCounters,
     sent_now: LinkCounters,
@@ -304,6 +305,7 @@ impl Region {
             heartbeat: 0,
             redo_bytes: 0,
             batches: 0,
+            repair_bytes: 0,
             sent_before: LinkCounters::default(),
             sent_now: LinkCounters::default(),
             link: None,
@@ -319,6 +321,11 @@ impl Region {
         self.sent_now = LinkCounters { sent_bytes, sent_packets, lost_packets };
         let round_trip_us = runtime::clock::micros(wire.rtt);
         self.link = Some(LinkFacts { round_trip_us, window_bytes: wire.window_bytes });
+    }
+
+    /// Repairs of so many bytes were sent.
+    pub(crate) fn note_repairs(&mut self, bytes: u64) {
+        self.repair_bytes += bytes;
     }
 
     /// The present connection is over, having sent so much.
@@ -362,6 +369,7 @@ impl Region {
             silent_us: self.lag.silent_us(now_us),
             redo_bytes: self.redo_bytes,
             batches: self.batches,
+            repair_bytes: self.repair_bytes,
             sent: self.sent_before.plus(self.sent_now),
             link: self.link,
             seed_bytes: self.seed_bytes,

@@ -47,6 +47,8 @@ pub struct InboundState {
     pub detail: String,
     /// Redo received since this daemon started, bytes.
     pub redo_bytes: u64,
+    /// Batches that came earlier by repairs than by the stream, since this daemon started.
+    pub repaired_batches: u64,
     /// How far the primary was durable, as it said last.
     pub primary_lsn: Lsn,
     /// When the primary was heard, and how far it was, on [`runtime::clock::steady_us`].
@@ -235,7 +237,10 @@ impl Inbound {
             stream.finish().await;
             return;
         }
-        let (sender, receiver) = stream.split();
+        let (sender, mut receiver) = stream.split();
+        if ready.repairs {
+            receiver.take_repairs();
+        }
         let session = Session {
             inbound: self,
             // Redo of an earlier epoch may be caught up under this one; it never goes back.
@@ -296,7 +301,16 @@ impl Inbound {
         let bounds = self.volume.bounds();
         let common = newest_common(&self.volume, &theirs).await?.map(|batch| batch.id().to_message());
         let (timeline, durable_lsn) = (bounds.timeline.0, bounds.durable_lsn.0);
-        Ok(ReplicateReady { timeline, durable_lsn, common, can_rewind, led, ..ReplicateReady::default() })
+        let repairs = open.repairs;
+        Ok(ReplicateReady {
+            timeline,
+            durable_lsn,
+            common,
+            can_rewind,
+            led,
+            repairs,
+            ..ReplicateReady::default()
+        })
     }
 
     /// The way through this region of a batch that the primary says is sampled.
@@ -436,13 +450,18 @@ impl Session<'_> {
 
     async fn take_redo(&mut self, mut receiver: StreamReceiver) -> SessionEnd {
         loop {
+            let before = receiver.repaired_messages();
             let (body, trace) = match receiver.receive::<Downstream>(MAX_STREAM_MESSAGE_BYTES).await {
                 Ok(Some(message)) => (message.body, message.trace),
                 Ok(None) => return TransportError::Finished.into(),
                 Err(e) => return e.into(),
             };
             let taken = match body {
-                Some(downstream::Body::Batch(batch)) => self.take_batch(batch, trace).await,
+                Some(downstream::Body::Batch(batch)) => {
+                    let repaired = receiver.repaired_messages() - before;
+                    lock(&self.inbound.state).repaired_batches += repaired;
+                    self.take_batch(batch, trace).await
+                }
                 Some(downstream::Body::Timeline(file)) => {
                     self.take_history(file.timeline, &file.content).await
                 }

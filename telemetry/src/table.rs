@@ -141,6 +141,8 @@ table! {
         "How long the primary may go on letting commits return if nobody answers any more.";
     REDO_READ = Counter, "replicator.redo.read", Bytes, ["region"], "Redo read from the region's writer.";
     REDO_RECEIVED = Counter, "replicator.redo.received", Bytes, ["region"], "Redo received from the primary.";
+    BATCHES_REPAIRED = Counter, "replicator.batches.repaired", Count("batch"), ["region"],
+        "Batches that the region had earlier by redundancy than by their retransmission.";
     BATCHES = Counter, "replicator.batches", Count("batch"), ["region"], "Batches that the primary's reader cut.";
     BATCH_COMPRESSED = Counter, "replicator.batches.compressed", Bytes, ["region"],
         "What the batches take once compressed: what is stored and sent.";
@@ -163,6 +165,8 @@ table! {
         "Redo sent to the peer, before compression.";
     LINK_BATCHES = Counter, "replicator.link.batches", Count("batch"), ["region", "peer"],
         "Batches sent to the peer.";
+    LINK_REPAIRS = Counter, "replicator.link.repairs", Bytes, ["region", "peer"],
+        "Redundancy sent to the peer beside the redo, of which it puts together what was lost; none on a clean link.";
     LINK_SEED_SENT = Gauge, "replicator.link.seed_sent", Bytes, ["region", "peer"],
         "How much of the seed in progress the peer was sent or had already, before compression; 0 without a seed.";
     LINK_SEED_SIZE = Gauge, "replicator.link.seed_size", Bytes, ["region", "peer"],

@@ -38,6 +38,9 @@ const SESSION_WINDOW_BYTES: u32 = 512 << 10;
 /// hundred do so at once.
 const SESSIONS_WINDOW_BYTES: u32 = 64 << 20;
 
+/// Datagrams with repairs that wait to be sent, or to be taken: the oldest give way.
+const DATAGRAMS_BYTES: usize = 64 << 10;
+
 /// The length of a connection's first ID: the longest that QUIC allows.
 const ID_BYTES: usize = 20;
 
@@ -117,14 +120,15 @@ impl Connection {
     /// When the connection is lost.
     pub async fn open_stream(&self, open: &Open) -> Result<Stream, TransportError> {
         let opened = self.connection.open_bi().await.map_err(|e| classify(self.remote_address(), &e))?;
-        let mut stream = Stream::new(opened);
+        let mut stream = Stream::new(&self.connection, opened);
         stream.send(open).await?;
         Ok(stream)
     }
 
     /// Waits for a stream that the peer opens; `None` once the connection is over.
     pub async fn accept_stream(&self) -> Option<Stream> {
-        self.connection.accept_bi().await.ok().map(Stream::new)
+        let accepted = self.connection.accept_bi().await.ok()?;
+        Some(Stream::new(&self.connection, accepted))
     }
 
     /// Whether the connection is over.
@@ -191,9 +195,9 @@ pub(crate) fn transport_config(
     address: IpAddr,
     traffic: Traffic,
 ) -> Result<Arc<TransportConfig>, String> {
-    let (streams, stream_bytes, bytes) = match traffic {
-        Traffic::Redo => (STREAMS_MAX, STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES * 2),
-        Traffic::Sessions => (SESSIONS_MAX, SESSION_WINDOW_BYTES, SESSIONS_WINDOW_BYTES),
+    let (streams, stream_bytes, bytes, datagrams) = match traffic {
+        Traffic::Redo => (STREAMS_MAX, STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES * 2, Some(DATAGRAMS_BYTES)),
+        Traffic::Sessions => (SESSIONS_MAX, SESSION_WINDOW_BYTES, SESSIONS_WINDOW_BYTES, None),
     };
     let mut config = TransportConfig::default();
     config
@@ -201,7 +205,8 @@ pub(crate) fn transport_config(
         .keep_alive_interval(Some(IDLE / 5))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(datagrams)
+        .datagram_send_buffer_size(DATAGRAMS_BYTES)
         .stream_receive_window(VarInt::from_u32(stream_bytes))
         .receive_window(VarInt::from_u32(bytes))
         .send_window(u64::from(STREAM_WINDOW_BYTES))

@@ -11,6 +11,7 @@ pub mod egress;
 pub mod endpoint;
 pub mod identity;
 mod reset;
+pub mod redundancy;
 pub mod stream;
 
 pub use congestion::Congestion;

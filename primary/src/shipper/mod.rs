@@ -232,9 +232,13 @@ impl Shipping {
             durable_lsn: bounds.durable_lsn.0,
             history: history.content.clone().into(),
             major: self.options.writer.installation().major.0,
+            repairs: true,
         };
         let mut stream = connection.open_stream(&self.open(open::Purpose::Replicate(ask))).await?;
         let ready = stream.receive(proto::messages::MAX_CONTROL_MESSAGE_BYTES).await?;
+        if ready.as_ref().is_some_and(|ready: &ReplicateReady| ready.repairs) {
+            stream.begin_repairs();
+        }
         self.link = Some((connection, stream));
         Ok((history, ready.ok_or(TransportError::Finished)?))
     }

@@ -103,10 +103,18 @@ impl Outgoing<'_> {
     async fn send_batches(&self, mut sender: Sender, mut cursor: Cursor) -> StreamEnd {
         let (mut next, mut heartbeat_us) = (Next::default(), 0);
         loop {
-            if let Err(end) = self.fill(&mut next, &mut cursor, &mut heartbeat_us).await {
+            if let Err(end) = self.fill(&mut next, &mut cursor, &mut heartbeat_us, &mut sender).await {
                 return end;
             }
-            self.egress.take(next.frames.len()).await;
+            // Before what is new: a repair is of use only if it does not get lost with what it covers.
+            let repairs = sender.send_repairs();
+            if repairs > 0 {
+                self.views.update_region(self.target, |region, _| region.note_repairs(repairs));
+            }
+            self.egress.take(next.frames.len() + usize::try_from(repairs).unwrap_or_default()).await;
+            if next.frames.is_empty() {
+                continue;
+            }
             if let Err(e) = sender.write_frames(next.frames.split().freeze()).await {
                 return e.into();
             }
@@ -118,15 +126,24 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Waits for something to send: the batches that are there, or a heartbeat when none comes.
+    /// Waits for something to send: the batches that are there, a heartbeat when none comes, or nothing when
+    /// the sender has a repair to send.
     async fn fill(
         &self,
         next: &mut Next,
         cursor: &mut Cursor,
         heartbeat_us: &mut u64,
+        sender: &mut Sender,
     ) -> Result<(), StreamEnd> {
-        let Ok(first) = tokio::time::timeout(HEARTBEAT, cursor.next_batch()).await else {
-            self.put_heartbeat(&mut next.frames);
+        let now_us = clock::steady_us();
+        let wake = sender.repairs_wake_us().map(|at_us| Duration::from_micros(at_us.saturating_sub(now_us)));
+        let wait = HEARTBEAT.min(wake.unwrap_or(HEARTBEAT));
+        let Ok(first) = tokio::time::timeout(wait, cursor.next_batch()).await else {
+            let now_us = clock::steady_us();
+            if wait == HEARTBEAT || now_us.saturating_sub(*heartbeat_us) > HEARTBEAT_US {
+                *heartbeat_us = now_us;
+                self.put_heartbeat(&mut next.frames, sender);
+            }
             return Ok(());
         };
         let (mut redo_bytes, mut batches) = (self.put_batch(next, first?), 1);
@@ -142,7 +159,7 @@ impl Outgoing<'_> {
         // Under load too: answers to them say how far behind the region is.
         if clock::steady_us().saturating_sub(*heartbeat_us) > HEARTBEAT_US {
             *heartbeat_us = clock::steady_us();
-            self.put_heartbeat(&mut next.frames);
+            self.put_heartbeat(&mut next.frames, sender);
         }
         Ok(())
     }
@@ -166,9 +183,10 @@ impl Outgoing<'_> {
         redo_bytes
     }
 
-    fn put_heartbeat(&self, frames: &mut BytesMut) {
+    fn put_heartbeat(&self, frames: &mut BytesMut, sender: &mut Sender) {
         let (mut number, durable_lsn) = (0, self.volume.bounds().durable_lsn);
         let wire = self.connection.wire();
+        sender.note_path(wire.sent_packets, wire.lost_packets);
         self.views.update_region(self.target, |region, _| {
             region.note_link(&wire);
             number = region.heartbeat_sent(clock::now_us(), durable_lsn);

@@ -210,6 +210,7 @@ pub(super) mod tests {
             silent_us: Some(5_000),
             redo_bytes: 4000,
             batches: 4,
+            repair_bytes: 0,
             sent: Default::default(),
             link: Some(primary::facts::LinkFacts { round_trip_us: 80_000, window_bytes: 65_536 }),
             seed_bytes: 0,

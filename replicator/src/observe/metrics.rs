@@ -181,6 +181,7 @@ fn put_secondary(all: &mut Snapshot, region: &str, secondary: &SecondaryFacts) {
     all.put(table::LINK_WAN, &link, number(secondary.sent.sent_bytes));
     all.put(table::LINK_REDO, &link, number(secondary.redo_bytes));
     all.put(table::LINK_BATCHES, &link, number(secondary.batches));
+    all.put(table::LINK_REPAIRS, &link, number(secondary.repair_bytes));
     if let Some(silent_us) = secondary.silent_us {
         all.put(table::LINK_SILENCE, &link, seconds(silent_us));
     }
@@ -197,6 +198,7 @@ fn put_secondary(all: &mut Snapshot, region: &str, secondary: &SecondaryFacts) {
 fn put_follower(all: &mut Snapshot, region: &str, follower: &FollowerFacts) {
     all.put(table::APPLIED_POSITION, &[region], number(follower.applied_lsn.0));
     all.put(table::REDO_RECEIVED, &[region], number(follower.inbound.redo_bytes));
+    all.put(table::BATCHES_REPAIRED, &[region], number(follower.inbound.repaired_batches));
     if let Some(lag_us) = follower.heard_lag_us {
         all.put(table::HEARD_LAG, &[region], us(lag_us));
     }
