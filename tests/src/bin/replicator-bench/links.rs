@@ -1,5 +1,5 @@
-//! `replicator-bench links`: one primary and one secondary over an emulated link, under pgbench; and bulk
-//! beside a TCP flow.
+//! `replicator-bench controllers`: one primary and one secondary over an emulated link, under pgbench, with
+//! each congestion controller; and bulk beside a TCP flow.
 //!
 //! Each congestion controller gets the same links. Lag is what an independent prober sees: a row every 40 ms,
 //! from its commit's return until it is first seen far away; one machine, so one clock.
@@ -12,10 +12,12 @@ use std::time::Duration;
 use proto::messages::{Batch, Open};
 use proto::{ClusterId, RegionName};
 use replicator_tests::wan::{Wan, Weather};
-use replicator_tests::{PATIENCE, now, postgresql, program, text};
+use replicator_tests::{PATIENCE, now, program, text};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::Instant;
 use transport::{Authority, Endpoint, Identity, Peer};
+
+use crate::roads::{Ends, Road};
 
 /// The controllers, as [`transport::congestion::VARIABLE`] names them.
 const CONTROLLERS: [&str; 3] = ["cubic", "fixed:2097152", "pacing"];
@@ -38,21 +40,23 @@ pub fn run(seconds: u64, only: Option<u64>) {
          pgbench -c 8 -s 20, {seconds} s"
     );
     println!(
-        "{:16} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>9}",
-        "controller", "loss %", "p50 ms", "p99 ms", "max ms", "seen", "unseen", "tps"
+        "{:16} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>9} {:>8}",
+        "controller", "loss %", "p50 ms", "p99 ms", "max ms", "seen", "unseen", "tps", "WAN B/t"
     );
     // Without seconds, there is only bulk.
     for controller in chosen.iter().filter(|_| seconds > 0) {
         let site = Site::up(controller);
+        let ends = site.ends();
+        ends.prepare();
         for loss_ppm in LOSSES_PPM {
-            let (mut lags, unseen, tps) = site.measure(loss_ppm, seconds);
-            lags.sort_by(f64::total_cmp);
-            let at = |share: usize| lags.get((lags.len() * share / 100).min(lags.len().saturating_sub(1)));
-            let [p50, p99, max] = [50, 99, 100].map(|share| at(share).copied().unwrap_or(f64::NAN));
+            let measured = ends.measure(&Road::lossy("", loss_ppm), seconds);
+            let ([p50, p99, max], (seen, unseen)) = (measured.ranks(), measured.sorted());
             let loss = f64::from(loss_ppm) / 10_000.0;
             println!(
-                "{controller:16} {loss:>7} {p50:>8.0} {p99:>8.0} {max:>8.0} {:>7} {unseen:>7} {tps:>9.0}",
-                lags.len()
+                "{controller:16} {loss:>7} {p50:>8.0} {p99:>8.0} {max:>8.0} {:>7} {unseen:>7} {:>9.0} {:>8.0}",
+                seen.len(),
+                measured.transactions_per_second,
+                measured.wan_bytes_per_transaction
             );
         }
     }
@@ -60,7 +64,7 @@ pub fn run(seconds: u64, only: Option<u64>) {
 }
 
 /// Two regions, each in a place of its own.
-pub(super) struct Site {
+pub struct Site {
     wan: Wan,
     directory: tempfile::TempDir,
     daemons: [Option<Child>; 2],
@@ -69,18 +73,14 @@ pub(super) struct Site {
 }
 
 impl Site {
-    fn up(controller: &str) -> Site {
+    pub fn up(controller: &str) -> Site {
         let site = Site::daemons(controller);
-        let mut pgbench = site.wan.command(0, &postgresql("pgbench"));
-        let made = pgbench.args(["-i", "-q", "-s", "20", &site.urls[0]]).output().unwrap();
-        assert!(made.status.success(), "{}", text(&made.stderr));
-        site.sql("CREATE TABLE probe (id bigint PRIMARY KEY); CHECKPOINT");
         site.until_streams();
         site
     }
 
     /// Two empty regions.
-    pub(super) fn daemons(controller: &str) -> Site {
+    pub fn daemons(controller: &str) -> Site {
         let wan = Wan::new(2, 1).expect("root, and `ip`");
         let directory = tempfile::Builder::new().prefix("rpl-links-").tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
@@ -109,7 +109,7 @@ impl Site {
     }
 
     /// Starts the daemon of a place.
-    pub(super) fn start(&mut self, place: usize) {
+    pub fn start(&mut self, place: usize) {
         let log = self.directory.path().join(format!("{}.log", PLACES[place]));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = self.replicator(place, &["run", "--region", PLACES[place]]);
@@ -119,7 +119,7 @@ impl Site {
     }
 
     /// Tells the daemon of a place to stop, and waits until it has.
-    pub(super) fn stop(&mut self, place: usize) {
+    pub fn stop(&mut self, place: usize) {
         use nix::sys::signal::{Signal, kill};
         if let Some(mut daemon) = self.daemons[place].take() {
             // `ip netns exec` becomes the program.
@@ -129,25 +129,29 @@ impl Site {
     }
 
     /// Has the region of a place seeded anew. Its daemon ends, and is started again.
-    pub(super) fn reseed(&mut self, place: usize) {
+    pub fn reseed(&mut self, place: usize) {
         let output =
             self.replicator(place, &["reseed", "--region", PLACES[place], "--yes"]).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
 
     /// All directions are so from now on.
-    pub(super) fn weather(&self, weather: Weather) {
+    pub fn weather(&self, weather: Weather) {
         self.wan.change_all(|w| *w = weather.clone());
     }
 
     /// Nothing is between the places.
-    pub(super) fn still(&self) {
+    pub fn still(&self) {
         self.weather(Weather::default());
     }
 
     /// What has crossed from the first place to the other, bytes.
-    pub(super) fn crossed(&self) -> u64 {
+    pub fn crossed(&self) -> u64 {
         self.wan.carried(0, 1).bytes
+    }
+
+    pub fn ends(&self) -> Ends<'_> {
+        Ends { wan: &self.wan, urls: &self.urls }
     }
 
     fn replicator(&self, place: usize, arguments: &[&str]) -> Command {
@@ -170,7 +174,7 @@ impl Site {
     }
 
     /// Waits until the secondary streams and has all there is.
-    pub(super) fn until_streams(&self) {
+    pub fn until_streams(&self) {
         let begin = now();
         while !self.is_level() {
             assert!(begin.elapsed() < 2 * PATIENCE, "{}", self.logs());
@@ -179,54 +183,21 @@ impl Site {
     }
 
     /// Whether the secondary streams and has all there is, as the primary says.
-    pub(super) fn is_level(&self) -> bool {
+    pub fn is_level(&self) -> bool {
         let output = self.replicator(0, &["status", "--json"]).output().unwrap();
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let level = |r: &serde_json::Value| r["state"] == "streaming" && r["behind_bytes"] == 0;
         status["regions"].as_array().is_some_and(|regions| regions.len() == 2 && regions.iter().all(level))
     }
 
-    pub(super) fn sql(&self, statements: &str) {
+    pub fn sql(&self, statements: &str) {
         let mut psql = self.wan.command(0, &postgresql("psql"));
         psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &self.urls[0]]);
         psql.args(statements.split(';').flat_map(|statement| ["-c", statement]));
         assert!(psql.stdout(Stdio::null()).status().unwrap().success());
     }
 
-    /// Lags in milliseconds, rows that were not seen at the end, and transactions a second.
-    fn measure(&self, loss_ppm: u32, seconds: u64) -> (Vec<f64>, usize, f64) {
-        self.sql("TRUNCATE probe; CHECKPOINT");
-        self.until_streams();
-        self.wan.change_all(|w| *w = link(1000, 40_000, 50_000, loss_ppm));
-        let begin = now();
-        let [writer, reader] = self.urls.clone();
-        let end = begin + Duration::from_secs(seconds);
-        let mut pgbench = self.wan.command(0, &postgresql("pgbench"));
-        pgbench.args(["-c", "8", "-j", "2", "-T", &seconds.to_string(), &self.urls[0]]);
-        let (committed, seen, output) = std::thread::scope(|scope| {
-            let committed = scope.spawn(|| self.wan.within(0, move || in_place(write(writer, end))).unwrap());
-            // What is late by two seconds at the end counts as unseen.
-            let seen = scope.spawn(|| {
-                self.wan.within(1, move || in_place(read(reader, end + Duration::from_secs(2)))).unwrap()
-            });
-            let output = pgbench.output().unwrap();
-            (committed.join().unwrap(), seen.join().unwrap(), output)
-        });
-        self.wan.change_all(|w| *w = Weather::default());
-        let report = text(&output.stdout);
-        let tps = report.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-        let mut lags = Vec::new();
-        let mut unseen = 0;
-        for (id, at) in committed.iter().enumerate() {
-            match seen.iter().find(|(newest, _)| *newest >= i64::try_from(id).unwrap()) {
-                Some((_, first)) => lags.push(first.saturating_duration_since(*at).as_secs_f64() * 1000.0),
-                None => unseen += 1,
-            }
-        }
-        (lags, unseen, tps.unwrap_or_else(|| panic!("{report}{}", text(&output.stderr))))
-    }
-
-    pub(super) fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         PLACES
             .map(|region| {
                 std::fs::read_to_string(self.directory.path().join(format!("{region}.log")))
@@ -242,7 +213,7 @@ impl Drop for Site {
     }
 }
 
-pub(super) fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
+pub fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> Weather {
     Weather {
         delay_us,
         loss_ppm,
@@ -252,12 +223,12 @@ pub(super) fn link(mbit: u64, delay_us: u64, queue_us: u64, loss_ppm: u32) -> We
     }
 }
 
-pub(super) fn in_place<T>(work: impl Future<Output = T>) -> T {
+pub fn in_place<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 /// A row every 40 ms; when each commit returned.
-async fn write(url: String, end: Instant) -> Vec<Instant> {
+pub async fn write(url: String, end: Instant) -> Vec<Instant> {
     let mut connection = PgConnection::connect(&url).await.unwrap();
     let mut committed = Vec::new();
     let mut ticks = tokio::time::interval(PROBE_EVERY);
@@ -271,7 +242,7 @@ async fn write(url: String, end: Instant) -> Vec<Instant> {
 }
 
 /// The newest row each time it is another one, and when it was seen first.
-async fn read(url: String, end: Instant) -> Vec<(i64, Instant)> {
+pub async fn read(url: String, end: Instant) -> Vec<(i64, Instant)> {
     let mut connection = PgConnection::connect(&url).await.unwrap();
     connection.execute("SET statement_timeout = 0").await.unwrap();
     let mut seen: Vec<(i64, Instant)> = Vec::new();
@@ -290,7 +261,7 @@ fn wall() -> time::OffsetDateTime {
     time::OffsetDateTime::now_utc()
 }
 
-fn wait() {
+pub fn wait() {
     in_place(tokio::time::sleep(Duration::from_millis(200)));
 }
 
@@ -393,9 +364,17 @@ pub fn bulk_end(sends: bool) {
     });
 }
 
+/// The TCP congestion controller of a place: the kernel's default may be another one.
+pub fn set_tcp(wan: &Wan, place: usize, name: &str) {
+    let name = name.to_owned();
+    let set = move || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name);
+    wan.within(place, set).unwrap().expect("the kernel has it");
+}
+
 /// One TCP flow with the kernel's CUBIC, for 20 s: Mbit/s of all but the first 5 s.
 fn tcp(wan: &Wan) -> std::thread::JoinHandle<f64> {
     use std::io::{Read, Write};
+    set_tcp(wan, 0, "cubic");
     let address = SocketAddr::from((Wan::address(1), 7600));
     let listener = wan.within(1, move || TcpListener::bind(address).unwrap()).unwrap();
     let mut sender = wan.within(0, move || TcpStream::connect(address).unwrap()).unwrap();

@@ -17,6 +17,7 @@ mod links;
 mod load;
 mod rejoin;
 mod replicas;
+mod roads;
 mod sealed;
 mod telemetry;
 
@@ -35,7 +36,8 @@ const WARM_UP: usize = 50;
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench sealed [ROUNDS [PGBENCH-SECONDS]]` or
-/// `replicator-bench links [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
+/// `replicator-bench links [PGBENCH-SECONDS [ONE-SYSTEM]]` or
+/// `replicator-bench controllers [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
         // The ends of a bulk transfer, which `links` runs in places of their own.
@@ -74,12 +76,17 @@ async fn measure() {
             runtime::task::blocking("bring", work).await.expect("it runs to its end");
         }
         "links" => {
-            let work = move || links::run(first.unwrap_or(25), second);
+            let work = move || roads::run(first.unwrap_or(20), second);
             runtime::task::blocking("links", work).await.expect("it runs to its end");
+        }
+        "controllers" => {
+            let work = move || links::run(first.unwrap_or(25), second);
+            runtime::task::blocking("controllers", work).await.expect("it runs to its end");
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, sealed, telemetry, lag, links, bring"
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, sealed, telemetry, lag, links, \
+                 controllers, bring"
             )
         }
     }
