@@ -33,7 +33,7 @@ pub fn run(mib: u64, controller: &str) {
         "{:26} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9}",
         "", "MB", "seconds", "Mbit/s", "of link", "sending s", "of link"
     );
-    let mut site = Site::daemons(controller);
+    let mut site = Site::up(controller);
     site.sql("CREATE TABLE t (id bigint, pad bytea); ALTER TABLE t ALTER pad SET STORAGE EXTERNAL");
     site.sql(&fill(mib));
     site.sql("CHECKPOINT");

@@ -73,14 +73,8 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn up(controller: &str) -> Site {
-        let site = Site::daemons(controller);
-        site.until_streams();
-        site
-    }
-
     /// Two empty regions.
-    pub fn daemons(controller: &str) -> Site {
+    pub fn up(controller: &str) -> Site {
         let wan = Wan::new(2, 1).expect("root, and `ip`");
         let directory = tempfile::Builder::new().prefix("rpl-links-").tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
