@@ -3,6 +3,8 @@
 //! ```text
 //! <data>/authority/            the cluster's certificate authority; only where certificates are made
 //! <data>/operator/             the operator's certificate: what `status`, `url` and `down` show to daemons
+//! <data>/operators/<name>/     a person's, to be given to that person
+//! <data>/monitors/<name>/      one that may look on, for monitoring
 //! <data>/regions/<region>/     everything of one region:
 //!     identity/                its certificate
 //!     region.json              what it is: cluster, role, epoch, PostgreSQL's system identifier
@@ -14,12 +16,14 @@
 //!     az-<zone>.lock, .log     a zone's process, where it has its own
 //!     events.jsonl, .old.jsonl what happened here: the daemon's journal, mode 0600
 //!     configuration.seen       the configuration of the daemon's last start, to tell what changed
+//!     audit.jsonl, .1.jsonl, … who did what here, each line chained to the one before; audit.head is its end
 //!     volume/az-<zone>/        the redo log: two copies in each zone; a mount point or a link of its own, if you like
 //!     drill/, drill.lock       a rehearsal under way; nothing of it stays
 //!     lost/                    redo that a failover cut off, until an operator discards it
 //!     rewind/                  WAL segments for a rewind under way
 //!     pgdata/, postgresql.log  PostgreSQL's own
 //!     nodes/<node>/            everything of a node, but its zone's copies, which are in volume/:
+//!         identity/            its certificate
 //!         node.json            what its data are
 //!         node.lock, node.log  its running process
 //!         events.jsonl         what happened there
@@ -40,13 +44,20 @@ use runtime::private;
 #[derive(Debug, Clone)]
 pub struct Layout {
     data: PathBuf,
+    identity: Option<PathBuf>,
 }
 
 impl Layout {
     /// The layout below `data`.
     #[must_use]
     pub fn new(data: PathBuf) -> Layout {
-        Layout { data }
+        Layout { data, identity: None }
+    }
+
+    /// The same, where commands show daemons the certificate in `identity` instead of the operator's.
+    #[must_use]
+    pub fn showing(self, identity: Option<PathBuf>) -> Layout {
+        Layout { identity, ..self }
     }
 
     /// The data directory.
@@ -61,10 +72,28 @@ impl Layout {
         self.data.join("authority")
     }
 
+    /// The identity that commands show to daemons: the operator's, unless another was named.
+    #[must_use]
+    pub fn shown(&self) -> PathBuf {
+        self.identity.clone().unwrap_or_else(|| self.operator())
+    }
+
     /// The operator's identity.
     #[must_use]
     pub fn operator(&self) -> PathBuf {
         self.data.join("operator")
+    }
+
+    /// Where the identities of people are that are operators, each in a directory of its name.
+    #[must_use]
+    pub fn operators(&self) -> PathBuf {
+        self.data.join("operators")
+    }
+
+    /// Where the identities of monitors are, each in a directory of its name.
+    #[must_use]
+    pub fn monitors(&self) -> PathBuf {
+        self.data.join("monitors")
     }
 
     /// The directory of one region.
@@ -281,6 +310,18 @@ impl NodeLayout {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Its certificate and key.
+    #[must_use]
+    pub fn identity(&self) -> PathBuf {
+        self.directory.join("identity")
+    }
+
+    /// The certificate and key by which PostgreSQL's clients know its replica.
+    #[must_use]
+    pub fn server_identity(&self) -> PathBuf {
+        self.identity().join("postgresql")
     }
 
     /// What its data are.

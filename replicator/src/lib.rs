@@ -8,6 +8,7 @@
 //! all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a browser is shown. [`endpoint`]
 //! brings clients to the writer, wherever it is, and to readers.
 
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod config;

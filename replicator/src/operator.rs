@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use postgres::sockets::{SUPERUSER, socket_dir_for, socket_path};
 use proto::messages::{
-    ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest, PasswordRequest,
-    PasswordView, PromoteRequest, Promotion, RecordRequest, RegionStatus, ReloadRequest, Reloaded,
-    ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest, VolumeView, VotersRequest, VotersView,
+    AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest,
+    PasswordRequest, PasswordView, PromoteRequest, Promotion, RecordRequest, RegionStatus, ReloadRequest,
+    Reloaded, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest, VolumeView, VotersRequest, VotersView,
     control_request, control_response,
 };
 use proto::{ClusterId, RegionName};
@@ -19,6 +19,7 @@ use runtime::clock::now;
 use tokio::task::JoinSet;
 use transport::{Endpoint, Identity, IdentityError, TransportError};
 
+use crate::audit::chain::Head;
 use crate::client::{self, AskError};
 use crate::config::{Config, Place, RegionConfig};
 use crate::endpoint::Kind as Of;
@@ -154,8 +155,9 @@ impl Operator {
     /// # Errors
     /// When there is no certificate, or no socket.
     pub fn new(config: Config, layout: &Layout) -> Result<Operator, OperatorError> {
-        let identity = Identity::load(&layout.operator())?;
+        let identity = Identity::load(&layout.shown())?;
         let endpoint = Endpoint::bind(None, &identity)?;
+        endpoint.deny(config.denied.clone());
         Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
     }
 
@@ -231,7 +233,7 @@ impl Operator {
         // By the authority whose certificates the daemons have.
         let verified = match asks {
             secrets::VERIFIES => {
-                let authority = self.layout.operator().join("ca.pem");
+                let authority = self.layout.shown().join("ca.pem");
                 let authority = std::path::absolute(&authority).unwrap_or(authority);
                 format!("&{}&sslrootcert={}", secrets::VERIFIES, in_a_url(&authority))
             }
@@ -386,8 +388,8 @@ impl Operator {
         asked.map(drop).map_err(|source| OperatorError::Asked { region: voter.clone(), source })
     }
 
-    /// Has the daemon of `region`, or of every region, read its regions.toml again; what became of it in
-    /// each, in the order of the file, or why there is no answer.
+    /// Has the daemon of `region`, or of every region and witness, read its regions.toml again; what became
+    /// of it in each, in the order of the file, or why there is no answer.
     ///
     /// # Errors
     /// When the file has no such region.
@@ -395,12 +397,16 @@ impl Operator {
         &self,
         region: Option<&RegionName>,
     ) -> Result<Vec<(String, Result<Reloaded, String>)>, OperatorError> {
-        let asked: Vec<&RegionConfig> = match region {
-            Some(region) => vec![self.region(region)?],
-            None => self.config.regions.iter().collect(),
-        };
-        let asking = asked.into_iter().map(|own| async {
-            let answer = match self.ask_at_length(own, Ask::Reload(ReloadRequest {}), RELOAD_PATIENCE).await {
+        let mut asked = self.config.voters();
+        if let Some(name) = region {
+            asked.retain(|place| place.name == *name);
+            if asked.is_empty() {
+                self.region(name)?;
+            }
+        }
+        let asking = asked.into_iter().map(|own| async move {
+            let answer = match self.ask_at_length(&own, Ask::Reload(ReloadRequest {}), RELOAD_PATIENCE).await
+            {
                 Ok(Answer::Reloaded(reloaded)) => Ok(reloaded),
                 Ok(_) => Err(OperatorError::OtherAnswer("reload").to_string()),
                 Err(e) => Err(e.to_string()),
@@ -468,7 +474,7 @@ impl Operator {
         region: &RegionConfig,
         request: PasswordRequest,
     ) -> Result<PasswordView, AskError> {
-        match self.ask_at_length(region, Ask::Password(request), RELOAD_PATIENCE).await? {
+        match self.ask_at_length(&region.place(), Ask::Password(request), RELOAD_PATIENCE).await? {
             Answer::Password(view) => Ok(view),
             _ => Err(AskError::Refused(
                 "the daemon answered another question: run the same version everywhere".into(),
@@ -531,6 +537,48 @@ impl Operator {
         Ok((journals, silent))
     }
 
+    /// The audit of each daemon, or of `from`'s alone: its lines as they stand there, oldest first, and where
+    /// its chain ends; or why there is no answer.
+    ///
+    /// # Errors
+    /// When the file has no such region or witness.
+    pub async fn audits(
+        &self,
+        from: Option<&RegionName>,
+    ) -> Result<Vec<(String, Result<(Vec<String>, Head), String>)>, OperatorError> {
+        let mut asked = self.config.voters();
+        if let Some(name) = from {
+            asked.retain(|place| place.name == *name);
+            if asked.is_empty() {
+                self.region(name)?;
+            }
+        }
+        let mut answers = Vec::new();
+        for place in asked {
+            let audit = self.audit(&place).await.map_err(|e| e.to_string());
+            answers.push((place.name.to_string(), audit));
+        }
+        Ok(answers)
+    }
+
+    /// One daemon's audit, page by page.
+    async fn audit(&self, place: &Place) -> Result<(Vec<String>, Head), AskError> {
+        let (mut lines, mut skip) = (Vec::new(), 0);
+        loop {
+            let body = Ask::Audit(AuditRequest { skip });
+            let answer = client::request(&self.endpoint, self.cluster_id, place, body, PATIENCE).await?;
+            let Answer::Audit(AuditPage { lines: more_lines, more, head_number, head_hash }) = answer else {
+                return Err(AskError::Refused("it answered another question".into()));
+            };
+            skip += more_lines.len() as u64;
+            let none = more_lines.is_empty();
+            lines.extend(more_lines);
+            if !more || none {
+                return Ok((lines, Head { number: head_number, hash: head_hash }));
+            }
+        }
+    }
+
     /// One daemon's journal, page by page.
     async fn journal(&self, place: &Place, since_us: i64, mut after: u64) -> Result<Vec<Event>, AskError> {
         let mut noted: Vec<Event> = Vec::new();
@@ -561,13 +609,8 @@ impl Operator {
     }
 
     /// Asks what may take long of a daemon that is there.
-    async fn ask_at_length(
-        &self,
-        region: &RegionConfig,
-        body: Ask,
-        patience: Duration,
-    ) -> Result<Answer, AskError> {
-        let connection = client::connect(&self.endpoint, &region.place(), PATIENCE).await?;
+    async fn ask_at_length(&self, place: &Place, body: Ask, patience: Duration) -> Result<Answer, AskError> {
+        let connection = client::connect(&self.endpoint, place, PATIENCE).await?;
         let asking = client::request_on(&connection, self.cluster_id, body);
         let answer = tokio::time::timeout(patience, asking).await;
         connection.close("answered");

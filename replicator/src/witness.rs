@@ -1,18 +1,25 @@
 //! A witness: a daemon without data that votes on who leads, so that two regions and it have a majority when
 //! one is lost.
 
+use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::RegionName;
 use proto::messages::refusal::Kind;
-use proto::messages::{ControlRequest, ControlResponse, Refusal, control_request, control_response, open};
+use proto::messages::reloaded_key::Outcome;
+use proto::messages::{
+    ControlRequest, ControlResponse, Refusal, Reloaded, ReloadedKey, control_request, control_response, open,
+};
 use runtime::clock::steady_us;
 use runtime::task::{Tasks, blocking};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Endpoint, Peer, Stream, TransportError};
 
+use crate::audit::chain::Deed;
+use crate::audit::{self, Audit};
 use crate::config::{Config, WitnessConfig};
 use crate::daemon::authority::{Asked, Condition, Names};
 use crate::daemon::enter::enter;
@@ -21,7 +28,7 @@ use crate::daemon::serve::{Daemon, Door, accept};
 use crate::events::notice::{Notice, Seen};
 use crate::events::{Journal, Kind as EventKind};
 use crate::layout::Layout;
-use crate::logs::DaemonLog;
+use crate::node::Source;
 use crate::region::{RegionError, load_state};
 use crate::region_file::RegionFile;
 use crate::voter::{Seat, Voter, of_a_voter, wire};
@@ -37,6 +44,11 @@ struct Witness {
     door: Door,
     voter: Arc<Voter>,
     journal: Journal,
+    audit: Audit,
+    endpoint: Endpoint,
+    file: PathBuf,
+    /// What is in force.
+    config: Mutex<Config>,
 }
 
 /// Runs witness `own` until `stop`.
@@ -45,7 +57,7 @@ struct Witness {
 /// When it cannot start; what to do is in the error's words.
 pub async fn run(
     config: Config,
-    log: DaemonLog,
+    source: Source,
     layout: Layout,
     own: WitnessConfig,
     stop: CancellationToken,
@@ -54,13 +66,16 @@ pub async fn run(
     let (_lock, identity) = enter(&places, &places.lock(), &own.name)?;
     let state = load_state(&places, &identity, &config, &own.name)?;
     let journal = Journal::open(&places.events())?;
+    let audit = Audit::new(places.directory());
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
+    endpoint.deny(config.denied.clone());
     let kept = Arc::new(RegionFile::new(places.state(), state));
-    log.tell_epoch(kept.epoch());
+    source.log.tell_epoch(kept.epoch());
     let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
     let door =
         Door { asked: Asked::Witness, cluster_id: identity.cluster_id, names: Names::of(&config, &own.name) };
-    let witness = Arc::new(Witness { door, voter, journal });
+    let (endpoint_of, file, config) = (endpoint.clone(), source.file, Mutex::new(config));
+    let witness = Arc::new(Witness { door, voter, journal, audit, endpoint: endpoint_of, file, config });
     let seat: Arc<dyn Seat> = witness.clone();
     witness.voter.sit(Arc::downgrade(&seat));
     tracing::info!("witness {}: votes, and holds no data", own.name);
@@ -73,6 +88,8 @@ pub async fn run(
         () = accept(&witness, &endpoint, &serving) => {}
         () = witness.voter.clone().watch_only() => {}
         () = witness.note_events(&own.name) => {}
+        () = witness.note_refused() => {}
+        () = witness.reload_when_told(&source.again) => {}
         never = renewing => match never {},
     }
     witness.voter.stop();
@@ -91,29 +108,29 @@ impl Daemon for Witness {
         &self.door
     }
 
-    fn refused(&self, peer: &Peer, refusal: &Refusal) {
+    async fn refused(&self, connection: &Connection, asked: &str, refusal: &Refusal) {
         if matches!(refusal.kind(), Kind::NotAllowed | Kind::Protocol | Kind::OtherCluster) {
+            let peer = connection.peer();
             let text = format!(
                 "'{peer}': refused by {}, {}; nothing was done for it",
                 self.door.names.own, refusal.reason
             );
             self.journal.note(EventKind::PeerRefused, text);
+            let outcome = format!("refused: {}", refusal.reason);
+            let deed = Deed { what: asked.into(), outcome, ..audit::by(connection) };
+            self.audit.keep_refused(deed).await;
         }
     }
 
-    async fn holds(
-        &self,
-        condition: Condition,
-        _: &RegionName,
-        purpose: &open::Purpose,
-    ) -> Result<(), Refusal> {
+    async fn holds(&self, condition: Condition, _: &Peer, purpose: &open::Purpose) -> Result<(), Refusal> {
         match (condition, purpose) {
             // Looked at where nothing can be voted meanwhile: see `support`.
             (Condition::LeadsEpoch, _) => Ok(()),
             (Condition::SameRecord, open::Purpose::Control(request)) => {
                 wire::same_record(request, &self.voter.accepted())
             }
-            (Condition::SameRecord | Condition::ShallLead | Condition::Coordinates, _) => Err(not_here()),
+            (Condition::SameRecord | Condition::ShallLead | Condition::Coordinates, _)
+            | (Condition::Itself, _) => Err(not_here()),
         }
     }
 
@@ -123,14 +140,28 @@ impl Daemon for Witness {
         purpose: open::Purpose,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
-        let body = match (purpose, connection.peer()) {
-            (open::Purpose::Control(ControlRequest { body: Some(body) }), Peer::Region(name))
+        let deed = audit::kept(&purpose).map(|(what, detail)| {
+            let what = what.to_owned();
+            Deed { what, detail, ..audit::by(connection) }
+        });
+        let body = match (purpose, connection.peer().voter()) {
+            (open::Purpose::Control(ControlRequest { body: Some(body) }), Some(name))
                 if of_a_voter(&body) =>
             {
                 self.voter.answer(name, body).unwrap_or_else(Answer::Refusal)
             }
             (open::Purpose::Control(ControlRequest { body: Some(Ask::Revote(_)) }), _) => {
                 self.voter.answer_revote().await.unwrap_or_else(Answer::Refusal)
+            }
+            (open::Purpose::Control(ControlRequest { body: Some(Ask::Audit(request)) }), _) => {
+                let failed = |why| Refusal::new(Kind::Failed, format!("the audit: {why}"));
+                self.audit
+                    .page(request.skip)
+                    .await
+                    .map_or_else(|why| Answer::Refusal(failed(why)), Answer::Audit)
+            }
+            (open::Purpose::Control(ControlRequest { body: Some(Ask::Reload(_)) }), _) => {
+                Answer::Reloaded(self.reload().await)
             }
             (open::Purpose::Control(ControlRequest { body: Some(Ask::Events(request)) }), _) => {
                 let journal = self.journal.clone();
@@ -145,6 +176,9 @@ impl Daemon for Witness {
             (open::Purpose::Control(ControlRequest { body: Some(body) }), _) => self.answer(body),
             _ => Answer::Refusal(not_here()),
         };
+        if let Some(deed) = deed {
+            self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+        }
         stream.send(&ControlResponse { body: Some(body) }).await?;
         stream.finish().await;
         Ok(())
@@ -152,6 +186,67 @@ impl Daemon for Witness {
 }
 
 impl Witness {
+    /// Notes whom the endpoint does not let in, or not any more, for ever.
+    async fn note_refused(&self) {
+        loop {
+            let refused = self.endpoint.refused().await;
+            self.journal.note(EventKind::PeerRefused, renewal::told(&self.door.names.own, &refused));
+            self.audit.keep_not_let_in(&refused).await;
+        }
+    }
+
+    /// Reads the file again each time that is asked for by a signal, for ever.
+    async fn reload_when_told(&self, again: &Notify) {
+        loop {
+            again.notified().await;
+            let reloaded = self.reload().await;
+            let deed = audit::local("reload", "by a signal".into(), audit::told_reload(&reloaded));
+            self.audit.keep(deed).await;
+        }
+    }
+
+    /// Reads the file again: a witness takes from it whom it does not let in, and nothing else.
+    async fn reload(&self) -> Reloaded {
+        let file = self.file.clone();
+        let read = blocking("read regions.toml", move || Config::load(&file).map_err(|e| e.to_string()));
+        let read = read.await.map_err(|e| e.to_string()).and_then(|read| read);
+        let told = |key: &str, outcome: Outcome, detail: &str| {
+            let (key, detail) = (key.to_owned(), detail.to_owned());
+            ReloadedKey { key, outcome: outcome.into(), detail }
+        };
+        let new = match read {
+            Ok(new) => new,
+            Err(refused) => {
+                tracing::warn!(
+                    "regions.toml was read again and is not taken, nothing was changed: {refused}"
+                );
+                return Reloaded { refused, ..Reloaded::default() };
+            }
+        };
+        let mut now = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if new.cluster != now.cluster {
+            let refused = format!("it is the file of cluster {}, and this is {}", new.cluster, now.cluster);
+            return Reloaded { refused, ..Reloaded::default() };
+        }
+        let mut keys = vec![told("denied", Outcome::Unchanged, "")];
+        if new.denied != now.denied {
+            self.endpoint.deny(new.denied.clone());
+            let text = format!(
+                "configuration of {}: denied certificates were {:?}, and are {:?}; it holds from now on",
+                self.door.names.own, now.denied, new.denied
+            );
+            tracing::info!("{text}");
+            self.journal.note(EventKind::ConfigurationChanged, text);
+            now.denied = new.denied.clone();
+            keys = vec![told("denied", Outcome::Applied, "")];
+        }
+        if new.agreement() != now.agreement() {
+            let detail = "restart the witness, and every daemon whose file says something else";
+            keys.push(told("what voters agree on", Outcome::NeedsRestart, detail));
+        }
+        Reloaded { keys, ..Reloaded::default() }
+    }
+
     /// Notes events, for ever.
     async fn note_events(&self, me: &RegionName) {
         let mut notice = Notice::default();
@@ -172,6 +267,7 @@ impl Witness {
             for note in notice.look(steady_us(), &seen) {
                 self.journal.keep(note);
             }
+            self.audit.keep_record(&self.voter.accepted()).await;
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(LOOK) => {}

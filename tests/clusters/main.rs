@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod attackers;
 mod automatic;
 mod browser;
 mod crashes;

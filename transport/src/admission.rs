@@ -19,9 +19,10 @@ use tokio::time::Instant;
 
 use crate::TransportError;
 use crate::congestion::Congestion;
-use crate::connection::{Connection, Traffic, classify, peer_of, transport_config};
+use crate::connection::{Connection, Traffic, certificate_of, classify, transport_config};
 use crate::credentials::Credentials;
-use crate::identity::Peer;
+use crate::guard::Guard;
+use crate::peer::{Certificate, Peer};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -105,7 +106,7 @@ fn give_back<K: std::hash::Hash + Eq>(places: &mut HashMap<K, usize>, whose: &K)
 }
 
 /// The places, shared by all handshakes, and what is logged of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Admission {
     places: Mutex<Places>,
     log: RefusalLog,
@@ -140,9 +141,11 @@ pub(crate) async fn accept_all(
     endpoint: quinn::Endpoint,
     used: Credentials,
     congestion: Congestion,
+    guard: Guard,
     accept: mpsc::Sender<Connection>,
 ) {
-    let admission = Arc::new(Admission::default());
+    let log = RefusalLog::new(guard.clone());
+    let admission = Arc::new(Admission { places: Mutex::default(), log });
     let connections = Tasks::new();
     while let Some(incoming) = endpoint.accept().await {
         let address = incoming.remote_address();
@@ -156,12 +159,12 @@ pub(crate) async fn accept_all(
                 continue;
             }
             Word::Refuse => {
-                admission.log.note(address, "too many handshakes are under way");
+                admission.log.note(address, None, "too many handshakes are under way");
                 incoming.refuse();
                 continue;
             }
         }
-        let (admission, accept) = (admission.clone(), accept.clone());
+        let (admission, guard, accept) = (admission.clone(), guard.clone(), accept.clone());
         let traffic = Traffic::of(&incoming.orig_dst_cid());
         let transport = transport_config(&congestion, address.ip(), traffic);
         let mut server = used.server();
@@ -173,19 +176,26 @@ pub(crate) async fn accept_all(
                 return;
             };
             drop(place);
-            let Some(peer) = peer_of(&connection) else {
-                let why = "the certificate names neither one region nor an operator";
-                admission.log.note(address, why);
+            let Some(certificate) = certificate_of(&connection) else {
+                let why = "the certificate names neither one region nor an operator, nor any other role";
+                admission.log.note(address, None, why);
                 return connection.close(VarInt::from_u32(2), why.as_bytes());
             };
+            if let Some(why) = guard.refusal(&certificate) {
+                admission.log.note(address, Some(&certificate), &why);
+                return connection.close(VarInt::from_u32(2), why.as_bytes());
+            }
+            let peer = certificate.peer.clone();
             if !admission.places().enter(&peer) {
                 let why = "too many connections of this peer are open";
-                admission.log.note(address, why);
+                admission.log.note(address, Some(&certificate), why);
                 return connection.close(VarInt::from_u32(3), why.as_bytes());
             }
-            let _place = PeerPlace(&admission, peer.clone());
-            let closed = connection.clone();
-            if accept.send(Connection::new(connection, peer)).await.is_ok() {
+            let _place = PeerPlace(&admission, peer);
+            let (closed, certificate) = (connection.clone(), Arc::new(certificate));
+            // It goes on until one side closes it.
+            guard.keep(&connection, certificate.clone(), None);
+            if accept.send(Connection::new(connection, certificate, Arc::new(()))).await.is_ok() {
                 closed.closed().await;
             }
         });
@@ -203,7 +213,7 @@ async fn shake_hands(
     match tokio::time::timeout(HANDSHAKE, handshake).await {
         Ok(Ok(connection)) => return Some(connection),
         Ok(Err(e)) => match classify(address, &e) {
-            refused @ TransportError::Certificate { .. } => log.note(address, &refused.to_string()),
+            refused @ TransportError::Certificate { .. } => log.note(address, None, &refused.to_string()),
             // It went away by itself: nobody was refused.
             gone => tracing::debug!("a handshake from {address} ended: {gone}"),
         },
@@ -214,20 +224,26 @@ async fn shake_hands(
 }
 
 /// Refusals, logged without letting a peer fill the log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct RefusalLog {
     last: Mutex<HashMap<IpAddr, Instant>>,
     pressed: Mutex<Option<Instant>>,
+    guard: Guard,
 }
 
 impl RefusalLog {
-    fn note(&self, address: SocketAddr, why: &str) {
+    fn new(guard: Guard) -> RefusalLog {
+        RefusalLog { last: Mutex::default(), pressed: Mutex::default(), guard }
+    }
+
+    fn note(&self, address: SocketAddr, certificate: Option<&Certificate>, why: &str) {
         let now = now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
         if last.len() < LOGGED_MAX && !last.contains_key(&address.ip()) {
             last.insert(address.ip(), now);
             tracing::warn!("refused a connection from {address}: {why}");
+            self.guard.tell(address, certificate.cloned(), why);
         }
     }
 
@@ -286,7 +302,7 @@ mod tests {
             assert!(places.enter(&peer));
         }
         assert!(!places.enter(&peer));
-        assert!(places.enter(&Peer::Operator));
+        assert!(places.enter(&Peer::Operator(crate::peer::Holder::operator())));
         places.leave(&peer);
         assert!(places.enter(&peer));
     }

@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::TransportError;
 use crate::congestion::Congestion;
-use crate::identity::Peer;
+use crate::peer::{Certificate, Peer};
 use crate::stream::Stream;
 
 /// A peer that says nothing for this long is gone. A sign of life leaves every fifth of it.
@@ -79,7 +79,9 @@ impl Traffic {
 #[derive(Debug, Clone)]
 pub struct Connection {
     connection: quinn::Connection,
-    peer: Peer,
+    certificate: Arc<Certificate>,
+    /// Shows that somebody has a handle on it.
+    held: Arc<()>,
 }
 
 /// What crossed the network on one connection.
@@ -98,14 +100,24 @@ pub struct WireCounters {
 }
 
 impl Connection {
-    pub(crate) fn new(connection: quinn::Connection, peer: Peer) -> Connection {
-        Connection { connection, peer }
+    pub(crate) fn new(
+        connection: quinn::Connection,
+        certificate: Arc<Certificate>,
+        held: Arc<()>,
+    ) -> Connection {
+        Connection { connection, certificate, held }
     }
 
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.certificate.peer
+    }
+
+    /// By which certificate that is known.
+    #[must_use]
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
     }
 
     /// From where it comes.
@@ -120,7 +132,7 @@ impl Connection {
     /// When the connection is lost.
     pub async fn open_stream(&self, open: &Open) -> Result<Stream, TransportError> {
         let opened = self.connection.open_bi().await.map_err(|e| classify(self.remote_address(), &e))?;
-        let mut stream = Stream::new(&self.connection, opened);
+        let mut stream = Stream::new(&self.connection, self.held.clone(), opened);
         stream.send(open).await?;
         Ok(stream)
     }
@@ -128,7 +140,7 @@ impl Connection {
     /// Waits for a stream that the peer opens; `None` once the connection is over.
     pub async fn accept_stream(&self) -> Option<Stream> {
         let accepted = self.connection.accept_bi().await.ok()?;
-        Some(Stream::new(&self.connection, accepted))
+        Some(Stream::new(&self.connection, self.held.clone(), accepted))
     }
 
     /// Whether the connection is over.
@@ -169,9 +181,9 @@ impl Connection {
     }
 }
 
-pub(crate) fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
+pub(crate) fn certificate_of(connection: &quinn::Connection) -> Option<Certificate> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    Peer::of_certificate(identity.first()?)
+    Certificate::of(identity.first()?)
 }
 
 pub(crate) fn classify(address: SocketAddr, error: &ConnectionError) -> TransportError {

@@ -1,5 +1,6 @@
 //! The region's one UDP socket: connections out and in, each with both certificates verified.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use tokio::task::JoinSet;
 use crate::TransportError;
 use crate::admission::accept_all;
 use crate::congestion::Congestion;
-use crate::connection::{Connection, Traffic, classify, peer_of, transport_config};
+use crate::connection::{Connection, Traffic, certificate_of, classify, transport_config};
 use crate::credentials::Credentials;
-use crate::identity::{Identity, Peer};
+use crate::guard::{Guard, Refused};
+use crate::identity::Identity;
 use crate::reset;
 
 /// The most addresses of a name that are tried.
@@ -33,8 +35,9 @@ pub struct Endpoint {
     endpoint: quinn::Endpoint,
     used: Credentials,
     congestion: Congestion,
+    guard: Guard,
     accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
-    /// What accepts: it ends with the last handle.
+    /// What accepts, and looks after connections: it ends with the last handle.
     _tasks: Arc<Tasks>,
 }
 
@@ -58,11 +61,32 @@ impl Endpoint {
         let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.
         let (accept, accepted) = mpsc::channel(1);
+        let guard = Guard::new(identity.cluster_id);
+        tasks.spawn(guard.clone().watch());
         if listen.is_some() {
-            tasks.spawn(accept_all(endpoint.clone(), used.clone(), congestion.clone(), accept));
+            let accepting =
+                accept_all(endpoint.clone(), used.clone(), congestion.clone(), guard.clone(), accept);
+            tasks.spawn(accepting);
         }
         let accepted = Arc::new(tokio::sync::Mutex::new(accepted));
-        Ok(Endpoint { endpoint, used, congestion, accepted, _tasks: tasks })
+        Ok(Endpoint { endpoint, used, congestion, guard, accepted, _tasks: tasks })
+    }
+
+    /// Lets in no certificate of these any more, by serial number or fingerprint as [`crate::peer::mark`] has
+    /// them, and all others again; closes the connections of those that there are, and says how many.
+    pub fn deny(&self, denied: BTreeSet<String>) -> usize {
+        self.guard.deny(denied)
+    }
+
+    /// How long a connection may go on once its certificate has ended; [`crate::GRACE`] at first.
+    pub fn set_grace(&self, grace: Duration) {
+        self.guard.set_grace(grace);
+    }
+
+    /// Waits for somebody who is not let in, or not any more. The same address is told once in ten seconds,
+    /// and what nobody waits for is not kept for ever: this is for a record, not for counting.
+    pub async fn refused(&self) -> Refused {
+        self.guard.refused().await
     }
 
     /// Uses another certificate for connections that begin from now on; those that there are go on.
@@ -123,13 +147,20 @@ impl Endpoint {
         let connection = connected
             .map_err(|_| unreachable(format!("no answer within {} ms", patience.as_millis())))?
             .map_err(|e| classify(address, &e))?;
-        match peer_of(&connection) {
-            Some(Peer::Region(name)) if name == *expect => {
-                Ok(Connection::new(connection, Peer::Region(name)))
+        let certificate = certificate_of(&connection).filter(|its| its.peer.voter() == Some(expect));
+        let refused = match &certificate {
+            Some(certificate) => self.guard.refusal(certificate),
+            None => Some(format!("it is not that of region {expect}")),
+        };
+        match (certificate, refused) {
+            (Some(certificate), None) => {
+                let (certificate, held) = (Arc::new(certificate), Arc::new(()));
+                self.guard.keep(&connection, certificate.clone(), Some(Arc::downgrade(&held)));
+                Ok(Connection::new(connection, certificate, held))
             }
-            _ => {
+            (_, refused) => {
                 connection.close(VarInt::from_u32(2), b"another region was expected");
-                let reason = format!("it is not that of region {expect}");
+                let reason = refused.unwrap_or_default();
                 Err(TransportError::Certificate { address: address.to_string(), reason })
             }
         }

@@ -1,18 +1,19 @@
-//! Who is who: the cluster's certificate authority, and the certificates of its regions and operators.
+//! Who is who: the cluster's certificate authority, and the certificates of its regions, witnesses, nodes,
+//! operators and monitors.
 //!
-//! A region's certificate has the region's name as its only DNS name; an operator's has `operator`. A
-//! server's, by which PostgreSQL's clients know it, has the names and addresses they connect to, and makes
-//! nobody a peer.
+//! Whose a certificate is says its URI, see [`crate::peer`]. A region's and a witness' also have their name
+//! as their only DNS name, by which whoever connects knows them. A server's, by which PostgreSQL's clients
+//! know it, has the names and addresses they connect to, and makes nobody a peer.
 
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use proto::{ClusterId, RegionName};
+use proto::ClusterId;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use runtime::clock::wall_us;
 use runtime::private;
@@ -22,57 +23,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
-/// The name in an operator's certificate; no region may have it.
-pub const OPERATOR: &str = "operator";
+use crate::peer::Certificate;
+pub use crate::peer::{Holder, OPERATOR, Peer};
 
 /// How long certificates are valid.
 const AUTHORITY_DAYS: i64 = 3650;
 /// See [`AUTHORITY_DAYS`]. `replicator certs --renew` makes new ones.
 pub const CERTIFICATE_DAYS: i64 = 825;
-
-/// The other side of a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Peer {
-    /// Another region's daemon.
-    Region(RegionName),
-    /// An operator's command.
-    Operator,
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.dns_name())
-    }
-}
-
-impl Peer {
-    /// The DNS name in its certificate.
-    #[must_use]
-    pub fn dns_name(&self) -> &str {
-        match self {
-            Peer::Region(name) => name.as_str(),
-            Peer::Operator => OPERATOR,
-        }
-    }
-
-    /// Who a verified certificate belongs to; `None` when its names are not exactly one peer's, or it may not
-    /// ask for anything: a server's key lies where the database's account reads it.
-    #[must_use]
-    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Peer> {
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-        let usage = parsed.extended_key_usage().ok()??;
-        if !(usage.value.client_auth && usage.value.server_auth) {
-            return None;
-        }
-        let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
-        let mut names = certificate.valid_dns_names();
-        match (names.next(), names.next()) {
-            (Some(OPERATOR), None) => Some(Peer::Operator),
-            (Some(name), None) => name.parse().ok().map(Peer::Region),
-            _ => None,
-        }
-    }
-}
 
 /// Why certificates cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +53,12 @@ pub enum IdentityError {
     Unusable {
         /// The file.
         path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A request or a certificate is not what it should be.
+    #[error("not taken: {what}")]
+    Refused {
         /// What is wrong with it.
         what: String,
     },
@@ -247,10 +210,7 @@ impl Authority {
         now: OffsetDateTime,
         validity: Duration,
     ) -> Result<(), IdentityError> {
-        let mut params = CertificateParams::new(vec![peer.dns_name().to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, peer.dns_name());
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let params = params_of(peer, self.cluster_id)?;
         make_directory(directory)?;
         write_private(&directory.join("cluster.id"), &self.cluster_id.to_string())?;
         self.tell_trusted(directory)?;
@@ -270,30 +230,42 @@ impl Authority {
         now: OffsetDateTime,
         validity: Duration,
     ) -> Result<(), IdentityError> {
-        let mut params = CertificateParams::new(names.to_vec())?;
-        params.distinguished_name.push(DnType::CommonName, called);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         make_directory(directory)?;
-        self.sign(directory, params, now, validity)
+        self.sign(directory, params_of_server(called, names)?, now, validity)
     }
 
     /// Signs what `params` say for a new key, and keeps both in `directory`.
     fn sign(
         &self,
         directory: &Path,
-        mut params: CertificateParams,
+        params: CertificateParams,
         now: OffsetDateTime,
         validity: Duration,
     ) -> Result<(), IdentityError> {
-        params.use_authority_key_identifier_extension = true;
-        // Clocks of other machines may be a little behind.
-        params.not_before = now - Duration::hours(1);
-        params.not_after = now + validity;
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        let certificate = self.certify(params, &key, now, validity)?;
         // Whoever reads both meanwhile sees that they are not a pair, and reads again.
         write_private(&directory.join("key.pem"), &key.serialize_pem())?;
         write_private(&directory.join("cert.pem"), &certificate)
+    }
+
+    /// A certificate that says what `params` say of the holder of `key`.
+    pub(crate) fn certify(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        validity: Duration,
+    ) -> Result<String, IdentityError> {
+        params.use_authority_key_identifier_extension = true;
+        // It is one of its own, also where a key is certified again. It is no negative number.
+        let mut serial: [u8; 16] = runtime::random::draw();
+        serial[0] = (serial[0] & 0x7f) | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        // Clocks of other machines may be a little behind.
+        params.not_before = now - Duration::hours(1);
+        params.not_after = now + validity;
+        Ok(params.signed_by(key, &self.issuer)?.pem())
     }
 
     /// The cluster.
@@ -303,8 +275,38 @@ impl Authority {
     }
 }
 
+/// What the certificate of `peer` says.
+pub(crate) fn params_of(peer: &Peer, cluster: ClusterId) -> Result<CertificateParams, IdentityError> {
+    // By this name whoever connects to a daemon knows that it is the right one. Others are not connected to;
+    // an operator of before there were roles is known by it.
+    let old_operator = matches!(peer, Peer::Operator(holder) if *holder == Holder::operator());
+    let dns = peer.voter().map(ToString::to_string).or(old_operator.then(|| OPERATOR.to_owned()));
+    let mut params = CertificateParams::new(dns.into_iter().collect::<Vec<_>>())?;
+    if let Some(uri) = peer.uri(cluster) {
+        params.subject_alt_names.push(SanType::URI(uri.try_into()?));
+    }
+    let called = match peer.uri(cluster) {
+        Some(_) => format!("{} {}", peer.role(), peer.name()),
+        None => peer.to_string(),
+    };
+    params.distinguished_name.push(DnType::CommonName, called);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if peer.voter().is_some() {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    Ok(params)
+}
+
+/// What the certificate of a server says that clients reach under `names`.
+pub(crate) fn params_of_server(called: &str, names: &[String]) -> Result<CertificateParams, IdentityError> {
+    let mut params = CertificateParams::new(names.to_vec())?;
+    params.distinguished_name.push(DnType::CommonName, called);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(params)
+}
+
 /// Whether `key` is that of the certificate.
-fn is_pair(certificate: &str, key: &KeyPair) -> bool {
+pub(crate) fn is_pair(certificate: &str, key: &KeyPair) -> bool {
     let Ok(certificate) = CertificateDer::from_pem_slice(certificate.as_bytes()) else { return false };
     let parsed = x509_parser::parse_x509_certificate(&certificate);
     parsed.is_ok_and(|(_, parsed)| parsed.public_key().raw == key.subject_public_key_info())
@@ -347,6 +349,8 @@ pub fn names_in(file: &Path) -> Option<(Vec<String>, i64)> {
 pub struct Identity {
     /// Whose it is.
     pub peer: Peer,
+    /// What its certificate says.
+    pub certificate: Certificate,
     /// The cluster it belongs to.
     pub cluster_id: ClusterId,
     /// When its certificate ends, seconds since 1970.
@@ -363,6 +367,7 @@ impl Clone for Identity {
     fn clone(&self) -> Identity {
         Identity {
             peer: self.peer.clone(),
+            certificate: self.certificate.clone(),
             cluster_id: self.cluster_id,
             ends_s: self.ends_s,
             read: self.read,
@@ -391,27 +396,39 @@ impl Identity {
         if !path.exists() {
             return Err(IdentityError::Missing(directory.display().to_string()));
         }
+        let (own, trusted) = (read(&path)?, read(ca_path)?);
+        let key = read_private(&directory.join("key.pem"))?;
+        Identity::of(&own, &key, &trusted, read_cluster_id(directory)?, directory)
+    }
+
+    /// The identity that these are, in PEM, and `directory` has: its certificate with those that lead to the
+    /// authority, its key, and who is trusted.
+    pub(crate) fn of(
+        own: &str,
+        key_text: &str,
+        trusted: &str,
+        cluster_id: ClusterId,
+        directory: &Path,
+    ) -> Result<Identity, IdentityError> {
+        let [path, key_path, ca_path] = ["cert.pem", "key.pem", "ca.pem"].map(|file| directory.join(file));
         let unusable =
             |path: &PathBuf, what: String| IdentityError::Unusable { path: path.display().to_string(), what };
-        // The first is its own; those that lead to the authority follow.
-        let (own, trusted, key_path) = (read(&path)?, read(ca_path)?, directory.join("key.pem"));
-        let key_text = read_private(&key_path)?;
-        let chain = certificates_in(&path, &own)?;
-        let certificate = chain.first().ok_or_else(|| unusable(&path, "it holds no certificate".into()))?;
-        let peer = Peer::of_certificate(certificate)
-            .ok_or_else(|| unusable(&path, "it names neither one region nor an operator".into()))?;
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(certificate).map_err(|e| unusable(&path, e.to_string()))?;
-        let ends_s = parsed.validity().not_after.timestamp();
+        let chain = certificates_in(&path, own)?;
+        let first = chain.first().ok_or_else(|| unusable(&path, "it holds no certificate".into()))?;
+        let certificate = Certificate::of(first).ok_or_else(|| unusable(&path, NOBODY.into()))?;
+        let (peer, ends_s) = (certificate.peer.clone(), certificate.ends_s);
         let key = PrivateKeyDer::from_pem_slice(key_text.as_bytes());
         let key = key.map_err(|e| unusable(&key_path, e.to_string()))?;
         let mut roots = RootCertStore::empty();
-        for root in certificates_in(ca_path, &trusted)? {
-            roots.add(root).map_err(|e| unusable(&ca_path.to_owned(), e.to_string()))?;
+        for root in certificates_in(&ca_path, trusted)? {
+            roots.add(root).map_err(|e| unusable(&ca_path, e.to_string()))?;
         }
-        let cluster_id = read_cluster_id(directory)?;
+        if let Some(other) = certificate.cluster.filter(|its| *its != cluster_id) {
+            let what = format!("it is of cluster {other}, and cluster.id beside it says {cluster_id}");
+            return Err(unusable(&path, what));
+        }
         let read = [own, key_text, trusted].map(|text| digest(text.as_bytes()));
-        Ok(Identity { peer, cluster_id, ends_s, read, chain, key, roots: Arc::new(roots) })
+        Ok(Identity { peer, certificate, cluster_id, ends_s, read, chain, key, roots: Arc::new(roots) })
     }
 
     /// Whether one who trusts its authorities would let it in now.
@@ -429,8 +446,18 @@ impl Identity {
     }
 }
 
+/// What is said of a certificate that is no peer's.
+const NOBODY: &str =
+    "it names neither one region nor an operator, nor any other role, or is a server's alone";
+
+/// The certificate in `file`, if it is a peer's.
+#[must_use]
+pub fn certificate_in(file: &Path) -> Option<Certificate> {
+    Certificate::of(&CertificateDer::from_pem_slice(&std::fs::read(file).ok()?).ok()?)
+}
+
 /// The certificates in `pem`, the content of a file; at least one.
-fn certificates_in(path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub(crate) fn certificates_in(path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let unusable = |what: String| IdentityError::Unusable { path: path.display().to_string(), what };
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let found = found.map_err(|e| unusable(e.to_string()))?;
@@ -445,7 +472,11 @@ pub fn digest(content: &[u8]) -> u64 {
     hasher.finish()
 }
 
-fn read_cluster_id(directory: &Path) -> Result<ClusterId, IdentityError> {
+/// The id of the cluster to which the identity or authority in `directory` belongs.
+///
+/// # Errors
+/// When it is not there, or is none.
+pub fn read_cluster_id(directory: &Path) -> Result<ClusterId, IdentityError> {
     let path = directory.join("cluster.id");
     let text = read(&path)?;
     let unusable = |e: proto::ids::ParseIdError| IdentityError::Unusable {
@@ -455,11 +486,11 @@ fn read_cluster_id(directory: &Path) -> Result<ClusterId, IdentityError> {
     text.trim().parse().map_err(unusable)
 }
 
-fn read(path: &Path) -> Result<String, IdentityError> {
+pub(crate) fn read(path: &Path) -> Result<String, IdentityError> {
     std::fs::read_to_string(path).map_err(at(path))
 }
 
-fn read_private(path: &Path) -> Result<String, IdentityError> {
+pub(crate) fn read_private(path: &Path) -> Result<String, IdentityError> {
     let mode = std::fs::metadata(path).map_err(at(path))?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(IdentityError::Exposed(path.display().to_string()));
@@ -467,12 +498,12 @@ fn read_private(path: &Path) -> Result<String, IdentityError> {
     read(path)
 }
 
-fn make_directory(directory: &Path) -> Result<(), IdentityError> {
+pub(crate) fn make_directory(directory: &Path) -> Result<(), IdentityError> {
     private::make_directory(directory).map_err(at(directory))
 }
 
 /// Writes a file of mode 0600, whole or not at all.
-fn write_private(path: &Path, content: &str) -> Result<(), IdentityError> {
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<(), IdentityError> {
     private::replace(path, content.as_bytes()).map_err(at(path))
 }
 

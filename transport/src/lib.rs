@@ -9,16 +9,21 @@ pub mod connection;
 mod credentials;
 pub mod egress;
 pub mod endpoint;
+mod guard;
 pub mod identity;
-mod reset;
+pub mod peer;
 pub mod redundancy;
+mod reset;
+pub mod signing;
 pub mod stream;
 
 pub use congestion::Congestion;
 pub use connection::{Connection, SESSIONS_MAX, Traffic, WireCounters};
 pub use egress::EgressCap;
 pub use endpoint::Endpoint;
-pub use identity::{Authority, Identity, IdentityError, Peer};
+pub use guard::{GRACE, Refused};
+pub use identity::{Authority, Identity, IdentityError};
+pub use peer::{Certificate, Holder, Peer};
 pub use stream::{Receiver, Sender, Stream};
 
 use proto::frame::FrameError;

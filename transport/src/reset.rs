@@ -1,6 +1,7 @@
-//! How a daemon that was killed and started again tells its peers at once that it knows their connections no
-//! more: by stateless resets (RFC 9000, section 10.3), whose tokens it can make again from its own key. Without
-//! them a peer waits for the connection's end, and whatever it asks meanwhile is not answered.
+//! How a daemon that was killed and started again tells its peers at once that it knows their connections
+//! no more: by stateless resets (RFC 9000, section 10.3), whose tokens it can make again from its own
+//! key. Without them a peer waits for the connection's end, and whatever it asks meanwhile is not
+//! answered.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Framed messages on one bidirectional QUIC stream.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -39,6 +40,8 @@ pub struct Sender {
     /// Bytes written so far.
     offset: u64,
     repairs: Option<Box<Repairs>>,
+    /// Shows that the connection is used.
+    _held: Arc<()>,
 }
 
 /// What a sender needs to send repairs.
@@ -59,6 +62,8 @@ pub struct Receiver {
     /// Bytes of the stream before the end of `buffer`.
     offset: u64,
     repairs: Option<Box<Taking>>,
+    /// See [`Sender`].
+    _held: Arc<()>,
 }
 
 /// What a receiver needs to take repairs.
@@ -71,16 +76,27 @@ struct Taking {
 }
 
 impl Stream {
-    pub(crate) fn new(connection: &quinn::Connection, halves: (SendStream, RecvStream)) -> Stream {
+    pub(crate) fn new(
+        connection: &quinn::Connection,
+        held: Arc<()>,
+        halves: (SendStream, RecvStream),
+    ) -> Stream {
         let (connection, (sender, receiver)) = (connection.clone(), halves);
         Stream {
-            sender: Sender { stream: sender, connection: connection.clone(), offset: 0, repairs: None },
+            sender: Sender {
+                stream: sender,
+                connection: connection.clone(),
+                offset: 0,
+                repairs: None,
+                _held: held.clone(),
+            },
             receiver: Receiver {
                 stream: receiver,
                 connection,
                 buffer: BytesMut::new(),
                 offset: 0,
                 repairs: None,
+                _held: held,
             },
         }
     }

@@ -56,7 +56,8 @@ async fn carry(front: UdpSocket, server: SocketAddr) {
     }
 }
 
-/// Sends messages over the path; returns how many came by repairs, and how many took longer than a round trip.
+/// Sends messages over the path; returns how many came by repairs, and how many took longer than a round
+/// trip.
 async fn converse(repairs: bool) -> (u64, usize) {
     let directory = tempfile::tempdir().unwrap();
     let now = time::OffsetDateTime::now_utc();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
 use proto::{ClusterId, RegionName};
-use replicator_transport::{Authority, Endpoint, Identity, Peer, Traffic, TransportError};
+use replicator_transport::{Authority, Endpoint, Holder, Identity, Peer, Traffic, TransportError};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -22,7 +22,8 @@ fn authority(directory: &Path) -> Authority {
 }
 
 fn identity(directory: &Path, authority: &Authority, name: &str, days: i64) -> Identity {
-    let peer = if name == "operator" { Peer::Operator } else { Peer::Region(region(name)) };
+    let peer =
+        if name == "operator" { Peer::Operator(Holder::operator()) } else { Peer::Region(region(name)) };
     let directory = directory.join(name);
     authority
         .issue(
@@ -163,6 +164,106 @@ async fn certificates_and_authorities_turn_over_under_an_open_connection() {
     assert_eq!(heartbeat.number, 5, "the connection that was there goes on");
 }
 
+/// Issues `peer` a certificate for so long, in a directory of its own.
+fn issue(directory: &Path, authority: &Authority, peer: &Peer, seconds: i64) -> Identity {
+    let place = directory.join(peer.to_string().replace(' ', "-"));
+    let now = time::OffsetDateTime::now_utc();
+    authority.issue(&place, peer, now, time::Duration::seconds(seconds)).unwrap();
+    Identity::load(&place).unwrap()
+}
+
+#[tokio::test]
+async fn a_role_says_who_it_is_and_only_regions_and_witnesses_are_connected_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let (a, b) = (region("us-east"), region("eu-west"));
+    let holder: Holder = "ann".parse().unwrap();
+    let server = listen(&issue(directory.path(), &ca, &Peer::Region(b.clone()), 600));
+    let address = server.local_address().unwrap();
+    for peer in [
+        Peer::Region(a.clone()),
+        Peer::Witness(a.clone()),
+        Peer::Voter(a.clone()),
+        Peer::Node(b.clone(), "n1".parse().unwrap()),
+        Peer::Operator(holder.clone()),
+        Peer::Monitor(holder),
+    ] {
+        let identity = issue(directory.path(), &ca, &peer, 600);
+        assert_eq!(
+            (&identity.peer, identity.certificate.has_role()),
+            (&peer, !matches!(peer, Peer::Voter(_)))
+        );
+        let client = listen(&identity);
+        let _connection = client.connect(address, &b, PATIENCE).await.unwrap();
+        let accepted = server.accept().await.unwrap();
+        assert_eq!(accepted.peer(), &peer);
+        assert_eq!(accepted.certificate(), &identity.certificate);
+        // It serves under its own name, if it is one that is connected to.
+        let other =
+            Endpoint::bind(None, &issue(directory.path(), &ca, &Peer::Region(b.clone()), 600)).unwrap();
+        let connected = other.connect(client.local_address().unwrap(), &a, PATIENCE).await;
+        assert_eq!(connected.is_ok(), peer.voter() == Some(&a), "{peer}");
+    }
+}
+
+#[tokio::test]
+async fn a_denied_certificate_is_gone_and_comes_back_when_it_is_not_denied_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let address = server.local_address().unwrap();
+    let stolen = identity(directory.path(), &ca, "us-east", 1);
+    let (thief, other) = (listen(&stolen), listen(&identity(directory.path(), &ca, "ap-south", 1)));
+    let eu_west = region("eu-west");
+    let open = thief.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let there = server.accept().await.unwrap();
+    let beside = other.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let _beside = server.accept().await.unwrap();
+    for mark in [stolen.certificate.serial.clone(), stolen.certificate.fingerprint.clone()] {
+        let mark = replicator_transport::peer::mark(&mark).unwrap();
+        server.deny([mark].into());
+        while !(open.is_over() && there.is_over()) {
+            tokio::time::timeout(PATIENCE, open.accept_stream()).await.expect("it is closed");
+        }
+        let refused = tokio::time::timeout(PATIENCE, server.refused()).await.unwrap();
+        assert!(refused.why.contains("us-east is denied"), "{refused:?}");
+        assert_eq!(refused.certificate, Some(stolen.certificate.clone()));
+        if let Ok(again) = thief.connect(address, &eu_west, PATIENCE).await {
+            assert!(tokio::time::timeout(PATIENCE, again.accept_stream()).await.unwrap().is_none());
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(300), server.accept()).await.is_err());
+    }
+    assert!(!beside.is_over(), "others go on");
+    server.deny(<_>::default());
+    let _again = thief.connect(address, &eu_west, PATIENCE).await.unwrap();
+    assert_eq!(server.accept().await.unwrap().peer(), &Peer::Region(region("us-east")));
+    // Whoever connects looks as well.
+    thief.deny([identity(directory.path(), &ca, "eu-west", 1).certificate.serial].into());
+    server.renew(&Identity::load(&directory.path().join("eu-west")).unwrap()).unwrap();
+    let refused = thief.connect(address, &eu_west, PATIENCE).await.unwrap_err();
+    assert!(refused.to_string().contains("is denied"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_connection_ends_some_time_after_its_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    server.set_grace(Duration::from_secs(1));
+    let address = server.local_address().unwrap();
+    let [short, long] = [("us-east", 2), ("ap-south", 600)].map(|(name, seconds)| {
+        Endpoint::bind(None, &issue(directory.path(), &ca, &Peer::Region(region(name)), seconds)).unwrap()
+    });
+    let eu_west = region("eu-west");
+    let begun = tokio::time::Instant::now();
+    let ends = short.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let stays = long.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let _both = (server.accept().await.unwrap(), server.accept().await.unwrap());
+    assert!(tokio::time::timeout(Duration::from_secs(20), ends.accept_stream()).await.unwrap().is_none());
+    assert!(begun.elapsed() > Duration::from_secs(2), "not before: {:?}", begun.elapsed());
+    assert!(!stays.is_over());
+}
+
 #[tokio::test]
 async fn hostile_bytes_leave_the_port_working() {
     let directory = tempfile::tempdir().unwrap();
@@ -177,7 +278,7 @@ async fn hostile_bytes_leave_the_port_working() {
     let client = Endpoint::bind(None, &identity(directory.path(), &ca, "operator", 1)).unwrap();
     let connection = client.connect(address, &region("eu-west"), PATIENCE).await.unwrap();
     let accepted = server.accept().await.unwrap();
-    assert_eq!(accepted.peer(), &Peer::Operator);
+    assert_eq!(accepted.peer(), &Peer::Operator(Holder::operator()));
 
     let mut large = connection
         .open_stream(&Open { cluster_id: vec![0; 200_000].into(), ..Open::default() })

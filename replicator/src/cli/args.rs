@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use proto::{NodeName, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
+use transport::Holder;
 use volume::quorum::CopyId;
 
 use super::help;
@@ -43,6 +44,10 @@ pub(super) struct Places {
     /// Where regions keep their data on this machine
     #[arg(long, global = true, env = "REPLICATOR_DATA", value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
+    /// Whose certificate commands show to daemons: a directory that `certs` made. The operator's, if none is
+    /// named
+    #[arg(long, global = true, env = "REPLICATOR_IDENTITY", value_name = "DIR")]
+    pub(super) identity: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -122,6 +127,19 @@ pub(super) enum Command {
         /// Go on with what happens from now on
         #[arg(long)]
         follow: bool,
+        /// For programs: a line of JSON for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Who did what, and was not let do: each daemon's audit, merged by time
+    #[command(after_help = help::AUDIT)]
+    Audit {
+        /// Only that of this region or witness
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// Say whether all of it is as it was written, instead of showing it
+        #[arg(long)]
+        verify: bool,
         /// For programs: a line of JSON for each
         #[arg(long)]
         json: bool,
@@ -282,21 +300,61 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Make the cluster's certificate authority and the certificates of its regions and operator
+    /// Make the cluster's certificate authority and the certificates of all that speak with its daemons
     #[command(
         after_help = help::CERTS
     )]
-    Certs {
-        /// Make new certificates also where there are some; by the new authority, if one was made
-        #[arg(long)]
-        renew: bool,
-        /// Make a new authority, which is trusted beside the one that there is: the first of three steps
-        #[arg(long, conflicts_with_all = ["renew", "drop_old_authority"])]
-        new_authority: bool,
-        /// Trust the old authority no more, once every certificate is the new one's: the last step
-        #[arg(long, conflicts_with = "renew")]
-        drop_old_authority: bool,
-    },
+    Certs(Certs),
+}
+
+#[derive(Args)]
+pub(super) struct Certs {
+    /// Make new certificates also where there are some; by the new authority, if one was made
+    #[arg(long, group = "what")]
+    pub(super) renew: bool,
+    /// Make a new authority, which is trusted beside the one that there is: the first of three steps
+    #[arg(long, group = "what")]
+    pub(super) new_authority: bool,
+    /// Trust the old authority no more, once every certificate is the new one's: the last step
+    #[arg(long, group = "what")]
+    pub(super) drop_old_authority: bool,
+    /// Make a key here, and print the request for its certificate: for --region, --witness, --operator or
+    /// --monitor
+    #[arg(long, group = "what")]
+    pub(super) request: bool,
+    /// Sign a request with the cluster's authority, and print the certificate; - reads standard input
+    #[arg(long, group = "what", value_name = "FILE")]
+    pub(super) sign: Option<PathBuf>,
+    /// Take the certificate for the key that waits here; - reads standard input
+    #[arg(long, group = "what", value_name = "FILE")]
+    pub(super) install: Option<PathBuf>,
+    /// The region that --request or --install is for
+    #[arg(long, group = "whom", value_name = "REGION")]
+    pub(super) region: Option<RegionName>,
+    /// The node of --region that it is for
+    #[arg(long, requires = "region", value_name = "NODE")]
+    pub(super) node: Option<NodeName>,
+    /// The witness that it is for
+    #[arg(long, group = "whom", value_name = "WITNESS")]
+    pub(super) witness: Option<RegionName>,
+    /// An operator, a person or a machine that orders things: alone, its certificate is made here
+    #[arg(long, group = "whom", value_name = "NAME")]
+    pub(super) operator: Option<Holder>,
+    /// A monitor, which may see the status and nothing else: alone, its certificate is made here
+    #[arg(long, group = "whom", value_name = "NAME")]
+    pub(super) monitor: Option<Holder>,
+    /// With --request, the cluster's id, where no cluster.id is here: 32 hexadecimal digits
+    #[arg(long, requires = "request", value_name = "ID")]
+    pub(super) cluster_id: Option<ClusterId>,
+    /// With --install, the file of the authorities to trust from then on
+    #[arg(long, requires = "install", value_name = "FILE")]
+    pub(super) trust: Option<PathBuf>,
+    /// Show the certificates that are here: whose, until when, and what to deny them by
+    #[arg(long, group = "what")]
+    pub(super) list: bool,
+    /// With --list, for programs
+    #[arg(long, requires = "list")]
+    pub(super) json: bool,
 }
 
 #[derive(Subcommand)]
@@ -434,7 +492,7 @@ impl Places {
             Some(data) => std::path::absolute(data)?,
             None => default_data()?.join(&config.cluster),
         };
-        Ok(Layout::new(data))
+        Ok(Layout::new(data).showing(self.identity.clone()))
     }
 }
 
@@ -464,6 +522,10 @@ mod tests {
         assert!(typed("replicator status --check --max-lag 5s"));
         assert!(!typed("replicator status --check --watch") && !typed("replicator status --max-lag soon"));
         assert!(typed("replicator url --writer") && typed("replicator url --region a"));
+        assert!(typed("replicator certs --operator ann") && typed("replicator certs --request --monitor m"));
+        assert!(!typed("replicator certs --renew --sign x") && !typed("replicator certs --trust ca.pem"));
+        assert!(!typed("replicator certs --request --region a --witness w"));
+        assert!(typed("replicator certs --install - --region a --node n1 --trust ca.pem"));
         assert!(typed("replicator url --reader") && !typed("replicator url --reader --writer"));
         assert!(
             typed("replicator url --region a --endpoint writer") && typed("replicator url --endpoint reader")

@@ -136,11 +136,29 @@ For example:
   psql \"$(replicator url --region us-east)\"
   psql \"$(replicator url --region us-east --superuser)\"    # on us-east's machine";
 
+/// `replicator audit`.
+pub(super) const AUDIT: &str = "\
+A line for each order, each secret that was given, each refusal, and each change of the configuration:
+who (role, name and the certificate's serial number), from where, what, and what came of it. Each line
+has a hash of itself and of the one before. --verify names lines that were changed, are missing, or
+stand elsewhere, and fails then. Note the number and hash that it prints on another machine: who has a
+daemon's account could write all of its audit anew.";
+
 /// `replicator certs`.
 pub(super) const CERTS: &str = "\
 `up` does this by itself. To run regions on other machines, copy <data>/regions/<region>/identity
 to each. The authority's key, <data>/authority/ca.key, belongs on none of them. Daemons use what
-is copied there within seconds, and no connection breaks.
+is copied there within seconds, and no connection breaks. A certificate has a role: region, witness,
+node, operator or monitor. Certificates of a version without roles go on until --renew.
+
+  replicator certs --operator ann    a person of her own: REPLICATOR_IDENTITY=<data>/operators/ann
+  replicator certs --monitor grafana may see `status`, and nothing else
+  replicator certs --list            whose, until when, and the serial numbers for `denied` in the file
+
+A key that never leaves the machine that uses it:
+  there:               replicator certs --request --region us-east > request
+  at the authority:    replicator certs --sign request > certificate
+  there:               replicator certs --install certificate --region us-east --trust ca.pem
 
 Another authority, while everything goes on:
   1. replicator certs --new-authority; copy every identity, and operator: both are trusted. Clients of

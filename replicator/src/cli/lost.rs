@@ -5,9 +5,12 @@ use std::process::{Command, Stdio};
 
 use postgres::installation::Installation;
 use proto::RegionName;
+use runtime::clock::wall_us;
 
 use super::args::LostAction;
 use super::{AnyResult, confirm};
+use crate::audit;
+use crate::audit::file::Files;
 use crate::config::Config;
 use crate::keys::Place;
 use crate::layout::Layout;
@@ -47,11 +50,16 @@ pub(super) async fn run(config: &Config, layout: &Layout, action: LostAction) ->
             }
         }
         LostAction::Discard { directory, yes } => {
-            let (.., lost) = find(&kept, &directory)?;
+            let (region, _, lost) = find(&kept, &directory)?;
             if !yes {
                 confirm(&format!("redo from {} to {} is deleted for good.", lost.from_lsn, lost.to_lsn))?;
             }
-            std::fs::remove_dir_all(&directory)?;
+            let outcome = std::fs::remove_dir_all(&directory);
+            let told = outcome.as_ref().map_or_else(|e| format!("failed: {e}"), |()| "done".into());
+            let detail = format!("redo of epoch {} from {} to {}", lost.epoch, lost.from_lsn, lost.to_lsn);
+            let deed = audit::local("lost discard", detail, told);
+            Files::new(layout.region(region).directory()).append(wall_us(), deed)?;
+            outcome?;
         }
     }
     Ok(())

@@ -5,6 +5,8 @@
 //! through [`crate::operator`].
 
 mod args;
+mod audit;
+mod certs;
 mod check;
 mod drill;
 mod events;
@@ -124,21 +126,7 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}: {} regions, no mistakes", cli.places.config.display(), config.regions.len());
             Ok(())
         }
-        Command::Certs { new_authority: true, .. } => {
-            local::certificates::prepare_authority(&config, &layout)?;
-            println!("{}", help::AUTHORITY_PREPARED);
-            Ok(())
-        }
-        Command::Certs { drop_old_authority: true, .. } => {
-            local::certificates::drop_old_authority(&config, &layout)?;
-            println!("only the new authority is trusted; copy every `identity`, and `operator`, once more");
-            Ok(())
-        }
-        Command::Certs { renew, .. } => {
-            local::certificates::make(&config, &layout, renew)?;
-            println!("{}", layout.data().display());
-            Ok(())
-        }
+        Command::Certs(asked) => certs::run(&config, &layout, &asked),
         Command::Run { region, az, node, own_process } => {
             let file = std::path::absolute(&cli.places.config)?;
             let apart = match (az.and_then(|zone| zone.chars().next()), node) {
@@ -169,6 +157,9 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
         Command::Status { .. } => Ok(()),
         Command::Events { region, since, follow, json } => {
             events::show(&Operator::new(config, &layout)?, region, since, follow, json).await
+        }
+        Command::Audit { region, verify, json } => {
+            audit::run(&Operator::new(config, &layout)?, region.as_ref(), verify, json).await
         }
         Command::Load { region, since, by, json } => {
             load::show(&Operator::new(config, &layout)?, region, since, by, json).await
@@ -241,7 +232,10 @@ async fn run_daemon(
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
     match apart {
-        Some(Apart::Zone(zone)) => return Ok(zone::run(config, layout, name, zone, stop).await?),
+        Some(Apart::Zone(zone)) => {
+            let holder = zone::Holder { zone, node: None };
+            return Ok(zone::run(config, layout, name, holder, stop).await?);
+        }
         Some(Apart::Node(node)) => {
             let source = node::Source { file, again, log };
             return Ok(node::run(config, source, layout, name, node, stop).await?);
@@ -249,7 +243,8 @@ async fn run_daemon(
         None => {}
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
-        return Ok(witness::run(config, log, layout, own, stop).await?);
+        let source = node::Source { file, again, log };
+        return Ok(witness::run(config, source, layout, own, stop).await?);
     }
     let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
     let source = region::reload::Source { file, own_process, again };

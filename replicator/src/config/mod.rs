@@ -321,6 +321,16 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_denied_by_what_programs_print() {
+        let with = |denied: &str| format!("cluster = \"x\"\n{denied}\n{}", region("a", "primary", 7000));
+        let good = Config::parse(&with("denied = [\"0A:1f\", \"ABCD\"]")).unwrap();
+        assert_eq!(good.denied.into_iter().collect::<Vec<_>>(), ["a1f", "abcd"]);
+        for wrong in ["denied = \"ab\"", "denied = [17]", "denied = [\"operator\"]", "denied = [\"\"]"] {
+            assert!(mistakes(&with(wrong)).concat().contains("certs --list"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn settings_that_replication_depends_on_are_refused() {
         let text = format!(
             "cluster = \"x\"\n{}[postgresql]\nsettings = {{ fsync = false, work_mem = \"1MB\" }}\n",

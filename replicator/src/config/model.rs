@@ -1,6 +1,6 @@
 //! What a checked `regions.toml` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,9 @@ pub struct Config {
     pub endpoints: EndpointsConfig,
     /// Who orders failovers.
     pub failover: FailoverConfig,
+    /// The certificates that are not let in, by serial number or fingerprint as [`transport::peer::mark`] has
+    /// them.
+    pub denied: BTreeSet<String>,
 }
 
 /// Who orders failovers.
@@ -364,6 +367,7 @@ impl Config {
             logs: LogsConfig::default(),
             endpoints: EndpointsConfig::default(),
             failover: FailoverConfig::default(),
+            denied: BTreeSet::new(),
         }
     }
 

@@ -114,6 +114,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         logs,
         endpoints,
         failover,
+        denied,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -178,6 +179,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("failover", old.failover.automatic == *automatic, Fate::Now);
     keys.add("failover_after", old.failover.after == *after, Fate::Now);
     keys.add("max_loss", old.failover.max_loss_bytes == *max_loss_bytes, Fate::Now);
+    keys.add("denied", old.denied == *denied, Fate::Now);
     keys.0
 }
 
@@ -273,6 +275,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         logs: new.logs,
         endpoints: new.endpoints,
         failover: new.failover,
+        denied: new.denied.clone(),
         ..old.clone()
     };
     for region in &mut force.regions {
@@ -313,6 +316,7 @@ cluster = \"x\"
 commit = \"region\"
 lease = \"5s\"
 rpo = \"30s\"
+denied = [\"ab01\"]
 [region.a]
 role = \"primary\"
 listen = \"127.0.0.1:7000\"
@@ -440,6 +444,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("logs.max_size", "max_size = \"33MiB\"", "max_size = \"34MiB\"", Fate::Now, Fate::Now),
             ("logs.format", "format = \"text\"", "format = \"json\"", Fate::Now, Fate::Now),
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
+            ("denied", "[\"ab01\"]", "[\"ab01\", \"ab02\"]", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),

@@ -17,20 +17,25 @@ use crate::config::Config;
 pub enum Who {
     /// An operator's command.
     Operator,
+    /// What looks on.
+    Monitor,
     /// The daemon of another region of the file.
     Region,
     /// A witness of the file, other than the one that is asked.
     Witness,
-    /// A holder of the certificate that the asked daemon has itself: a region's daemon, its nodes and its
-    /// zones' processes share one.
+    /// A holder of the certificate that the asked daemon has itself: a region's daemon and its zones'
+    /// processes share one.
     Own,
-    /// A holder of a certificate of the cluster whose name is not in the file.
+    /// A node of the region that is asked.
+    Node,
+    /// A holder of a certificate of the cluster whose name is not in the file, or is another's there.
     Stranger,
 }
 
 impl Who {
     /// Everybody.
-    pub const ALL: [Who; 5] = [Who::Operator, Who::Region, Who::Witness, Who::Own, Who::Stranger];
+    pub const ALL: [Who; 7] =
+        [Who::Operator, Who::Monitor, Who::Region, Who::Witness, Who::Own, Who::Node, Who::Stranger];
 }
 
 /// Who is asked.
@@ -154,6 +159,8 @@ requests! {
     FetchPassword = "fetch_password",
     /// Say which logical slots the writer has.
     Slots = "slots",
+    /// Show who did what.
+    Audit = "audit",
 }
 
 impl Request {
@@ -199,6 +206,7 @@ impl Request {
                 Body::Password(_) => Request::Password,
                 Body::FetchPassword(_) => Request::FetchPassword,
                 Body::Slots(_) => Request::Slots,
+                Body::Audit(_) => Request::Audit,
             },
         })
     }
@@ -216,12 +224,19 @@ pub enum Condition {
     /// The record is the one that the asked voter has accepted already: it may be agreed on again, and not be
     /// changed.
     SameRecord,
+    /// The node speaks of itself: of its own name, and the copies of the zone that the file gives it.
+    Itself,
 }
 
 impl Condition {
     /// All that there are.
-    pub const ALL: [Condition; 4] =
-        [Condition::LeadsEpoch, Condition::ShallLead, Condition::Coordinates, Condition::SameRecord];
+    pub const ALL: [Condition; 5] = [
+        Condition::LeadsEpoch,
+        Condition::ShallLead,
+        Condition::Coordinates,
+        Condition::SameRecord,
+        Condition::Itself,
+    ];
 
     /// Its mark in the table.
     #[must_use]
@@ -231,6 +246,7 @@ impl Condition {
             Condition::ShallLead => "shall lead",
             Condition::Coordinates => "coordinates",
             Condition::SameRecord => "same",
+            Condition::Itself => "itself",
         }
     }
 
@@ -247,6 +263,9 @@ impl Condition {
             }
             Condition::SameRecord => {
                 "only the record that the asked voter has accepted already: to agree on it again changes nothing"
+            }
+            Condition::Itself => {
+                "only as the node that its certificate names, and for the copies of the zone that the file gives it"
             }
         }
     }
@@ -272,7 +291,12 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
-            R::Reload | R::Password | R::Rehearse => Allowed,
+            R::Reload | R::Password | R::Audit | R::Rehearse => Allowed,
+            _ => Refused,
+        },
+        // It looks on: no order, no secret, and nothing that works for it.
+        (Asked::Region, Who::Monitor) => match request {
+            R::RegionStatus | R::ClusterStatus => Allowed,
             _ => Refused,
         },
         (Asked::Region, Who::Region) => match request {
@@ -294,8 +318,13 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             R::Zone | R::Node | R::Feed | R::Backup => Allowed,
             _ => Refused,
         },
+        // It keeps copies, and follows: it has no vote, and does not speak for the region.
+        (Asked::Region, Who::Node) => match request {
+            R::Zone | R::Node | R::Feed | R::Backup => OnlyIf(Condition::Itself),
+            _ => Refused,
+        },
         (Asked::Witness, Who::Operator) => match request {
-            R::Record | R::Revote | R::Events => Allowed,
+            R::Record | R::Revote | R::Events | R::Reload | R::Audit => Allowed,
             _ => Refused,
         },
         (Asked::Witness, Who::Region) => match request {
@@ -306,8 +335,8 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             R::Copy => Allowed,
             _ => Refused,
         },
-        (Asked::Witness, Who::Own)
-        | (Asked::Zone, Who::Operator | Who::Region | Who::Witness)
+        (Asked::Witness, Who::Own | Who::Monitor | Who::Node)
+        | (Asked::Zone, Who::Operator | Who::Monitor | Who::Region | Who::Witness | Who::Node)
         | (_, Who::Stranger) => Refused,
     }
 }
@@ -334,15 +363,20 @@ impl Names {
         }
     }
 
-    /// Who `peer` is.
+    /// Who `peer` is. A certificate with a role is that role's alone: a witness' is nobody's where the file
+    /// has a region of that name.
     #[must_use]
     pub fn who(&self, peer: &Peer) -> Who {
+        let is_region = |name| self.regions.contains(name);
+        let is_witness = |name| self.witnesses.contains(name);
+        let who = |name: &RegionName, who| if *name == self.own { Who::Own } else { who };
         match peer {
-            Peer::Operator => Who::Operator,
-            Peer::Region(name) if *name == self.own => Who::Own,
-            Peer::Region(name) if self.regions.contains(name) => Who::Region,
-            Peer::Region(name) if self.witnesses.contains(name) => Who::Witness,
-            Peer::Region(_) => Who::Stranger,
+            Peer::Operator(_) => Who::Operator,
+            Peer::Monitor(_) => Who::Monitor,
+            Peer::Region(name) | Peer::Voter(name) if is_region(name) => who(name, Who::Region),
+            Peer::Witness(name) | Peer::Voter(name) if is_witness(name) => who(name, Who::Witness),
+            Peer::Node(region, _) if *region == self.own && is_region(region) => Who::Node,
+            Peer::Region(_) | Peer::Witness(_) | Peer::Voter(_) | Peer::Node(..) => Who::Stranger,
         }
     }
 
@@ -362,12 +396,13 @@ pub fn document() -> String {
         Rule::Refused => "–".to_owned(),
     };
     let mut text = String::from(
-        "| asked | request | an operator | another region | a witness | its own certificate |\n|---|---|---|---|---|---|\n",
+        "| asked | request | an operator | a monitor | another region | a witness | its own certificate | a node of it |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
     for asked in Asked::ALL {
         for request in Request::ALL.iter().copied() {
-            let cells =
-                [Who::Operator, Who::Region, Who::Witness, Who::Own].map(|who| cell(who, request, asked));
+            let cells = [Who::Operator, Who::Monitor, Who::Region, Who::Witness, Who::Own, Who::Node]
+                .map(|who| cell(who, request, asked));
             if cells.iter().any(|cell| cell != "–") {
                 text += &format!("| {asked} | `{}` | {} |\n", request.name(), cells.join(" | "));
             }
@@ -386,121 +421,124 @@ mod tests {
 
     /// Every cell of the table, written out. y: allowed, -: refused, else the condition.
     const CELLS: &str = "
-        asked of a region         operator  region       witness  own  stranger
-        replicate                 -         leads        -        -    -
-        seed                      -         leads        -        -    -
-        zone                      -         -            -        y    -
-        copy                      -         -            -        -    -
-        gather                    -         shall_lead   -        -    -
-        rewind                    -         leads        -        -    -
-        session                   -         y            -        -    -
-        rehearse                  y         -            -        -    -
-        node                      -         -            -        y    -
-        feed                      -         -            -        y    -
-        backup                    -         -            -        y    -
-        region_status             y         y            -        -    -
-        cluster_status            y         -            -        -    -
-        url                       y         -            -        -    -
-        volume                    y         -            -        -    -
-        promote                   y         -            -        -    -
-        hand_over                 -         coordinates  -        -    -
-        prepare                   -         y            y        -    -
-        accept                    -         y            same     -    -
-        learn                     -         y            y        -    -
-        survey                    -         y            y        -    -
-        get_ready                 -         coordinates  -        -    -
-        lead                      -         coordinates  -        -    -
-        support                   -         y            -        -    -
-        record                    y         y            y        -    -
-        recall                    -         y            y        -    -
-        revote                    y         -            -        -    -
-        reseed                    y         -            -        -    -
-        events                    y         y            -        -    -
-        load                      y         -            -        -    -
-        voters                    y         -            -        -    -
-        reload                    y         -            -        -    -
-        password                  y         -            -        -    -
-        fetch_password            -         y            -        -    -
-        slots                     -         y            -        -    -
-        asked of a witness        operator  region       witness  own  stranger
-        replicate                 -         -            -        -    -
-        seed                      -         -            -        -    -
-        zone                      -         -            -        -    -
-        copy                      -         -            -        -    -
-        gather                    -         -            -        -    -
-        rewind                    -         -            -        -    -
-        session                   -         -            -        -    -
-        rehearse                  -         -            -        -    -
-        node                      -         -            -        -    -
-        feed                      -         -            -        -    -
-        backup                    -         -            -        -    -
-        region_status             -         -            -        -    -
-        cluster_status            -         -            -        -    -
-        url                       -         -            -        -    -
-        volume                    -         -            -        -    -
-        promote                   -         -            -        -    -
-        hand_over                 -         -            -        -    -
-        prepare                   -         y            y        -    -
-        accept                    -         y            same     -    -
-        learn                     -         y            y        -    -
-        survey                    -         y            y        -    -
-        get_ready                 -         -            -        -    -
-        lead                      -         -            -        -    -
-        support                   -         y            -        -    -
-        record                    y         y            y        -    -
-        recall                    -         y            y        -    -
-        revote                    y         -            -        -    -
-        reseed                    -         -            -        -    -
-        events                    y         -            -        -    -
-        load                      -         -            -        -    -
-        voters                    -         -            -        -    -
-        reload                    -         -            -        -    -
-        password                  -         -            -        -    -
-        fetch_password            -         -            -        -    -
-        slots                     -         -            -        -    -
-        asked of a zone's process operator  region       witness  own  stranger
-        replicate                 -         -            -        -    -
-        seed                      -         -            -        -    -
-        zone                      -         -            -        -    -
-        copy                      -         -            -        y    -
-        gather                    -         -            -        -    -
-        rewind                    -         -            -        -    -
-        session                   -         -            -        -    -
-        rehearse                  -         -            -        -    -
-        node                      -         -            -        -    -
-        feed                      -         -            -        -    -
-        backup                    -         -            -        -    -
-        region_status             -         -            -        -    -
-        cluster_status            -         -            -        -    -
-        url                       -         -            -        -    -
-        volume                    -         -            -        -    -
-        promote                   -         -            -        -    -
-        hand_over                 -         -            -        -    -
-        prepare                   -         -            -        -    -
-        accept                    -         -            -        -    -
-        learn                     -         -            -        -    -
-        survey                    -         -            -        -    -
-        get_ready                 -         -            -        -    -
-        lead                      -         -            -        -    -
-        support                   -         -            -        -    -
-        record                    -         -            -        -    -
-        recall                    -         -            -        -    -
-        revote                    -         -            -        -    -
-        reseed                    -         -            -        -    -
-        events                    -         -            -        -    -
-        load                      -         -            -        -    -
-        voters                    -         -            -        -    -
-        reload                    -         -            -        -    -
-        password                  -         -            -        -    -
-        fetch_password            -         -            -        -    -
-        slots                     -         -            -        -    -
+        asked of a region              operator  monitor  region       witness  own  node    stranger
+        replicate                      -         -        leads        -        -    -       -
+        seed                           -         -        leads        -        -    -       -
+        zone                           -         -        -            -        y    itself  -
+        copy                           -         -        -            -        -    -       -
+        gather                         -         -        shall_lead   -        -    -       -
+        rewind                         -         -        leads        -        -    -       -
+        session                        -         -        y            -        -    -       -
+        rehearse                       y         -        -            -        -    -       -
+        node                           -         -        -            -        y    itself  -
+        feed                           -         -        -            -        y    itself  -
+        backup                         -         -        -            -        y    itself  -
+        region_status                  y         y        y            -        -    -       -
+        cluster_status                 y         y        -            -        -    -       -
+        url                            y         -        -            -        -    -       -
+        volume                         y         -        -            -        -    -       -
+        promote                        y         -        -            -        -    -       -
+        hand_over                      -         -        coordinates  -        -    -       -
+        prepare                        -         -        y            y        -    -       -
+        accept                         -         -        y            same     -    -       -
+        learn                          -         -        y            y        -    -       -
+        survey                         -         -        y            y        -    -       -
+        get_ready                      -         -        coordinates  -        -    -       -
+        lead                           -         -        coordinates  -        -    -       -
+        support                        -         -        y            -        -    -       -
+        record                         y         -        y            y        -    -       -
+        recall                         -         -        y            y        -    -       -
+        revote                         y         -        -            -        -    -       -
+        reseed                         y         -        -            -        -    -       -
+        events                         y         -        y            -        -    -       -
+        load                           y         -        -            -        -    -       -
+        voters                         y         -        -            -        -    -       -
+        reload                         y         -        -            -        -    -       -
+        password                       y         -        -            -        -    -       -
+        fetch_password                 -         -        y            -        -    -       -
+        slots                          -         -        y            -        -    -       -
+        audit                          y         -        -            -        -    -       -
+        asked of a witness             operator  monitor  region       witness  own  node    stranger
+        replicate                      -         -        -            -        -    -       -
+        seed                           -         -        -            -        -    -       -
+        zone                           -         -        -            -        -    -       -
+        copy                           -         -        -            -        -    -       -
+        gather                         -         -        -            -        -    -       -
+        rewind                         -         -        -            -        -    -       -
+        session                        -         -        -            -        -    -       -
+        rehearse                       -         -        -            -        -    -       -
+        node                           -         -        -            -        -    -       -
+        feed                           -         -        -            -        -    -       -
+        backup                         -         -        -            -        -    -       -
+        region_status                  -         -        -            -        -    -       -
+        cluster_status                 -         -        -            -        -    -       -
+        url                            -         -        -            -        -    -       -
+        volume                         -         -        -            -        -    -       -
+        promote                        -         -        -            -        -    -       -
+        hand_over                      -         -        -            -        -    -       -
+        prepare                        -         -        y            y        -    -       -
+        accept                         -         -        y            same     -    -       -
+        learn                          -         -        y            y        -    -       -
+        survey                         -         -        y            y        -    -       -
+        get_ready                      -         -        -            -        -    -       -
+        lead                           -         -        -            -        -    -       -
+        support                        -         -        y            -        -    -       -
+        record                         y         -        y            y        -    -       -
+        recall                         -         -        y            y        -    -       -
+        revote                         y         -        -            -        -    -       -
+        reseed                         -         -        -            -        -    -       -
+        events                         y         -        -            -        -    -       -
+        load                           -         -        -            -        -    -       -
+        voters                         -         -        -            -        -    -       -
+        reload                         y         -        -            -        -    -       -
+        password                       -         -        -            -        -    -       -
+        fetch_password                 -         -        -            -        -    -       -
+        slots                          -         -        -            -        -    -       -
+        audit                          y         -        -            -        -    -       -
+        asked of a zone's process      operator  monitor  region       witness  own  node    stranger
+        replicate                      -         -        -            -        -    -       -
+        seed                           -         -        -            -        -    -       -
+        zone                           -         -        -            -        -    -       -
+        copy                           -         -        -            -        y    -       -
+        gather                         -         -        -            -        -    -       -
+        rewind                         -         -        -            -        -    -       -
+        session                        -         -        -            -        -    -       -
+        rehearse                       -         -        -            -        -    -       -
+        node                           -         -        -            -        -    -       -
+        feed                           -         -        -            -        -    -       -
+        backup                         -         -        -            -        -    -       -
+        region_status                  -         -        -            -        -    -       -
+        cluster_status                 -         -        -            -        -    -       -
+        url                            -         -        -            -        -    -       -
+        volume                         -         -        -            -        -    -       -
+        promote                        -         -        -            -        -    -       -
+        hand_over                      -         -        -            -        -    -       -
+        prepare                        -         -        -            -        -    -       -
+        accept                         -         -        -            -        -    -       -
+        learn                          -         -        -            -        -    -       -
+        survey                         -         -        -            -        -    -       -
+        get_ready                      -         -        -            -        -    -       -
+        lead                           -         -        -            -        -    -       -
+        support                        -         -        -            -        -    -       -
+        record                         -         -        -            -        -    -       -
+        recall                         -         -        -            -        -    -       -
+        revote                         -         -        -            -        -    -       -
+        reseed                         -         -        -            -        -    -       -
+        events                         -         -        -            -        -    -       -
+        load                           -         -        -            -        -    -       -
+        voters                         -         -        -            -        -    -       -
+        reload                         -         -        -            -        -    -       -
+        password                       -         -        -            -        -    -       -
+        fetch_password                 -         -        -            -        -    -       -
+        slots                          -         -        -            -        -    -       -
+        audit                          -         -        -            -        -    -       -
     ";
 
     #[test]
     fn every_cell_of_the_table_is_as_written_here() {
         let mut actual = String::new();
         for asked in Asked::ALL {
-            actual += &format!("asked of {asked} operator region witness own stranger\n");
+            actual += &format!("asked of {asked} operator monitor region witness own node stranger\n");
             for request in Request::ALL.iter().copied() {
                 let cells = Who::ALL.map(|who| match rule(who, request, asked) {
                     Rule::Allowed => "y".to_owned(),
@@ -543,9 +581,20 @@ mod tests {
     fn a_certificate_says_who_asks() {
         let name = |text: &str| text.parse::<RegionName>().unwrap();
         let names = Names { own: name("a"), regions: vec![name("a"), name("b")], witnesses: vec![name("w")] };
-        let who = |peer: &str| names.who(&Peer::Region(name(peer)));
-        assert_eq!(names.who(&Peer::Operator), Who::Operator);
-        assert_eq!(["a", "b", "w", "x"].map(who), [Who::Own, Who::Region, Who::Witness, Who::Stranger]);
+        let holder = || "ann".parse().unwrap();
+        assert_eq!(names.who(&Peer::Operator(holder())), Who::Operator);
+        assert_eq!(names.who(&Peer::Monitor(holder())), Who::Monitor);
+        // Of before there were roles the file says what they are; a role is that role's alone.
+        let all = |of: fn(RegionName) -> Peer| ["a", "b", "w", "x"].map(|text| names.who(&of(name(text))));
+        let stranger = Who::Stranger;
+        assert_eq!(all(Peer::Voter), [Who::Own, Who::Region, Who::Witness, stranger]);
+        assert_eq!(all(Peer::Region), [Who::Own, Who::Region, stranger, stranger]);
+        assert_eq!(all(Peer::Witness), [stranger, stranger, Who::Witness, stranger]);
+        let node = |region: &str| names.who(&Peer::Node(name(region), "n1".parse().unwrap()));
+        assert_eq!(["a", "b", "w", "x"].map(node), [Who::Node, stranger, stranger, stranger]);
+        let witness = Names { own: name("w"), ..names.clone() };
+        assert_eq!(witness.who(&Peer::Witness(name("w"))), Who::Own);
+        assert_eq!(witness.who(&Peer::Node(name("w"), "n1".parse().unwrap())), stranger);
         assert!(names.has(&name("w")) && !names.has(&name("x")));
     }
 

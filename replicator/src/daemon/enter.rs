@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use proto::RegionName;
+use proto::{NodeName, RegionName};
 use transport::{Identity, IdentityError, Peer};
 
 use super::lock::{DaemonLock, LockError};
@@ -23,7 +23,7 @@ pub enum EnterError {
         /// Whose it is.
         found: Peer,
         /// Whose it should be.
-        expected: RegionName,
+        expected: String,
     },
     /// The directory cannot be made.
     #[error("{path}: {source}")]
@@ -55,14 +55,61 @@ pub fn enter(
     lock: &Path,
     name: &RegionName,
 ) -> Result<(DaemonLock, Identity), EnterError> {
+    let lock = take(places, lock)?;
+    Ok((lock, identity_of(places.identity(), name, |peer| peer.voter() == Some(name))?))
+}
+
+/// The same for node `node` of region `name`; also where its certificate is.
+///
+/// A node that has none of its own goes on with its region's, as all did before nodes had any.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_node(
+    places: &RegionLayout,
+    lock: &Path,
+    name: &RegionName,
+    node: &NodeName,
+) -> Result<(DaemonLock, Identity, PathBuf), EnterError> {
+    let lock = take(places, lock)?;
+    let own = places.node(node).identity();
+    if own.join("cert.pem").exists() || !places.identity().join("cert.pem").exists() {
+        let expected = Peer::Node(name.clone(), node.clone());
+        let identity = identity_of(own.clone(), &expected, |peer| *peer == expected)?;
+        return Ok((lock, identity, own));
+    }
+    tracing::warn!(
+        "node {node} has no certificate of its own and speaks as region {name}, with its key: make one with `replicator certs`, copy \
+         it to {}, and take the region's away from this host",
+        own.display()
+    );
+    let identity = identity_of(places.identity(), name, |peer| peer.voter() == Some(name))?;
+    Ok((lock, identity, places.identity()))
+}
+
+fn take(places: &RegionLayout, lock: &Path) -> Result<DaemonLock, EnterError> {
     make_passable(places.directory())
         .map_err(|source| EnterError::Io { path: places.directory().to_owned(), source })?;
     tree::check(places)?;
-    let lock = DaemonLock::take(lock)?;
-    let identity = Identity::load(&places.identity())?;
-    if identity.peer != Peer::Region(name.clone()) {
-        let (path, found, expected) = (places.identity(), identity.peer, name.clone());
+    Ok(DaemonLock::take(lock)?)
+}
+
+fn identity_of(
+    path: PathBuf,
+    expected: &impl ToString,
+    is: impl FnOnce(&Peer) -> bool,
+) -> Result<Identity, EnterError> {
+    let identity = Identity::load(&path)?;
+    if !is(&identity.peer) {
+        let (found, expected) = (identity.peer, expected.to_string());
         return Err(EnterError::OtherCertificate { path, found, expected });
     }
-    Ok((lock, identity))
+    if !identity.certificate.has_role() {
+        tracing::warn!(
+            "{}: this certificate is of before there were roles, and is let in as what its name says; it goes on until it ends: \
+             replicator certs --renew gives it a role",
+            path.display()
+        );
+    }
+    Ok(identity)
 }

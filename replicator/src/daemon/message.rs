@@ -82,7 +82,7 @@ fn control(body: &control_request::Body, names: &Names) -> Result<(), String> {
         Body::Load(request) if request.by.is_empty() || Cut::named(&request.by).is_some() => Ok(()),
         Body::Load(request) => Err(format!("the load is not cut by '{}'", shown(&request.by))),
         Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) | Body::Reload(_) => Ok(()),
-        Body::FetchPassword(_) | Body::Slots(_) => Ok(()),
+        Body::FetchPassword(_) | Body::Slots(_) | Body::Audit(_) => Ok(()),
         // It becomes a part of files, of lines and of connection strings.
         Body::Password(request) if request.next.bytes().all(|b| b.is_ascii_alphanumeric()) => {
             short("password", request.next.len(), PASSWORD_BYTES_MAX)

@@ -5,9 +5,10 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::RegionName;
 use runtime::task::blocking;
 use transport::identity::digest;
-use transport::{Endpoint, Identity};
+use transport::{Endpoint, Identity, Refused};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -38,7 +39,7 @@ pub async fn watch(
     taken: impl Fn(&Identity),
 ) -> Infallible {
     let mut used = now.read;
-    let (peer, cluster_id) = (now.peer.clone(), now.cluster_id);
+    let (mut peer, cluster_id) = (now.peer.clone(), now.cluster_id);
     // What did not do at the last look: files are written one after the other.
     let (mut doubtful, mut told) = (Contents::default(), Contents::default());
     loop {
@@ -47,7 +48,7 @@ pub async fn watch(
         let looked = blocking("look at the certificate", move || look(&place, known)).await;
         let found = match looked.unwrap_or(Found::Nothing) {
             Found::Another(identity, contents)
-                if identity.peer != peer || identity.cluster_id != cluster_id =>
+                if !identity.peer.succeeds(&peer) || identity.cluster_id != cluster_id =>
             {
                 Found::Unusable(
                     contents,
@@ -58,6 +59,7 @@ pub async fn watch(
                 Ok(()) => {
                     tracing::info!("the certificate is another, and is used for connections from now on");
                     taken(&identity);
+                    peer = identity.peer.clone();
                     used = contents;
                     Found::Nothing
                 }
@@ -75,6 +77,14 @@ pub async fn watch(
         }
         doubtful = contents;
     }
+}
+
+/// What is told of somebody whom the endpoint of `name` does not let in.
+#[must_use]
+pub fn told(name: &RegionName, refused: &Refused) -> String {
+    let Refused { address, certificate, why } = refused;
+    let who = certificate.as_ref().map_or_else(|| "somebody".to_owned(), |its| format!("'{}'", its.peer));
+    format!("{who} from {address}: not let in by {name}, {why}; nothing is done for it")
 }
 
 fn contents(directory: &Path) -> Contents {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::ClusterId;
-use proto::RegionName;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     BackupReady, ControlResponse, FeedReady, MAX_CONTROL_MESSAGE_BYTES, NodeWord, Open, Refusal,
@@ -73,17 +72,22 @@ pub trait Daemon: Send + Sync + 'static {
     /// By what it lets in.
     fn door(&self) -> &Door;
 
-    /// Told of each refusal at the door.
-    fn refused(&self, _peer: &Peer, _refusal: &Refusal) {}
+    /// Told of each refusal at the door, and of what was asked as far as that is known.
+    fn refused(
+        &self,
+        connection: &Connection,
+        asked: &str,
+        refusal: &Refusal,
+    ) -> impl Future<Output = ()> + Send;
 
-    /// Whether `condition` holds for what the region `name` asks.
+    /// Whether `condition` holds for what `peer` asks.
     ///
     /// # Errors
     /// A refusal that says why not.
     fn holds(
         &self,
         condition: Condition,
-        name: &RegionName,
+        peer: &Peer,
         purpose: &open::Purpose,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
@@ -117,8 +121,10 @@ async fn serve_connection<D: Daemon>(daemon: Arc<D>, connection: Connection) {
             match (serve_stream(&*daemon, &connection, stream).await, peer) {
                 (Ok(()), _) => {}
                 // An operator's command goes as soon as it has an answer, be it another region's.
-                (Err(e), Peer::Operator) => tracing::debug!("a stream of {peer} ended: {e}"),
-                (Err(e), Peer::Region(_)) => tracing::warn!("a stream of {peer} ended: {e}"),
+                (Err(e), Peer::Operator(_) | Peer::Monitor(_)) => {
+                    tracing::debug!("a stream of {peer} ended: {e}");
+                }
+                (Err(e), _) => tracing::warn!("a stream of {peer} ended: {e}"),
             }
         });
     }
@@ -133,13 +139,9 @@ async fn serve_stream<D: Daemon>(
     let peer = connection.peer();
     let Some(open) = first_message(&mut stream).await? else { return Ok(()) };
     let admitted = match daemon.door().admit(peer, &open) {
-        Ok(condition) => match (condition, peer, &open.purpose) {
-            (Some(condition), Peer::Region(name), Some(purpose)) => {
-                daemon.holds(condition, name, purpose).await
-            }
-            (None, ..) => Ok(()),
-            // The table has no condition for operators.
-            (Some(_), ..) => Err(Refusal::new(Kind::NotAllowed, format!("'{peer}' may not ask this"))),
+        Ok(condition) => match (condition, &open.purpose) {
+            (Some(condition), Some(purpose)) => daemon.holds(condition, peer, purpose).await,
+            (None, _) | (_, None) => Ok(()),
         },
         Err(refusal) => Err(refusal),
     };
@@ -147,7 +149,8 @@ async fn serve_stream<D: Daemon>(
         (Some(purpose), Ok(())) => daemon.serve(connection, purpose, stream).await,
         (purpose, Err(refusal)) => {
             tracing::warn!("refused {peer}: {}", refusal.reason);
-            daemon.refused(peer, &refusal);
+            let asked = purpose.as_ref().and_then(Request::of).map_or("nothing known", Request::name);
+            daemon.refused(connection, asked, &refusal).await;
             answer_refusal(purpose.as_ref(), refusal, &mut stream).await
         }
         (None, Ok(())) => Ok(()),
@@ -203,7 +206,13 @@ async fn answer_refusal(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::RegionName;
     use proto::messages::{ControlRequest, PROTOCOL_VERSION, control_request};
+    use transport::Holder;
+
+    fn operator() -> Peer {
+        Peer::Operator(Holder::operator())
+    }
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -229,14 +238,14 @@ mod tests {
 
     #[test]
     fn each_refusal_says_its_kind() {
-        assert_eq!(door().admit(&Peer::Operator, &url("b")), Ok(None));
+        assert_eq!(door().admit(&operator(), &url("b")), Ok(None));
         assert_eq!(refused(&Peer::Region(name("b")), &url("b")), Kind::NotAllowed);
         assert_eq!(refused(&Peer::Region(name("x")), &url("b")), Kind::NotAllowed);
-        assert_eq!(refused(&Peer::Operator, &url("x")), Kind::Protocol);
-        assert_eq!(refused(&Peer::Operator, &Open { protocol: 99, ..url("b") }), Kind::Protocol);
+        assert_eq!(refused(&operator(), &url("x")), Kind::Protocol);
+        assert_eq!(refused(&operator(), &Open { protocol: 99, ..url("b") }), Kind::Protocol);
         let other = Open { cluster_id: vec![8; 16].into(), ..url("b") };
-        assert_eq!(refused(&Peer::Operator, &other), Kind::OtherCluster);
-        assert_eq!(refused(&Peer::Operator, &Open { purpose: None, ..url("b") }), Kind::Protocol);
+        assert_eq!(refused(&operator(), &other), Kind::OtherCluster);
+        assert_eq!(refused(&operator(), &Open { purpose: None, ..url("b") }), Kind::Protocol);
     }
 
     #[test]

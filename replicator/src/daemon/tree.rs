@@ -27,8 +27,9 @@ const WRITE: u32 = 0o022;
 
 /// What the names below a region's directory begin with that are the daemon's. Others are PostgreSQL's, which
 /// it or we look at when they are opened, or an operator's: a copy of `pgdata`, say.
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
     "aside",
+    "audit.",
     "az-",
     "configuration.seen",
     "daemon.",
@@ -45,7 +46,7 @@ const OURS: [&str; 14] = [
 ];
 
 /// The same below a node's directory.
-const OURS_OF_NODE: [&str; 2] = ["events.", "node."];
+const OURS_OF_NODE: [&str; 3] = ["events.", "identity", "node."];
 
 /// What a file system has at its root.
 const OF_FILE_SYSTEM: &str = "lost+found";

@@ -1,16 +1,19 @@
-//! The certificates of a cluster's regions, witnesses and operator, those by which PostgreSQL's clients
-//! know its servers, and the authority that issues them.
+//! The certificates of a cluster's regions, witnesses, nodes, operators and monitors, those by which
+//! PostgreSQL's clients know its servers, and the authority that issues them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use proto::ClusterId;
 use time::OffsetDateTime;
-use transport::identity::{CERTIFICATE_DAYS, is_issued_by, names_in};
-use transport::{Authority, Identity, IdentityError, Peer};
+use transport::identity::{CERTIFICATE_DAYS, certificate_in, is_issued_by, names_in};
+use transport::{Authority, Certificate, Holder, Identity, IdentityError, Peer};
 
-use crate::config::Config;
+use crate::config::{Config, RegionConfig};
 use crate::layout::{Layout, make_passable};
+
+/// A certificate of a peer, and the directory of its identity.
+type Wanted = (Peer, PathBuf);
 
 /// Makes the authority and the certificates that are missing; with `renew`, all certificates anew. Servers
 /// get another where clients reach them under other names than before.
@@ -21,24 +24,20 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
     let io = |source| IdentityError::Io { path: layout.data().display().to_string(), source };
     make_passable(layout.data()).map_err(io)?;
     let now = now();
-    let directories = config.voters().into_iter().map(|voter| {
-        let identity = layout.region(&voter.name).identity();
-        (Peer::Region(voter.name), identity)
-    });
-    let wanted: Vec<_> = directories
-        .chain([(Peer::Operator, layout.operator())])
-        .filter(|(_, directory)| renew || !directory.join("cert.pem").exists())
-        .collect();
+    let is_wanted = |(_, directory): &Wanted| renew || !directory.join("cert.pem").exists();
+    let wanted: Vec<Wanted> = needed(config, layout).into_iter().filter(is_wanted).collect();
+    // Those that a cluster can do without, and the ones that somebody asked for by name.
+    let more = nodes(config, layout).into_iter().filter(is_wanted);
+    let named = named(layout).into_iter().filter(|_| renew);
+    let more: Vec<Wanted> = more.chain(named).collect();
     let names = names_of_servers(config);
-    let servers: Vec<_> = config
-        .regions
-        .iter()
-        .map(|region| (region.name.to_string(), layout.region(&region.name).server_identity()))
+    let servers: Vec<_> = servers(config, layout)
+        .into_iter()
         .filter(|(_, directory)| renew || !serves(directory, &names))
         .collect();
-    // Where the authority's key is elsewhere, servers go on with what they have.
+    // Where the authority's key is elsewhere, these go on with what they have.
     let has_authority = layout.authority().join("ca.key").exists();
-    if wanted.is_empty() && (servers.is_empty() || !has_authority) {
+    if wanted.is_empty() && ((more.is_empty() && servers.is_empty()) || !has_authority) {
         return Ok(());
     }
     let authority = if has_authority {
@@ -50,17 +49,112 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
     } else {
         Authority::create(&layout.authority(), &config.cluster, ClusterId(runtime::random::draw()), now)?
     };
-    for (peer, directory) in wanted {
-        if let Some(parent) = directory.parent() {
-            make_passable(parent).map_err(io)?;
+    for (peer, directory) in wanted.into_iter().chain(more) {
+        for above in directory.ancestors().skip(1).take_while(|above| *above != layout.data()) {
+            make_passable(above).map_err(io)?;
         }
         authority.issue(&directory, &peer, now, time::Duration::days(CERTIFICATE_DAYS))?;
     }
-    for (region, directory) in servers {
-        let called = format!("PostgreSQL of {region}");
+    for (called, directory) in servers {
         authority.issue_server(&directory, &called, &names, now, time::Duration::days(CERTIFICATE_DAYS))?;
     }
     Ok(())
+}
+
+/// Makes the certificate of an operator or a monitor that is asked for by name; returns its directory. Where
+/// there is one it is left as it is.
+///
+/// # Errors
+/// When the authority's key is not here, or a file cannot be written.
+pub fn make_named(layout: &Layout, peer: &Peer) -> Result<PathBuf, IdentityError> {
+    let directory = directory_of(layout, peer);
+    if !directory.join("cert.pem").exists() {
+        let authority = Authority::open(&layout.authority())?;
+        authority.issue(&directory, peer, now(), time::Duration::days(CERTIFICATE_DAYS))?;
+    }
+    Ok(directory)
+}
+
+/// Where the identity of `peer` lies.
+#[must_use]
+pub fn directory_of(layout: &Layout, peer: &Peer) -> PathBuf {
+    match peer {
+        Peer::Region(name) | Peer::Witness(name) | Peer::Voter(name) => layout.region(name).identity(),
+        Peer::Node(region, node) => layout.region(region).node(node).identity(),
+        Peer::Operator(holder) if *holder == Holder::operator() => layout.operator(),
+        Peer::Operator(holder) => layout.operators().join(holder.as_str()),
+        Peer::Monitor(holder) => layout.monitors().join(holder.as_str()),
+    }
+}
+
+/// Those without whose certificate a cluster does not work: regions, witnesses, and an operator.
+fn needed(config: &Config, layout: &Layout) -> Vec<Wanted> {
+    let regions = config.regions.iter().map(|region| Peer::Region(region.name.clone()));
+    let witnesses = config.witnesses.iter().map(|witness| Peer::Witness(witness.name.clone()));
+    let all = regions.chain(witnesses).chain([Peer::Operator(Holder::operator())]);
+    all.map(|peer| (peer.clone(), directory_of(layout, &peer))).collect()
+}
+
+fn nodes(config: &Config, layout: &Layout) -> Vec<Wanted> {
+    let nodes = config.regions.iter().flat_map(|region| {
+        region.nodes.iter().map(|node| Peer::Node(region.name.clone(), node.name.clone()))
+    });
+    nodes.map(|peer| (peer.clone(), directory_of(layout, &peer))).collect()
+}
+
+/// The operators and monitors that were made by name, and are here.
+fn named(layout: &Layout) -> Vec<Wanted> {
+    let below = |place: PathBuf, peer: fn(Holder) -> Peer| {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        let holders = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut found: Vec<Peer> = holders.map(peer).collect();
+        found.sort_by_key(Peer::name);
+        found
+    };
+    let operators = below(layout.operators(), Peer::Operator);
+    let all = operators.into_iter().chain(below(layout.monitors(), Peer::Monitor));
+    let all = all.map(|peer| (peer.clone(), directory_of(layout, &peer)));
+    all.filter(|(_, directory)| directory.join("cert.pem").exists()).collect()
+}
+
+/// What PostgreSQL's servers are called, and where their certificates lie.
+fn servers(config: &Config, layout: &Layout) -> Vec<(String, PathBuf)> {
+    let of_region = |region: &RegionConfig| {
+        let places = layout.region(&region.name);
+        let own = (format!("PostgreSQL of {}", region.name), places.server_identity());
+        let replicas = region.nodes.iter().filter(|node| node.postgres.is_some()).map(move |node| {
+            let called = format!("PostgreSQL of node {} of {}", node.name, region.name);
+            (called, places.node(&node.name).server_identity())
+        });
+        std::iter::once(own).chain(replicas).collect::<Vec<_>>()
+    };
+    config.regions.iter().flat_map(of_region).collect()
+}
+
+/// What the server of `peer` is called, and where its certificate lies, where it has a PostgreSQL.
+pub(super) fn server_of(config: &Config, layout: &Layout, peer: &Peer) -> Option<(String, PathBuf)> {
+    let below = directory_of(layout, peer);
+    servers(config, layout).into_iter().find(|(_, directory)| directory.parent() == Some(&below))
+}
+
+/// A certificate that is here.
+#[derive(Debug)]
+pub struct Listed {
+    /// Where.
+    pub directory: PathBuf,
+    /// What it says.
+    pub certificate: Certificate,
+}
+
+/// The certificates that are here, but servers', which make nobody a peer.
+#[must_use]
+pub fn list(config: &Config, layout: &Layout) -> Vec<Listed> {
+    let all = needed(config, layout).into_iter().chain(nodes(config, layout)).chain(named(layout));
+    all.filter_map(|(_, directory)| {
+        let certificate = certificate_in(&directory.join("cert.pem"))?;
+        Some(Listed { directory, certificate })
+    })
+    .collect()
 }
 
 /// Makes the authority that is to follow, and has all that is here trust both.
@@ -82,8 +176,8 @@ pub fn drop_old_authority(config: &Config, layout: &Layout) -> Result<(), Identi
         path: path.display().to_string(),
         what: format!("it is not of the new authority yet: {why}"),
     };
-    let servers = config.regions.iter().map(|region| layout.region(&region.name).server_identity());
-    for certificate in servers.map(|directory| directory.join("cert.pem")).filter(|path| path.exists()) {
+    let servers = servers(config, layout).into_iter();
+    for certificate in servers.map(|(_, directory)| directory.join("cert.pem")).filter(|path| path.exists()) {
         if !is_issued_by(&certificate, &own) {
             return Err(not_yet(certificate, "another has issued it"));
         }
@@ -98,8 +192,8 @@ pub fn drop_old_authority(config: &Config, layout: &Layout) -> Result<(), Identi
 
 /// The directories of identities that are here.
 fn identities(config: &Config, layout: &Layout) -> Vec<PathBuf> {
-    let voters = config.voters().into_iter().map(|voter| layout.region(&voter.name).identity());
-    let all = voters.chain([layout.operator()]);
+    let all = needed(config, layout).into_iter().chain(nodes(config, layout)).chain(named(layout));
+    let all = all.map(|(_, directory)| directory);
     all.filter(|directory| directory.join("cert.pem").exists()).collect()
 }
 
@@ -108,7 +202,7 @@ fn tell_trusted(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
     identities(config, layout).iter().try_for_each(|directory| authority.tell_trusted(directory))
 }
 
-fn now() -> OffsetDateTime {
+pub(super) fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(runtime::clock::wall_us()) * 1000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
@@ -122,7 +216,7 @@ fn serves(directory: &Path, names: &[String]) -> bool {
 
 /// The names and addresses under which clients reach a PostgreSQL of the cluster: an endpoint of one region
 /// brings them to another's.
-fn names_of_servers(config: &Config) -> Vec<String> {
+pub(super) fn names_of_servers(config: &Config) -> Vec<String> {
     let mut names = BTreeSet::new();
     for region in &config.regions {
         let nodes = region.nodes.iter().filter_map(|node| node.postgres);

@@ -5,6 +5,7 @@ pub mod certificates;
 mod down;
 mod installations;
 mod process;
+pub mod requests;
 
 use std::io::IsTerminal;
 use std::path::Path;

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, TransportError};
 
 use crate::config::Config;
-use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::enter::{EnterError, enter_node};
 use crate::daemon::renewal;
 use crate::layout::{Layout, make_passable};
 use crate::logs::DaemonLog;
@@ -114,14 +114,16 @@ pub async fn run(
     })?;
     let places = layout.region(&name);
     make_passable(places.node(&node).directory())?;
-    let (_lock, identity) = enter(&places, &places.node(&node).lock(), &name)?;
+    let (_lock, identity, shown) = enter_node(&places, &places.node(&node).lock(), &name, &node)?;
     tracing::info!("node {node} of region {name}");
+    let endpoint = Endpoint::bind(None, &identity)?;
+    endpoint.deny(config.denied.clone());
     let link = Link {
         place: region.place(),
         node: node.clone(),
         process: runtime::random::draw(),
         cluster_id: identity.cluster_id,
-        endpoint: Endpoint::bind(None, &identity)?,
+        endpoint,
         word: watch::Sender::default(),
         way: watch::Sender::default(),
     };
@@ -132,7 +134,8 @@ pub async fn run(
     };
     // The copies are served whatever PostgreSQL's disk does: in a task of their own.
     let serving = own.zone.map(|zone| {
-        Task::spawn("hold a zone's copies", zone::run(config, layout, name.clone(), zone, stop.clone()))
+        let holder = zone::Holder { zone, node: Some(node.clone()) };
+        Task::spawn("hold a zone's copies", zone::run(config, layout, name.clone(), holder, stop.clone()))
     });
     let copies = async {
         match serving {
@@ -154,7 +157,7 @@ pub async fn run(
         Ok(())
     };
     let works = Box::pin(async { tokio::try_join!(copies, follows) });
-    let renewing = Box::pin(renewal::watch(&link.endpoint, places.identity(), &identity, |_| {}));
+    let renewing = Box::pin(renewal::watch(&link.endpoint, shown, &identity, |_| {}));
     tokio::select! {
         done = works => drop(done?),
         never = renewing => match never {},

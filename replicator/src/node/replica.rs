@@ -119,6 +119,11 @@ impl Replica {
         link: Arc<Link>,
     ) -> Result<Replica, NodeError> {
         let places = layout.region(&region.name).node(&node.name);
+        // One of before nodes had any of their own has its region's.
+        let of_region = layout.region(&region.name).server_identity();
+        let own = places.server_identity();
+        let has_own = own.join("cert.pem").exists() || !of_region.join("cert.pem").exists();
+        let certificate = if has_own { own } else { of_region };
         let instance = Instance::new(InstanceOptions {
             installations: Installations::find(config.bin_dir_of(region))?,
             account: Account::resolve(config.os_user.as_deref())?,
@@ -129,7 +134,7 @@ impl Replica {
             name: format!("{}-{}", region.name, node.name),
             settings: config.settings_of(region),
             hba: config.rules(),
-            certificate: Some(layout.region(&region.name).server_identity()),
+            certificate: Some(certificate),
         });
         Ok(Replica {
             file: NodeFile::open(&places.state(), link.cluster_id, &region.name, &node.name)?,

@@ -10,6 +10,7 @@ use runtime::clock::{micros, wall_us};
 
 use super::Region;
 use super::order::ByItself;
+use crate::audit::chain::Deed;
 use crate::events::Kind;
 
 /// How often it is looked.
@@ -62,6 +63,9 @@ impl Region {
         tracing::warn!("{text}");
         self.journal.note(Kind::FailoverOrdered, text);
         let request = PromoteRequest { failover: true, ..PromoteRequest::default() };
+        let deed = Deed { role: "region".into(), name: me.to_string(), ..Deed::default() };
+        let (what, detail) = ("promote".to_owned(), "failover, by itself".to_owned());
+        self.audit.keep(Deed { what, detail, outcome: "begun".into(), ..deed }).await;
         match self.order(request, Some(ByItself { epoch, loss_max_bytes: rules.loss_max_bytes })).await {
             Ok(_) => true,
             Err(refusal) => {

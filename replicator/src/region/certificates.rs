@@ -12,6 +12,7 @@ use transport::identity::names_in;
 
 use super::{Parts, Region};
 use crate::daemon::renewal;
+use crate::events::Kind as EventKind;
 use crate::layout::RegionLayout;
 
 /// The wait before PostgreSQL is given again what it did not take.
@@ -37,6 +38,15 @@ impl Region {
         tokio::select! {
             never = renewal::watch(&self.endpoint, self.layout.identity(), &now, taken) => match never {},
             never = self.renew_servers_certificate() => match never {},
+        }
+    }
+
+    /// Notes whom the endpoint does not let in, or not any more, for ever.
+    pub(super) async fn note_refused(self: Arc<Self>) {
+        loop {
+            let refused = self.endpoint.refused().await;
+            self.journal.note(EventKind::PeerRefused, renewal::told(&self.own.name, &refused));
+            self.audit.keep_not_let_in(&refused).await;
         }
     }
 

@@ -22,6 +22,7 @@ use volume::quorum;
 
 use super::Region;
 use super::control::{copy_state, merge, tell_of_itself, volume_trouble};
+use crate::audit::chain::Deed;
 use crate::config::Config;
 use crate::events::Kind;
 use crate::events::notice::{CopySeen, Held, Notice, Seen};
@@ -179,7 +180,7 @@ fn mark(accepted: &Accepted) -> String {
 
 /// What happens at the daemon's start: it is noted, and so is what the file says now and did not at the last
 /// start.
-pub(super) fn note_start(parts: &super::Parts) {
+pub(super) async fn note_start(parts: &super::Parts) {
     let (name, journal) = (&parts.own.name, &parts.journal);
     let version = env!("CARGO_PKG_VERSION");
     journal.note(
@@ -188,7 +189,7 @@ pub(super) fn note_start(parts: &super::Parts) {
     );
     let path = parts.layout.configuration_seen();
     match std::fs::read_to_string(&path) {
-        Ok(before) => note_changes(parts, &before, &tell(&parts.config)),
+        Ok(before) => note_changes(parts, &before, &tell(&parts.config)).await,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => tracing::warn!("{}: {e}", path.display()),
     }
@@ -196,17 +197,21 @@ pub(super) fn note_start(parts: &super::Parts) {
 }
 
 /// The file was read again, and so `force` holds where `before` did.
-pub(super) fn note_reload(parts: &super::Parts, before: &Config, force: &Config) {
+pub(super) async fn note_reload(parts: &super::Parts, before: &Config, force: &Config) {
     if before == force {
         return;
     }
-    note_changes(parts, &tell(before), &tell(force));
+    note_changes(parts, &tell(before), &tell(force)).await;
     keep_seen(parts, force);
 }
 
-fn note_changes(parts: &super::Parts, before: &str, after: &str) {
+async fn note_changes(parts: &super::Parts, before: &str, after: &str) {
     let name = &parts.own.name;
     for change in changes(before, after) {
+        // Whoever can write the file did it: that is known of the machine, and not here.
+        let deed = Deed { role: "local".into(), name: "regions.toml".into(), ..Deed::default() };
+        let (what, outcome) = ("configuration".into(), "in force".into());
+        parts.audit.keep(Deed { what, detail: change.clone(), outcome, ..deed }).await;
         let text = format!("configuration of {name}: {change}; it holds from now on");
         parts.journal.note(Kind::ConfigurationChanged, text);
     }
@@ -233,6 +238,7 @@ fn tell(config: &Config) -> String {
         format!("bin_dir: {:?}", config.bin_dir),
         format!("telemetry: {:?}", config.telemetry),
         format!("logs: {:?}", config.logs),
+        format!("denied certificates: {:?}", config.denied),
     ];
     // A setting may hold a secret: that it changed is told, and not what it is.
     lines.extend(config.settings.iter().map(|(name, value)| {
@@ -297,6 +303,7 @@ impl Region {
                 self.journal.keep(note);
             }
             self.chronicle.lock().holds = notice.holds();
+            self.audit.keep_record(&self.voter.accepted()).await;
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(LOOK) => {}

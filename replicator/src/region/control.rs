@@ -20,6 +20,8 @@ use volume::VolumeStatus;
 use volume::quorum::{CopyId, CopyState, READ_QUORUM, WRITE_QUORUM};
 
 use super::Region;
+use crate::audit;
+use crate::audit::chain::Deed;
 use crate::client;
 use crate::config::{Config, RegionConfig, Role};
 use crate::facts::PartFacts;
@@ -53,12 +55,20 @@ impl Region {
     pub(super) async fn control(
         &self,
         request: ControlRequest,
+        deed: Option<Deed>,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
+        // It takes long, and may end with this daemon.
+        if let (Some(control_request::Body::Promote(_)), Some(deed)) = (&request.body, &deed) {
+            self.audit.keep(deed.clone()).await;
+        }
         let body = match request.body {
             Some(body) => self.answer(body).await,
             None => refused(Refusal::new(Kind::Protocol, "this daemon does not know that request")),
         };
+        if let Some(deed) = deed {
+            self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+        }
         stream.send(&ControlResponse { body: Some(body) }).await?;
         stream.finish().await;
         Ok(())
@@ -97,6 +107,10 @@ impl Region {
                 Err(Refusal::new(Kind::Protocol, "a voter does not ask itself that"))
             }
             Ask::Reseed(_) => self.reseed().map(Answer::SetAside),
+            Ask::Audit(request) => {
+                let failed = |why| Refusal::new(Kind::Failed, format!("the audit: {why}"));
+                self.audit.page(request.skip).await.map(Answer::Audit).map_err(failed)
+            }
             Ask::Slots(request) => self.answer_slots(request).await.map(Answer::Slots),
             Ask::Password(request) => self.step_password(request).await,
             Ask::FetchPassword(_) => self.tell_password(),

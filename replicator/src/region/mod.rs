@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, Identity, TransportError};
 use volume::{Volume, VolumeError, VolumeOptions};
 
+use crate::audit::Audit;
 use crate::config::{Config, RegionConfig, Role};
 use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter};
@@ -141,6 +142,7 @@ pub(crate) struct Parts {
     /// The same of the certificate of its PostgreSQL; never where there is none.
     pub(crate) server_certificate_ends_s: AtomicI64,
     pub(crate) journal: Journal,
+    pub(crate) audit: Audit,
     pub(crate) chronicle: Chronicle,
     /// Follows sampled batches.
     pub(crate) tracer: Tracer,
@@ -204,6 +206,7 @@ pub async fn run(
     let (_lock, identity) = enter(&places, &places.lock(), &name)?;
     let state = load_state(&places, &identity, &config, &name)?;
     let journal = Journal::open(&places.events())?;
+    let audit = Audit::new(places.directory());
     let installations = Installations::find(config.bin_dir_of(&own))?;
     let account = Account::resolve(config.os_user.as_deref())?;
     let instance = Instance::new(InstanceOptions {
@@ -243,6 +246,7 @@ pub async fn run(
     )
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
+    endpoint.deny(config.denied.clone());
     let file = Arc::new(RegionFile::new(places.state(), state));
     log.tell_epoch(file.epoch());
     let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);
@@ -267,10 +271,11 @@ pub async fn run(
         again: CancellationToken::new(),
         certificate_ends_s: AtomicI64::new(identity.ends_s),
         journal,
+        audit,
         chronicle,
         tracer: Tracer::of(name.as_str()),
     });
-    chronicle::note_start(&parts);
+    chronicle::note_start(&parts).await;
     let doors = Arc::new(Doors::of(&parts));
     let owner = Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold)));
     let region = Arc::new(Region {
@@ -303,6 +308,7 @@ pub async fn run(
     let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
     let _noting_redo = Task::spawn("note the redo that there is", region.clone().note_redo());
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
+    let _telling = Task::spawn("note who is not let in", region.clone().note_refused());
     let _renewing = Task::spawn("use other certificates", region.clone().renew_certificates(identity));
     let _sealing = Task::spawn("use other keys", region.clone().renew_keys());
     let ended = tokio::select! {

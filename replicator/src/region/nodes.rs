@@ -169,7 +169,7 @@ impl Region {
         force.region(&self.own.name).map(|own| own.nodes.clone()).unwrap_or_default()
     }
 
-    fn its_node(&self, name: &str) -> Result<NodeConfig, Refusal> {
+    pub(super) fn its_node(&self, name: &str) -> Result<NodeConfig, Refusal> {
         let found = self.its_nodes().into_iter().find(|node| node.name.as_str() == name);
         found.ok_or_else(|| {
             let reason = format!(

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use volume::Tuning;
 
 use super::{Parts, Region, chronicle};
+use crate::audit;
 use crate::config::Config;
 use crate::config::reload::{self, Fate, Key};
 use crate::observe;
@@ -93,7 +94,9 @@ impl Region {
     pub(super) async fn reload_when_told(self: Arc<Self>) {
         loop {
             self.in_force.source.again.notified().await;
-            let _ = self.reload().await;
+            let reloaded = self.reload().await;
+            let deed = audit::local("reload", "by a signal".into(), audit::told_reload(&reloaded));
+            self.audit.keep(deed).await;
         }
     }
 
@@ -151,7 +154,7 @@ impl Region {
                 return Ok(keys.chain(of_certificate).collect());
             }
         };
-        self.take(&old, &new);
+        self.take(&old, &new).await;
         let mut answer = answer(&keys, &own_of(&new, name), took);
         if certificate {
             answer.push(certificate_row(Outcome::Applied, ""));
@@ -184,15 +187,16 @@ impl Region {
     }
 
     /// Takes what this daemon can take while it works. None of it can fail.
-    fn take(&self, old: &Config, new: &Config) {
+    async fn take(&self, old: &Config, new: &Config) {
         let force = reload::taken(&self.own.name, old, new);
         let Config { retain, max_size_bytes, repair_bytes_per_second, scrub_every, .. } = force;
         self.log.limit(force.logs);
         self.doors.limit(force.endpoints);
+        self.endpoint.deny(force.denied.clone());
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);
-        chronicle::note_reload(self, old, &force);
+        chronicle::note_reload(self, old, &force).await;
         self.in_force.replace(force);
         if let Some(leader) = self.owner.cluster().leader() {
             leader.limit(self);

@@ -8,12 +8,14 @@ use proto::messages::{
     ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, RewindOpen, SeedOpen,
     control_request, open, refusal::Kind,
 };
-use proto::{BatchId, Epoch, Lsn, RegionName};
+use proto::{BatchId, Epoch, Lsn, NodeName, RegionName};
 use runtime::task::Tasks;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, Peer, Stream, TransportError};
 
 use super::Region;
+use crate::audit;
+use crate::audit::chain::Deed;
 use crate::daemon::authority::Condition;
 use crate::daemon::serve::{Daemon, Door, accept};
 use crate::events::Kind as EventKind;
@@ -32,6 +34,25 @@ impl Region {
         self.owner.cluster().stop().await;
         self.endpoint.close().await;
         tasks.ended().await;
+    }
+
+    /// Whether what a node asks is for itself, as the configuration in force has it.
+    fn is_itself(&self, node: &NodeName, purpose: &open::Purpose) -> Result<(), Refusal> {
+        let is = match purpose {
+            open::Purpose::Node(open) => open.node == node.as_str(),
+            open::Purpose::Feed(open) => open.node == node.as_str(),
+            open::Purpose::Backup(open) => open.node == node.as_str(),
+            open::Purpose::Zone(open) => {
+                let zone = self.its_node(node.as_str())?.zone;
+                zone.is_some_and(|zone| open.zone == zone.to_string())
+            }
+            _ => false,
+        };
+        if is {
+            return Ok(());
+        }
+        let reason = format!("node {node} may ask this for itself, and for the zone that the file gives it");
+        Err(Refusal::new(Kind::NotAllowed, reason))
     }
 
     /// Whether `name` coordinates the promotion in progress.
@@ -54,27 +75,35 @@ impl Daemon for Region {
         &self.door
     }
 
-    fn refused(&self, peer: &Peer, refusal: &Refusal) {
+    async fn refused(&self, connection: &Connection, asked: &str, refusal: &Refusal) {
         // That a region is busy, or another epoch is led by now, is a matter of course.
         if matches!(
             refusal.kind(),
             Kind::NotAllowed | Kind::Protocol | Kind::OtherCluster | Kind::OtherSystem
         ) {
+            let peer = connection.peer();
             let text = format!(
                 "'{peer}': refused by {}, {}; nothing was done for it",
                 self.own.name, refusal.reason
             );
             self.journal.note(EventKind::PeerRefused, text);
+            let outcome = format!("refused: {}", refusal.reason);
+            let deed = Deed { what: asked.into(), outcome, ..audit::by(connection) };
+            self.audit.keep_refused(deed).await;
         }
     }
 
-    async fn holds(
-        &self,
-        condition: Condition,
-        name: &RegionName,
-        purpose: &open::Purpose,
-    ) -> Result<(), Refusal> {
+    async fn holds(&self, condition: Condition, peer: &Peer, purpose: &open::Purpose) -> Result<(), Refusal> {
         let no = |why: &str| Err(Refusal::new(Kind::NotAllowed, why));
+        let name = match (condition, peer) {
+            (Condition::Itself, Peer::Node(_, node)) => return self.is_itself(node, purpose),
+            (Condition::Itself, _) => return no("only a node speaks of itself"),
+            (_, peer) => match peer.voter() {
+                Some(name) => name,
+                // The table has these conditions for regions and witnesses alone.
+                None => return no("only a region or a witness may ask this"),
+            },
+        };
         match (condition, purpose) {
             (Condition::LeadsEpoch, open::Purpose::Replicate(ReplicateOpen { epoch, .. }))
             | (Condition::LeadsEpoch, open::Purpose::Seed(SeedOpen { epoch, .. }))
@@ -95,7 +124,7 @@ impl Daemon for Region {
             (Condition::SameRecord, open::Purpose::Control(request)) => {
                 wire::same_record(request, &self.voter.accepted())
             }
-            (Condition::LeadsEpoch | Condition::ShallLead, _)
+            (Condition::LeadsEpoch | Condition::ShallLead | Condition::Itself, _)
             | (Condition::Coordinates | Condition::SameRecord, _) => no("this request names no epoch"),
         }
     }
@@ -106,12 +135,19 @@ impl Daemon for Region {
         purpose: open::Purpose,
         mut stream: Stream,
     ) -> Result<(), TransportError> {
+        let deed = audit::kept(&purpose).map(|(what, detail)| {
+            let what = what.to_owned();
+            Deed { what, detail, outcome: "begun".into(), ..audit::by(connection) }
+        });
+        // Of what is asked of the daemon itself the outcome is kept, where it is known.
+        if let Some(deed) = deed.clone().filter(|_| !matches!(purpose, open::Purpose::Control(_))) {
+            self.audit.keep(deed).await;
+        }
         match purpose {
             open::Purpose::Replicate(open) => {
                 if let Some(follower) = self.owner.cluster().follower() {
                     let (epoch, peer) = (Epoch(open.epoch), connection.peer().clone());
-                    let wanted =
-                        || matches!(&peer, Peer::Region(name) if self.owner.still_admits(name, epoch));
+                    let wanted = || peer.voter().is_some_and(|name| self.owner.still_admits(name, epoch));
                     follower.replicate(open, stream, wanted).await;
                 }
                 Ok(())
@@ -143,13 +179,13 @@ impl Daemon for Region {
             open::Purpose::Feed(open) => self.feed_node(open, stream).await,
             open::Purpose::Backup(open) => self.send_backup(open, stream).await,
             open::Purpose::Control(ControlRequest { body: Some(body) }) if of_a_voter(&body) => {
-                let Peer::Region(name) = connection.peer() else { return Ok(()) };
+                let Some(name) = connection.peer().voter() else { return Ok(()) };
                 let answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
                 stream.send(&ControlResponse { body: Some(answer) }).await?;
                 stream.finish().await;
                 Ok(())
             }
-            open::Purpose::Control(request) => self.control(request, stream).await,
+            open::Purpose::Control(request) => self.control(request, deed, stream).await,
             // Only a zone's process is asked for copies.
             open::Purpose::Copy(_) => Ok(()),
         }

@@ -18,7 +18,7 @@ use proto::messages::{
     CopyOpen, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, ZoneCopy, ZoneOpen, ZoneReady, copy_open,
     open,
 };
-use proto::{ClusterId, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
 use runtime::task::Tasks;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ use volume::{Volume, VolumeError};
 use crate::client;
 use crate::config::{Config, RegionConfig};
 use crate::daemon::authority::{Asked, Names};
-use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::enter::{EnterError, enter, enter_node};
 use crate::daemon::renewal;
 use crate::daemon::serve::{Door, first_message};
 use crate::layout::Layout;
@@ -72,6 +72,15 @@ pub enum ZoneError {
     Volume(#[from] VolumeError),
 }
 
+/// Who holds a zone's copies.
+#[derive(Debug)]
+pub struct Holder {
+    /// The zone.
+    pub zone: char,
+    /// The node, where it is one: it shows its own certificate.
+    pub node: Option<NodeName>,
+}
+
 /// A zone's process at work.
 struct Zone {
     own: RegionConfig,
@@ -85,7 +94,7 @@ struct Zone {
     lane: Arc<Lane>,
 }
 
-/// Runs zone `zone` of region `name` until `stop`.
+/// Holds the copies of a zone of region `name` until `stop`.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -93,7 +102,7 @@ pub async fn run(
     config: Config,
     layout: Layout,
     name: RegionName,
-    zone: char,
+    Holder { zone, node }: Holder,
     stop: CancellationToken,
 ) -> Result<(), ZoneError> {
     let own = config
@@ -101,19 +110,28 @@ pub async fn run(
         .cloned()
         .ok_or_else(|| ZoneError::Unknown { name: name.clone(), known: config.region_names() })?;
     let places = layout.region(&name);
-    let (_lock, identity) = enter(&places, &places.zone_lock(zone), &name)?;
+    let lock = places.zone_lock(zone);
+    let (_lock, identity, shown) = match &node {
+        Some(node) => enter_node(&places, &lock, &name, node)?,
+        None => {
+            let (lock, identity) = enter(&places, &lock, &name)?;
+            (lock, identity, places.identity())
+        }
+    };
     let names = Names::of(&config, &name);
+    let endpoint = Endpoint::bind(None, &identity)?;
+    endpoint.deny(config.denied);
     let zone = Zone {
         door: Arc::new(Door { asked: Asked::Zone, cluster_id: identity.cluster_id, names }),
         own,
         zone,
         volume_directory: places.volume(),
         cluster_id: identity.cluster_id,
-        endpoint: Endpoint::bind(None, &identity)?,
+        endpoint,
         copies: Mutex::new(Vec::new()),
         lane: Lane::start(),
     };
-    let renewing = Box::pin(renewal::watch(&zone.endpoint, places.identity(), &identity, |_| {}));
+    let renewing = Box::pin(renewal::watch(&zone.endpoint, shown, &identity, |_| {}));
     tokio::select! {
         () = stop.cancelled() => {}
         ended = zone.serve() => ended?,

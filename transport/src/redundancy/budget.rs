@@ -164,8 +164,8 @@ impl Budget {
         self.uncovered_us.saturating_add(TAIL_US).max(self.written_us.saturating_add(APART_US))
     }
 
-    /// The smallest cell that holds each of the newest writes, as what is written at once leaves in one packet
-    /// if it fits.
+    /// The smallest cell that holds each of the newest writes, as what is written at once leaves in one
+    /// packet if it fits.
     fn cell(&self) -> u64 {
         let largest = self.writes.iter().copied().max().unwrap_or_default();
         CELLS.into_iter().find(|cell| largest <= *cell).unwrap_or(CELL_BYTES_MAX)

@@ -2,6 +2,7 @@
 //! table, and fills in its part of the [`Config`]; all mistakes are collected.
 
 mod addresses;
+mod certificates;
 mod cluster;
 mod commit;
 mod encryption;
@@ -25,6 +26,7 @@ use super::read::Reader;
 const KEYS: &[&str] = &[
     "cluster",
     "commit",
+    "denied",
     "encryption",
     "endpoints",
     "failover",
@@ -60,6 +62,7 @@ impl Reader {
         self.lease(table, &mut config);
         self.owner(table, &mut config);
         self.failover(table, &mut config);
+        config.denied = self.denied(table);
         Some(config)
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use proto::messages::{Batch, Open};
 use proto::{ClusterId, RegionName};
 use replicator_tests::wan::{Wan, Weather};
-use replicator_tests::{PATIENCE, now, program, text};
+use replicator_tests::{PATIENCE, now, postgresql, program, text};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::Instant;
 use transport::{Authority, Endpoint, Identity, Peer};
