@@ -27,13 +27,14 @@ use crate::daemon::authority::Request;
 use chain::{Deed, Head};
 use file::Files;
 
-/// So many refusals of one peer are kept in [`REFUSALS_EVERY`]; of more only the number is.
-const REFUSALS_MAX: u64 = 30;
+/// So many refusals of one peer are kept in [`REFUSALS_EVERY`]; of more only the number is. Who is refused
+/// all the time does not push out what was ordered: that takes two months.
+const REFUSALS_MAX: u64 = 10;
 /// See [`REFUSALS_MAX`].
-const REFUSALS_EVERY: Duration = Duration::from_secs(60);
+const REFUSALS_EVERY: Duration = Duration::from_secs(3600);
 
 /// The most peers whose refusals are counted apart; those of all others are counted together.
-const PEERS_MAX: usize = 64;
+const PEERS_MAX: usize = 16;
 
 /// How long is waited for a line to be on disk, before what was ordered is done all the same.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -285,8 +286,8 @@ mod tests {
     fn refusals_are_kept_up_to_a_number_and_the_others_counted() {
         let (mut refusals, begin) = (Refusals::default(), now());
         let admitted = (0..100).filter(|_| refusals.admit(begin).is_some()).count();
-        assert_eq!(admitted, 30);
-        assert_eq!(refusals.admit(begin + REFUSALS_EVERY), Some(70));
+        assert_eq!(admitted, 10);
+        assert_eq!(refusals.admit(begin + REFUSALS_EVERY), Some(90));
         assert_eq!(refusals.admit(begin + REFUSALS_EVERY), Some(0));
     }
 
