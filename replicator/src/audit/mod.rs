@@ -215,6 +215,7 @@ pub fn kept(purpose: &open::Purpose) -> Option<(&'static str, String)> {
         open::Purpose::Rewind(open) => format!("for epoch {}, with the password", open.epoch),
         open::Purpose::Gather(open) => format!("redo for epoch {}", open.epoch),
         open::Purpose::Backup(_) => "a copy of all data".into(),
+        open::Purpose::Rehearse(_) => "a session of the superuser's, for a rehearsal".into(),
         open::Purpose::Control(request) => match request.body.as_ref()? {
             Body::Url(request) => format!("the password, for {}", request.region),
             Body::FetchPassword(_) => "the password".into(),
