@@ -82,7 +82,7 @@ async fn a_region_with_another_major_is_told_what_to_do_and_one_with_both_takes_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_of_a_writer_with_tablespaces_is_refused_until_they_are_gone() {
     let cluster = Cluster::up(1);
-    cluster.expect(&["tablespaces besides the default ones"]);
+    cluster.expect(&["tablespaces besides the default ones", "the standby waits: the redo makes tablespace"]);
     let account = postgres::instance::account::Account::resolve(None).unwrap();
     let place = cluster.file().with_file_name("elsewhere");
     account.make_private(&place).unwrap();
