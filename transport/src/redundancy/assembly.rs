@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn as_many_repairs_as_losses_bring_all_back() {
         let stream = stream(60 * PACKET);
-        for lost in [vec![3, 4], vec![1, 59], vec![10, 11, 12, 13, 14], vec![1, 7, 20, 21, 40, 58]] {
+        for lost in [vec![3, 4], vec![1, 59], vec![10, 11, 12, 13, 14]] {
             let mut assembly = received(&stream, &lost);
             for key in 0..u8::try_from(lost.len()).unwrap() {
                 assert!(assembly.next < stream.len() as u64, "fewer cannot be enough");
