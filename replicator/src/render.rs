@@ -231,7 +231,8 @@ pub fn promotion(promotion: &Promotion) -> String {
     let more =
         if known == 0 { "no more than that".to_owned() } else { format!("{} more", show_bytes(known)) };
     let loss = match promotion.lost_us {
-        0 => "No commit is lost that was acknowledged.\n".to_owned(),
+        0 => "No commit is lost that was acknowledged; one whose client cancelled the wait for it was not.\n"
+            .to_owned(),
         us => format!(
             "At risk: redo of {from} beyond {}. It said last that it had {more}; it may have acknowledged commits for {} s after that.\n\
              What only it had is kept there when it comes back: see `replicator lost`.\n",

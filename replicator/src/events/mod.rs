@@ -123,6 +123,8 @@ kinds! {
     PromotionUndone = "promotion-undone", Warning;
     /// Commits do not return.
     CommitsHeld = "commits-held", Grave;
+    /// Commits returned before they were durable, as their clients cancelled the wait.
+    CommitsCancelled = "commits-cancelled", Grave;
     /// Commits return again.
     CommitsReturn = "commits-return", Good;
     /// A copy of the volume does not take redo.

@@ -4,6 +4,7 @@
 //! ([`crate::part`]) on them, and answers operators and other regions.
 
 mod automatic;
+mod cancelled;
 mod certificates;
 mod chronicle;
 mod cluster;
@@ -166,6 +167,8 @@ pub(crate) struct Region {
     slots: slots::Known,
     nodes: nodes::Nodes,
     doors: Arc<Doors>,
+    /// Commits whose clients would not wait.
+    cancelled: cancelled::Cancelled,
     /// Places for sessions of rehearsals.
     rehearsing: tokio::sync::Semaphore,
 }
@@ -287,6 +290,7 @@ pub async fn run(
         slots: slots::Known::default(),
         nodes: nodes::Nodes::default(),
         doors,
+        cancelled: cancelled::Cancelled::default(),
         rehearsing: tokio::sync::Semaphore::new(rehearse::SESSIONS_MAX),
     });
     let seat: Arc<dyn Seat> = region.clone();
@@ -303,6 +307,7 @@ pub async fn run(
     let _carrying = Task::spawn("carry logical slots", region.clone().carry_slots());
     let _looking =
         Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
+    let _finding = Task::spawn("find cancelled commits", region.clone().find_cancelled());
     let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
     let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
     let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
