@@ -4,6 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::{Cluster, text, until};
+use runtime::task::Task;
 use sqlx::Executor;
 
 /// A cluster whose commits wait for another region, with a table.
@@ -17,10 +18,10 @@ async fn careful(secondaries: usize) -> Cluster {
 }
 
 /// Inserts `n`, in a session of its own; what the client hears, and the process that serves it.
-async fn insert(cluster: &Cluster, n: i32) -> (tokio::task::JoinHandle<Result<(), String>>, Pid) {
+async fn insert(cluster: &Cluster, n: i32) -> (Task<Result<(), String>>, Pid) {
     let mut client = cluster.connect("us-east").await;
     let process: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut client).await.unwrap();
-    let inserting = tokio::spawn(async move {
+    let inserting = Task::spawn("insert a row", async move {
         let inserted = sqlx::query("INSERT INTO t VALUES ($1)").bind(n).execute(&mut client).await;
         inserted.map(drop).map_err(|e| e.to_string())
     });
