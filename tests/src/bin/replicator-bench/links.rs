@@ -107,7 +107,7 @@ impl Site {
         let log = self.directory.path().join(format!("{}.log", PLACES[place]));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = self.replicator(place, &["run", "--region", PLACES[place]]);
-        command.env(transport::congestion::VARIABLE, &self.controller).env("REPLICATOR_REPAIRS", "1");
+        command.env(transport::congestion::VARIABLE, &self.controller);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.daemons[place] = Some(command.spawn().unwrap());
     }
