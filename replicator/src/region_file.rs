@@ -10,6 +10,7 @@ use coordination::memory::Memory;
 use coordination::{Acceptor, Leadership};
 use proto::{ClusterId, Epoch, RegionName, SystemId};
 use serde::{Deserialize, Serialize};
+use volume::ballot::Ballot;
 
 use crate::config::Role;
 use crate::layout::write_durably;
@@ -47,6 +48,12 @@ pub struct RegionState {
     /// The writer's logical slots that its standby carries, by name, and whether their consumers can go on
     /// with them.
     pub carried: BTreeMap<String, bool>,
+    /// Under which numbers this host has opened the volume since it became the region's head, where another
+    /// host may be that as well.
+    pub writers: Vec<u64>,
+    /// The ballot with which it had the volume open first since: other hosts are told only then that they may
+    /// take over.
+    pub headed: Option<Ballot>,
 }
 
 /// The state of a running region: in memory and on disk.
@@ -195,6 +202,10 @@ struct File {
     carried: BTreeMap<String, bool>,
     #[serde(default, skip_serializing_if = "is_zero")]
     data_number: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    writers: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    headed: Option<String>,
 }
 
 /// An older daemon reads a file without what it does not know.
@@ -226,6 +237,8 @@ impl RegionState {
             aside: None,
             carried: BTreeMap::new(),
             data_number: 0,
+            writers: Vec::new(),
+            headed: None,
         }
     }
 
@@ -297,6 +310,8 @@ impl RegionState {
             aside: self.aside.clone(),
             carried: self.carried.clone(),
             data_number: self.data_number,
+            writers: self.writers.clone(),
+            headed: self.headed.map(|ballot| ballot.to_string()),
         };
         serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
@@ -350,6 +365,8 @@ impl RegionState {
             aside: file.aside,
             carried: file.carried,
             data_number: file.data_number,
+            writers: file.writers,
+            headed: file.headed.map(|ballot| ballot.parse()).transpose()?,
         })
     }
 }
@@ -372,6 +389,8 @@ mod tests {
             aside: None,
             carried: BTreeMap::new(),
             data_number: 7,
+            writers: vec![3, 4],
+            headed: Some("3.5-9f3a".parse().unwrap()),
         }
     }
 

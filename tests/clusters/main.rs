@@ -14,6 +14,7 @@ mod drill;
 mod endpoints;
 mod events;
 mod field;
+mod head;
 mod instance;
 mod left;
 mod load;

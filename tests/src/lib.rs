@@ -146,6 +146,21 @@ impl Cluster {
         self.write_node(region, node, &(lines + if replica { &postgres } else { "" }));
     }
 
+    /// Adds a node that holds the copies of `zone`, and may take over as the head of its region.
+    pub fn add_candidate(&self, region: &str, node: &str, zone: char) {
+        let (tcp, udp) = (free_port(), free_port());
+        let lines =
+            format!("zone = \"{zone}\"\npostgres = \"127.0.0.1:{tcp}\"\nlisten = \"127.0.0.1:{udp}\"");
+        self.write_node(region, node, &lines);
+    }
+
+    /// The process of a node.
+    #[must_use]
+    pub fn node_process(&self, region: &str, node: &str) -> Pid {
+        let content = std::fs::read_to_string(self.node(region, node).join("node.lock")).unwrap();
+        Pid::from_raw(content.trim().parse().unwrap())
+    }
+
     fn write_node(&self, region: &str, node: &str, lines: &str) {
         let text = std::fs::read_to_string(self.file()).unwrap();
         std::fs::write(self.file(), text + &format!("[region.{region}.node.{node}]\n{lines}\n")).unwrap();
@@ -169,8 +184,11 @@ impl Cluster {
         let config = Config::load(&self.file()).unwrap();
         let found = config.region(&region.parse().unwrap()).unwrap();
         let port = found.node(&node.parse().unwrap()).unwrap().postgres.unwrap().port();
-        let own = format!(":{}/", found.postgres.port());
-        self.printed(&["url", "--region", region]).replace(&own, &format!(":{port}/"))
+        // That of the region's head, whichever host that is.
+        let url = self.printed(&["url", "--region", region]);
+        let (before, rest) = url.split_once('@').unwrap();
+        let (_, after) = rest.split_once('/').unwrap();
+        format!("{before}@127.0.0.1:{port}/{after}")
     }
 
     /// The row that `status --json` has for a node; null where it has none.

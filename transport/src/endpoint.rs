@@ -1,7 +1,8 @@
 //! The region's one UDP socket: connections out and in, each with both certificates verified.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::RegionName;
@@ -23,6 +24,9 @@ const ADDRESSES_MAX: usize = 8;
 /// The wait before the next address of a name is tried beside those before it.
 const NEXT_ADDRESS: Duration = Duration::from_millis(200);
 
+/// The most addresses of a region whose head may be one of several hosts: sixteen, with two each.
+const HOSTS_ADDRESSES_MAX: usize = 32;
+
 /// The UDP socket's buffers: what may arrive while both processors are busy.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
@@ -33,6 +37,8 @@ pub struct Endpoint {
     used: Credentials,
     congestion: Congestion,
     accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
+    /// Of places of several hosts the address that answered last; as many as there are regions.
+    answered: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
     /// What accepts: it ends with the last handle.
     _tasks: Arc<Tasks>,
 }
@@ -60,7 +66,7 @@ impl Endpoint {
             tasks.spawn(accept_all(endpoint.clone(), used.clone(), congestion.clone(), accept));
         }
         let accepted = Arc::new(tokio::sync::Mutex::new(accepted));
-        Ok(Endpoint { endpoint, used, congestion, accepted, _tasks: tasks })
+        Ok(Endpoint { endpoint, used, congestion, accepted, answered: Arc::default(), _tasks: tasks })
     }
 
     /// Uses another certificate for connections that begin from now on; those that there are go on.
@@ -133,8 +139,9 @@ impl Endpoint {
         }
     }
 
-    /// Connects to the region `expect` at `place`, a `host:port`: at whichever of its addresses answers
-    /// first.
+    /// Connects to the region `expect` at `place`, a `host:port`, or several with commas between: at
+    /// whichever of its addresses answers first. Of several hosts only the region's head listens: the one
+    /// that answered last is tried first, and a moment later all others at once.
     ///
     /// # Errors
     /// As [`Endpoint::connect_for`], of the address that failed last.
@@ -146,11 +153,37 @@ impl Endpoint {
         patience: Duration,
     ) -> Result<Connection, TransportError> {
         let unreachable = |reason: String| TransportError::Unreachable { address: place.to_owned(), reason };
+        if place.contains(',') {
+            let mut addresses = Vec::new();
+            for host in place.split(',') {
+                // One that has no address now may not be the head.
+                addresses.extend(tokio::net::lookup_host(host).await.into_iter().flatten());
+            }
+            addresses.truncate(HOSTS_ADDRESSES_MAX);
+            let last = self.answered().get(place).copied();
+            let known = last.is_some_and(|last| addresses.contains(&last));
+            addresses.sort_by_key(|address| Some(*address) != last);
+            let begin = Begin { first_alone: known, others_at_once: true };
+            let connected = self.race(traffic, addresses, expect, patience, begin).await?;
+            let connection = connected.ok_or_else(|| unreachable("no address".into()))?;
+            self.answered().insert(place.to_owned(), connection.remote_address());
+            return Ok(connection);
+        }
         let found = tokio::net::lookup_host(place).await.map_err(|e| unreachable(e.to_string()))?;
         let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
         self.connect_any(traffic, addresses, expect, patience)
             .await?
             .ok_or_else(|| unreachable("no address".into()))
+    }
+
+    /// Whoever answered last at `place` is not the head: all hosts are tried at once the next time.
+    pub fn forget(&self, place: &str) {
+        self.answered().remove(place);
+    }
+
+    fn answered(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {
+        // Each change is one insertion or removal.
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects to the region `expect` at whichever of `addresses` answers first. Each is tried a moment
@@ -166,7 +199,20 @@ impl Endpoint {
         expect: &RegionName,
         patience: Duration,
     ) -> Result<Option<Connection>, TransportError> {
+        let begin = Begin { first_alone: true, others_at_once: false };
+        self.race(traffic, addresses, expect, patience, begin).await
+    }
+
+    async fn race(
+        &self,
+        traffic: Traffic,
+        addresses: Vec<SocketAddr>,
+        expect: &RegionName,
+        patience: Duration,
+        begin: Begin,
+    ) -> Result<Option<Connection>, TransportError> {
         let (mut addresses, mut trying, mut failed) = (addresses.into_iter(), JoinSet::new(), None);
+        let mut first = begin.first_alone;
         loop {
             match addresses.next() {
                 Some(address) => {
@@ -178,7 +224,12 @@ impl Endpoint {
                 None if trying.is_empty() => return failed.map_or(Ok(None), Err),
                 None => {}
             }
-            let wait = if addresses.len() > 0 { NEXT_ADDRESS } else { patience };
+            let wait = match addresses.len() {
+                0 => patience,
+                _ if begin.others_at_once && !first => Duration::ZERO,
+                _ => NEXT_ADDRESS,
+            };
+            first = false;
             match tokio::time::timeout(wait, trying.join_next()).await {
                 Ok(Some(Ok(Ok(connection)))) => return Ok(Some(connection)),
                 Ok(Some(Ok(Err(e)))) => failed = Some(e),
@@ -193,6 +244,15 @@ impl Endpoint {
         self.endpoint.close(VarInt::from_u32(0), b"the daemon is stopping");
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
+}
+
+/// How addresses are tried that one of is to be connected to.
+#[derive(Debug, Clone, Copy)]
+struct Begin {
+    /// The first one is given a moment before the next.
+    first_alone: bool,
+    /// Those after it are tried together.
+    others_at_once: bool,
 }
 
 fn bind_socket(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {

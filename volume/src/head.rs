@@ -76,6 +76,7 @@ impl Head {
             policy: policy_of(&tuning),
             tail_bytes: options.tail_bytes,
             own: options.copies.iter().copied().collect(),
+            tenure: options.tenure.clone(),
         });
         let ways = (0..COPIES).map(|_| Way::default()).collect();
         Arc::new(Head {

@@ -39,6 +39,7 @@ use proto::timeline::TimelineError;
 use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
 use runtime::task::{Task, Tasks};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use ballot::Ballot;
 use copy::{Link, Listener};
@@ -49,7 +50,7 @@ use quorum::{CopyId, CopyState};
 pub use claim::Claim;
 pub use cursor::{Cursor, Start};
 pub use head::now_us;
-pub use log::Tally;
+pub use log::{Tally, Tenure};
 
 /// What a volume is made of.
 #[derive(Debug, Clone)]
@@ -79,6 +80,8 @@ pub struct VolumeOptions {
     /// One thread appends to all copies of this process, where the kernel and the file system let it;
     /// otherwise each has one.
     pub share_thread: bool,
+    /// Set where other hosts may open the volume as well.
+    pub tenure: Option<Tenure>,
 }
 
 /// What may be another while the volume works; see [`VolumeOptions`].
@@ -121,6 +124,7 @@ impl VolumeOptions {
             repair_bytes_per_second: 100 << 20,
             scrub_every: Duration::from_secs(24 * 3600),
             share_thread: true,
+            tenure: None,
         }
     }
 }
@@ -154,6 +158,14 @@ pub enum VolumeError {
         ballot: Ballot,
         /// The ballot of this opening.
         own: Ballot,
+    },
+    /// Another host of the region has opened the volume, or tried to, since this one did.
+    #[error(
+        "another host of this region has taken its volume with ballot {ballot}: this one is the region's head no more"
+    )]
+    Overtaken {
+        /// The ballot that a copy has promised.
+        ballot: Ballot,
     },
     /// The directory belongs to another cluster.
     #[error("{path} is of cluster {found}, not of {expected}; give each cluster a data directory of its own")]
@@ -524,6 +536,34 @@ impl Volume {
     #[must_use]
     pub fn is_open(&self) -> bool {
         *self.head.phase.borrow() == Phase::Open
+    }
+
+    /// Whether this opening could still write after this was asked: a write quorum of copies, asked now, has
+    /// promised nothing above its ballot. What was done before is then known to have been done before any
+    /// later opening, by whoever, had its promises. False where too few copies answer within `patience`.
+    pub async fn still_writes(&self, patience: Duration) -> bool {
+        let Some(ballot) = self.open_ballot() else { return false };
+        let mut asking = JoinSet::new();
+        for link in CopyId::all().filter_map(|copy| self.head.link(copy)) {
+            asking.spawn(async move { link.promised().await });
+        }
+        let counting = async {
+            let mut promised = Vec::new();
+            while let Some(answer) = asking.join_next().await {
+                promised.extend(answer.ok().and_then(Result::ok));
+                if quorum::still_writes(ballot, &promised) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(patience, counting).await.unwrap_or(false)
+    }
+
+    /// The ballot with which the volume is open, while it is.
+    #[must_use]
+    pub fn open_ballot(&self) -> Option<Ballot> {
+        self.head.look(|log| (log.phase() == Phase::Open).then(|| log.quorum().ballot()))
     }
 
     /// Empties the volume; its redo will begin at `begin_lsn` on `timeline`. On a write quorum of disks when

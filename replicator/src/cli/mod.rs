@@ -21,6 +21,7 @@ mod voters;
 mod watch;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -138,7 +139,7 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}", layout.data().display());
             Ok(())
         }
-        Command::Run { region, az, node, own_process } => {
+        Command::Run { region, az, node, own_process, part } => {
             let file = std::path::absolute(&cli.places.config)?;
             let apart = match (az.and_then(|zone| zone.chars().next()), node) {
                 (Some(zone), _) => Some(Apart::Zone(zone)),
@@ -146,7 +147,8 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             };
             log.is_of(region.as_str(), apart.as_ref());
             log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
-            run_daemon(config, file, log, layout, region, apart, &own_process).await
+            let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
+            run_daemon(Daemon { config, file, log, layout, name: region, apart, own_process, part }).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
@@ -222,42 +224,77 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
 }
 
 /// A region's daemon, a witness, a node, or a zone's process, until a signal.
-async fn run_daemon(
+/// A daemon to be run.
+struct Daemon {
     config: Config,
     file: PathBuf,
     log: DaemonLog,
     layout: Layout,
     name: RegionName,
     apart: Option<Apart>,
-    own_process: &[String],
-) -> AnyResult {
+    own_process: Vec<char>,
+    /// What it is to be where it may be the region's head or a node.
+    part: Option<String>,
+}
+
+async fn run_daemon(daemon: Daemon) -> AnyResult {
+    let Daemon { config, file, log, layout, name, apart, own_process, part } = daemon;
     let (stop, _listening) = signal::on_signal()?;
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
-    match apart {
-        Some(Apart::Zone(zone)) => return Ok(zone::run(config, layout, name, zone, stop).await?),
-        Some(Apart::Node(node)) => {
-            let source = node::Source { file, again, log };
-            return Ok(node::run(config, source, layout, name, node, stop).await?);
-        }
-        None => {}
+    if let Some(Apart::Zone(zone)) = apart {
+        return Ok(zone::run(config, layout, name, zone, None, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
         return Ok(witness::run(config, log, layout, own, stop).await?);
     }
-    let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
-    let source = region::reload::Source { file, own_process, again };
+    let node = match apart {
+        Some(Apart::Node(node)) => Some(node),
+        _ => None,
+    };
+    let host = region::head::host_name(node.as_ref()).ok_or("the host has no name")?;
+    let is_head = match (config.region(&name).map(|own| own.candidates()), &part) {
+        (Some(all), Some(part)) if all.iter().any(|host_of| host_of.name == host) => part == "head",
+        (Some(all), None) if all.iter().any(|host_of| host_of.name == host) => {
+            region::head::was_head(&layout.region(&name), &host)
+        }
+        _ => node.is_none(),
+    };
+    if !is_head {
+        let source = node::Source { file, again, log };
+        return match Box::pin(node::run(config, source, layout, name, host, stop)).await? {
+            node::Ended::Stopped => Ok(()),
+            node::Ended::Stands => start_again(Some("head")),
+        };
+    }
+    let stands = part.is_some();
+    let source = region::reload::Source { file, own_process, again, host, stands };
     match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
-        region::Ended::StartAgain => {
-            tracing::info!("starting again");
-            let mut again = std::process::Command::new(std::env::current_exe()?);
-            // It returns only when that cannot be done. Files, sockets and locks of this one are closed with
-            // it.
-            Err(again.args(std::env::args_os().skip(1)).exec().into())
-        }
+        region::Ended::StartAgain => start_again(None),
+        region::Ended::Follows => start_again(Some("node")),
     }
 }
+
+/// Starts this program again in place of this process, as what it is to be. Files, sockets and locks of this
+/// one are closed with it.
+fn start_again(part: Option<&str>) -> AnyResult {
+    tracing::info!("starting again");
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut typed = std::env::args_os().skip(1);
+    while let Some(argument) = typed.next() {
+        match argument == PART {
+            true => drop(typed.next()),
+            false => arguments.push(argument),
+        }
+    }
+    arguments.extend(part.into_iter().flat_map(|part| [PART.into(), part.into()]));
+    // It returns only when that cannot be done.
+    Err(std::process::Command::new(std::env::current_exe()?).args(arguments).exec().into())
+}
+
+/// The option that says what a daemon that starts itself again becomes.
+const PART: &str = "--part";
 
 /// Asks on the terminal whether to go on with `what`. No answer is a no.
 fn confirm(what: &str) -> AnyResult {

@@ -14,7 +14,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, EndpointsConfig, FailoverConfig, LogFormat, LogsConfig, NODES_MAX, NodeConfig, Place,
+    Config, EndpointsConfig, FailoverConfig, HOME, LogFormat, LogsConfig, NODES_MAX, NodeConfig, Place,
     RegionConfig, Role, SECONDARIES_MAX, TelemetryConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};

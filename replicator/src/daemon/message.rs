@@ -240,7 +240,10 @@ mod tests {
         let copy = |name: &str| m::ZoneCopy { name: name.into(), ..m::ZoneCopy::default() };
         let offer = |copies: &[&str]| {
             let copies = copies.iter().map(|name| copy(name)).collect();
-            check(&open::Purpose::Zone(m::ZoneOpen { zone: "b".into(), copies }), &names())
+            check(
+                &open::Purpose::Zone(m::ZoneOpen { zone: "b".into(), copies, ..m::ZoneOpen::default() }),
+                &names(),
+            )
         };
         assert_eq!(offer(&["b1", "b2"]), Ok(()));
         for bad in [&["a1"][..], &["b1", "b1"], &["b1", "b2", "b3"], &["nonsense"]] {

@@ -1,5 +1,7 @@
 //! A node's talk with its region's daemon: it says how it is, and hears what it has to know.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::messages::{
@@ -13,6 +15,9 @@ use super::REPORT;
 use super::plan::{Origin, Word};
 use crate::client;
 use crate::config::Place;
+use crate::layout::RegionLayout;
+use crate::secrets;
+use crate::zone::hearing::{ANOTHER, Hearing};
 
 /// The wait before going to the region's daemon again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -33,6 +38,11 @@ pub(super) struct Link {
     pub(super) endpoint: Endpoint,
     /// What the region's daemon said last.
     pub(super) word: watch::Sender<Option<Word>>,
+    /// Where another host may take over: what was heard of the head.
+    pub(super) hearing: Option<Arc<Hearing>>,
+    /// Where the superuser's password is kept, for when this host takes over, with the address of its
+    /// PostgreSQL.
+    pub(super) keeps_password: Option<(RegionLayout, SocketAddr)>,
     /// The connection, while there is one.
     pub(super) way: watch::Sender<Option<Connection>>,
 }
@@ -66,7 +76,8 @@ impl Link {
         report: &impl Fn() -> NodeReport,
         last: &mut String,
     ) -> Result<(), TransportError> {
-        let connection = client::connect(&self.endpoint, &self.place, PATIENCE).await?;
+        let patience = self.hearing.as_ref().map_or(PATIENCE, |_| ANOTHER);
+        let connection = client::connect(&self.endpoint, &self.place, patience).await?;
         let node = NodeOpen { node: self.node.to_string(), process: self.process };
         let stream = connection.open_stream(&self.open(open::Purpose::Node(node))).await?;
         let (mut sender, mut receiver) = stream.split();
@@ -79,8 +90,9 @@ impl Link {
         let hearing = async {
             loop {
                 let word = receiver.receive::<NodeWord>(MAX_CONTROL_MESSAGE_BYTES);
+                let patience = self.hearing.as_ref().map_or(SILENT, |hearing| hearing.patience().min(SILENT));
                 let silent = |_| Err(TransportError::Lost("the region's daemon is silent".into()));
-                let word = tokio::time::timeout(SILENT, word).await.unwrap_or_else(silent)?;
+                let word = tokio::time::timeout(patience, word).await.unwrap_or_else(silent)?;
                 self.take(word.ok_or(TransportError::Finished)?, &connection, last)?;
             }
         };
@@ -90,10 +102,28 @@ impl Link {
         }
     }
 
+    /// Keeps the superuser's password, which the head says with each word.
+    fn keep_password(&self, password: &str) {
+        let Some((layout, listen)) = &self.keeps_password else { return };
+        let is_kept = || secrets::load(layout).is_ok_and(|kept| kept == password);
+        if !password.is_empty()
+            && !is_kept()
+            && let Err(e) = secrets::keep(layout, password, *listen)
+        {
+            tracing::warn!("the superuser's password is not kept: {e}; it is tried again");
+        }
+    }
+
     fn take(&self, word: NodeWord, connection: &Connection, last: &mut String) -> Result<(), TransportError> {
         if let Some(refusal) = word.refusal {
+            // It may be one that only stands.
+            self.endpoint.forget(&self.place.advertise);
             return Err(TransportError::Lost(refusal.reason));
         }
+        if let Some(hearing) = &self.hearing {
+            hearing.note(&word);
+        }
+        self.keep_password(&word.password);
         if self.way.borrow().is_none() {
             tracing::info!("the daemon of region {} is reached", self.place.name);
             last.clear();

@@ -5,7 +5,7 @@
 //! ([`link`]; over there it is `region/nodes.rs`). What it does with its PostgreSQL is decided in [`plan`].
 
 mod feed;
-mod file;
+pub(crate) mod file;
 mod link;
 pub mod plan;
 mod replica;
@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coordination::succession::{Claim, Facts, stands};
 use postgres::installation::InstallationError;
 use postgres::instance::account::AccountError;
 use proto::messages::NodeReport;
@@ -29,9 +30,11 @@ use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::renewal;
 use crate::layout::{Layout, make_passable};
 use crate::logs::DaemonLog;
+use crate::zone::hearing::{Hearing, LastHead};
 use crate::zone::{self, ZoneError};
 use file::NodeFileError;
 use link::Link;
+use plan::Origin;
 use replica::Replica;
 
 /// How often the node says how it is, and the region's daemon what the node has to know.
@@ -92,7 +95,66 @@ pub struct Source {
     pub log: DaemonLog,
 }
 
-/// Runs node `node` of region `name` until `stop`.
+/// How often it is looked whether this host is to take over.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It stands for the region's head. PostgreSQL goes on; all else is to end with the process.
+    Stands,
+}
+
+/// A host that may take over as the region's head.
+struct Candidate {
+    hearing: Arc<Hearing>,
+    /// What it was as the head, if it was.
+    record: PathBuf,
+    own: NodeName,
+    /// Those that may, in the order of the file.
+    all: Vec<NodeName>,
+}
+
+impl Candidate {
+    /// Returns once this host stands.
+    async fn until_it_stands(&self, replica: &Replica) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let last = self.hearing.last();
+            if last.is_some() && self.record.exists() {
+                // Another host is the head: what this one remembers is old from now on.
+                tracing::info!("another host is the region's head: this one follows");
+                if let Err(e) = std::fs::remove_file(&self.record) {
+                    tracing::error!("{}: {e}; trying again", self.record.display());
+                }
+            }
+            let follows = |last: &LastHead| {
+                let same = |origin: Origin| !last.origin.is_empty() && origin.0 == last.origin;
+                last.may_be_followed && replica.could_lead().is_some_and(same)
+            };
+            let claim = match &last {
+                None if self.record.exists() => Claim::Resumes,
+                Some(last) if follows(last) => Claim::Replica,
+                _ => Claim::None,
+            };
+            let last = last.map(|last| last.name).unwrap_or_default();
+            let before = self.all.iter().take_while(|name| **name != self.own);
+            let rank = u32::try_from(before.filter(|name| name.as_str() != last).count()).unwrap_or(u32::MAX);
+            let (silent, after) = (self.hearing.silent(), self.hearing.after);
+            if stands(&Facts { claim, silent, after, rank }) {
+                tracing::warn!(
+                    "the region's head was not heard for {} ms: this host stands for it",
+                    silent.as_millis()
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// Runs node `node` of region `name` until `stop`, or until it stands for the region's head.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -103,12 +165,13 @@ pub async fn run(
     name: RegionName,
     node: NodeName,
     stop: CancellationToken,
-) -> Result<(), NodeError> {
+) -> Result<Ended, NodeError> {
     let region = config
         .region(&name)
         .cloned()
         .ok_or_else(|| NodeError::UnknownRegion { name: name.clone(), known: config.region_names() })?;
-    let own = region.node(&node).cloned().ok_or_else(|| {
+    let home = region.home().filter(|home| home.name == node && region.take_over_after.is_some());
+    let own = region.node(&node).cloned().or(home).ok_or_else(|| {
         let known: Vec<&str> = region.nodes.iter().map(|node| node.name.as_str()).collect();
         NodeError::Unknown { region: name.clone(), name: node.clone(), known: known.join(", ") }
     })?;
@@ -116,7 +179,14 @@ pub async fn run(
     make_passable(places.node(&node).directory())?;
     let (_lock, identity) = enter(&places, &places.node(&node).lock(), &name)?;
     tracing::info!("node {node} of region {name}");
+    let hearing = region.take_over_after.map(|after| Arc::new(Hearing::new(after)));
+    let candidates = region.candidates();
+    let as_head = places.headed_by(&node);
+    let may_lead = candidates.iter().any(|candidate| candidate.name == node);
+    let keeps_password = own.postgres.filter(|_| may_lead).map(|address| (as_head.clone(), address));
     let link = Link {
+        hearing: hearing.clone(),
+        keeps_password,
         place: region.place(),
         node: node.clone(),
         process: runtime::random::draw(),
@@ -130,9 +200,19 @@ pub async fn run(
         Some(listen) => Some(Replica::new(&config, &layout, &region, &own, listen, link.clone())?),
         None => None,
     };
+    let candidate = hearing.clone().filter(|_| may_lead).map(|hearing| Candidate {
+        hearing,
+        record: as_head.state(),
+        own: node.clone(),
+        all: candidates.into_iter().map(|candidate| candidate.name).collect(),
+    });
+    if let Some(replica) = replica.as_ref().filter(|_| may_lead) {
+        replica.note()?;
+    }
     // The copies are served whatever PostgreSQL's disk does: in a task of their own.
     let serving = own.zone.map(|zone| {
-        Task::spawn("hold a zone's copies", zone::run(config, layout, name.clone(), zone, stop.clone()))
+        let running = zone::run(config, layout, name.clone(), zone, hearing, stop.clone());
+        Task::spawn("hold a zone's copies", running)
     });
     let copies = async {
         match serving {
@@ -142,7 +222,7 @@ pub async fn run(
         Ok::<(), NodeError>(())
     };
     let follows = async {
-        match replica {
+        match &replica {
             Some(replica) => replica.run(&source, &stop).await,
             // There is nothing to be said but that it is there.
             None => tokio::select! {
@@ -154,11 +234,19 @@ pub async fn run(
         Ok(())
     };
     let works = Box::pin(async { tokio::try_join!(copies, follows) });
+    let standing = async {
+        match (&candidate, &replica) {
+            (Some(candidate), Some(replica)) => candidate.until_it_stands(replica).await,
+            _ => std::future::pending().await,
+        }
+    };
     let renewing = Box::pin(renewal::watch(&link.endpoint, places.identity(), &identity, |_| {}));
     tokio::select! {
         done = works => drop(done?),
+        // Nobody is waited for who may be gone.
+        () = standing => return Ok(Ended::Stands),
         never = renewing => match never {},
     }
     tracing::info!("node {node} of region {name} has stopped");
-    Ok(())
+    Ok(Ended::Stopped)
 }

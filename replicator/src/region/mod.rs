@@ -10,6 +10,7 @@ mod cluster;
 mod control;
 mod endpoints;
 mod follower;
+pub mod head;
 mod health;
 mod leader;
 mod load;
@@ -49,6 +50,7 @@ use crate::engine::LEFT_RUNNING;
 use crate::events::{Journal, Kind};
 use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
+use crate::node::file::NodeFileError;
 use crate::observe;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
@@ -56,6 +58,7 @@ use crate::voter::{Peers, Seat, Voter};
 use chronicle::Chronicle;
 use cluster::RegionalCluster;
 use follower::{FollowError, Hold};
+use head::Heading;
 use health::Health;
 use leader::LeaderError;
 use reload::{InForce, Source};
@@ -103,6 +106,12 @@ pub enum RegionError {
     /// See [`InstanceError`].
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// See [`NodeFileError`].
+    #[error(transparent)]
+    NodeFile(#[from] NodeFileError),
+    /// It was to take over.
+    #[error("this host has no replica with which it could take over as the region's head")]
+    NothingToLeadWith,
 }
 
 impl RegionError {
@@ -133,6 +142,8 @@ pub(crate) struct Parts {
     pub(crate) certificate_ends_s: AtomicI64,
     /// The same of the certificate of its PostgreSQL; never where there is none.
     pub(crate) server_certificate_ends_s: AtomicI64,
+    /// Where another host may take over.
+    pub(crate) heading: Option<Heading>,
     pub(crate) journal: Journal,
     pub(crate) chronicle: Chronicle,
     /// Follows sampled batches.
@@ -174,10 +185,12 @@ pub enum Ended {
     Stopped,
     /// Its data are to be set aside, which nothing may use meanwhile: it is to be started again.
     StartAgain,
+    /// Another host is the region's head, or is to be: this one follows.
+    Follows,
 }
 
-/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and
-/// `log` is what it says.
+/// Runs the daemon of `name` until `stop`, or until this host is not the region's head any more. Its
+/// configuration is `config`, as it was read from `source`, and `log` is what it says.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -191,9 +204,10 @@ pub async fn run(
 ) -> Result<Ended, RegionError> {
     let config = source.complete(config, &name);
     let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
-    let places = layout.region(&name);
-    let (_lock, identity) = enter(&places, &places.lock(), &name)?;
-    let state = load_state(&places, &identity, &config, &name)?;
+    let shared = layout.region(&name);
+    let places = shared.headed_by(&source.host);
+    let (_lock, identity) = enter(&shared, &places.lock(), &name)?;
+    let heading = Heading::of(&own, &source.host, source.stands, places.state().exists());
     let journal = Journal::open(&places.events())?;
     let installations = Installations::find(config.bin_dir_of(&own))?;
     let account = Account::resolve(config.os_user.as_deref())?;
@@ -209,11 +223,20 @@ pub async fn run(
         hba: config.hba.clone(),
         certificate: Some(places.server_identity()),
     });
+    let mut state = match heading.as_ref().filter(|heading| heading.takes_over()) {
+        Some(heading) => head::begin(&places, &config, &name, identity.cluster_id, (heading, &instance))?,
+        None => load_state(&places, &identity, &config, &name)?,
+    };
     if state.aside.is_some() {
         // What an earlier daemon left running would go on in the directory that is moved.
         instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
     }
-    let state = reseed::set_aside(&places, state, &own.zones_apart())?;
+    state = reseed::set_aside(&places, state, &own.zones_apart())?;
+    let writer = runtime::random::draw();
+    let tenure = match &heading {
+        Some(_) => Some(head::note_writer(&mut state, &places, writer)?),
+        None => None,
+    };
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
     let (volume, hold) = Volume::start_held(
@@ -224,6 +247,8 @@ pub async fn run(
             epoch: state.epoch(),
             repair_bytes_per_second: config.repair_bytes_per_second,
             scrub_every: config.scrub_every,
+            writer,
+            tenure,
             ..VolumeOptions::new(places.volume(), identity.cluster_id)
         },
         "start",
@@ -253,6 +278,7 @@ pub async fn run(
         voter: voter.clone(),
         again: CancellationToken::new(),
         certificate_ends_s: AtomicI64::new(identity.ends_s),
+        heading,
         journal,
         chronicle,
         tracer: Tracer::of(name.as_str()),
@@ -293,10 +319,15 @@ pub async fn run(
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
-        deposed = region.volume.deposed() => Err(deposed.into()),
-        failed = region.volume_failed() => Err(failed.into()),
+        why = region.until_no_head() => {
+            tracing::warn!("this host is the region's head no more: {why}; it follows");
+            region.let_go(true).await;
+            Ok(Ended::Follows)
+        }
+        deposed = region.volume.deposed() => region.overtaken(deposed).await,
+        failed = region.volume_failed() => region.overtaken(failed).await,
         () = region.owner.clone().run() => Ok(Ended::Stopped),
-        () = region.voter.clone().watch() => Ok(Ended::Stopped),
+        () = region.vote() => Ok(Ended::Stopped),
     };
     // The owner carries out nothing more: what runs is stopped here.
     drop(asking);
@@ -371,6 +402,23 @@ impl observe::facts::Source for Region {
 }
 
 impl Region {
+    /// Ends this daemon as another one has the region's volume.
+    async fn overtaken(&self, why: VolumeError) -> Result<Ended, RegionError> {
+        if self.heading.is_none() || !head::is_overtaken(&why) {
+            return Err(why.into());
+        }
+        tracing::warn!("{why}; it follows");
+        self.let_go(false).await;
+        Ok(Ended::Follows)
+    }
+
+    /// Votes for as long as it lives. Where another host may have been the head, it first shuts that out of
+    /// the volume: what the region has promised is asked only then.
+    async fn vote(&self) {
+        self.become_head().await;
+        self.voter.clone().watch().await;
+    }
+
     /// Returns when the volume cannot be opened.
     async fn volume_failed(&self) -> VolumeError {
         match self.volume.opened().await {

@@ -231,7 +231,7 @@ impl Region {
 
     /// Hears how a node is, and tells it what it has to know, until it goes.
     pub(super) async fn attend(&self, open: NodeOpen, mut stream: Stream) -> Result<(), TransportError> {
-        let own = match self.its_node(&open.node) {
+        let own = match self.has_headed().and_then(|()| self.its_node(&open.node)) {
             Ok(own) => own,
             Err(refusal) => {
                 stream.send(&NodeWord { refusal: Some(refusal), ..NodeWord::default() }).await?;
@@ -279,7 +279,15 @@ impl Region {
                 }
                 let origin = self.origin().map(|(origin, _)| origin.0).unwrap_or_default();
                 let missing = node.missing.load(Ordering::Relaxed);
-                sender.send(&NodeWord { refusal: None, origin, missing }).await?;
+                let (may_lead, password, head) = match &self.heading {
+                    Some(heading) => {
+                        let password = secrets::load(&self.layout).unwrap_or_default();
+                        (true, password, heading.host.to_string())
+                    }
+                    None => Default::default(),
+                };
+                let word = NodeWord { refusal: None, origin, missing, may_lead, password, head };
+                sender.send(&word).await?;
                 tokio::time::sleep(REPORT).await;
             }
             let refusal = self.its_node(&open.node).err();

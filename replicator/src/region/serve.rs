@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coordination::leadership::Change;
 use proto::messages::control_response::Body as Answer;
 use proto::messages::{
-    ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, RewindOpen, SeedOpen,
+    ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, RewindOpen, SeedOpen, ZoneReady,
     control_request, open, refusal::Kind,
 };
 use proto::{BatchId, Epoch, Lsn, RegionName};
@@ -135,6 +135,11 @@ impl Daemon for Region {
             }
             open::Purpose::Session(open) => self.doors.bring(&open, stream).await,
             open::Purpose::Zone(open) => {
+                if let Err(refusal) = self.admits(&open).await {
+                    stream.send(&ZoneReady { refusal: Some(refusal) }).await?;
+                    stream.finish().await;
+                    return Ok(());
+                }
                 let local = self.own.local_copies();
                 zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
             }
@@ -143,7 +148,10 @@ impl Daemon for Region {
             open::Purpose::Backup(open) => self.send_backup(open, stream).await,
             open::Purpose::Control(ControlRequest { body: Some(body) }) if of_a_voter(&body) => {
                 let Peer::Region(name) = connection.peer() else { return Ok(()) };
-                let answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
+                let mut answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
+                if let Err(refusal) = self.is_head().await {
+                    answer = Answer::Refusal(refusal);
+                }
                 stream.send(&ControlResponse { body: Some(answer) }).await?;
                 stream.finish().await;
                 Ok(())

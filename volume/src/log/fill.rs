@@ -171,6 +171,7 @@ mod tests {
             policy: Policy { retain_us: 1, max_size_bytes: 1 << 30 },
             tail_bytes: 1 << 20,
             own: CopyId::all().collect(),
+            tenure: None,
         }
     }
 

@@ -6,6 +6,7 @@ mod cluster;
 mod commit;
 mod endpoints;
 mod failover;
+mod heads;
 mod logs;
 mod nodes;
 mod postgresql;
@@ -56,6 +57,7 @@ impl Reader {
         config.commit = self.commit(table, &config.regions);
         self.lease(table, &mut config);
         self.failover(table, &mut config);
+        self.heads(table, &config);
         Some(config)
     }
 }

@@ -6,7 +6,7 @@ use proto::NodeName;
 use toml::de::DeTable;
 
 use super::regions::{ADDRESS, parse_address, parse_zone};
-use crate::config::model::{NODES_MAX, NodeConfig};
+use crate::config::model::{HOME, NODES_MAX, NodeConfig};
 use crate::config::read::{Key, Reader, Value};
 
 impl Reader {
@@ -24,13 +24,20 @@ impl Reader {
 
     fn node(&mut self, key: &Key<'_>, value: &Value<'_>, taken: &mut BTreeSet<char>) -> Option<NodeConfig> {
         let name = match key.get_ref().parse::<NodeName>() {
+            Ok(name) if name.as_str() == HOME => {
+                let what =
+                    "'home' is what the host of the region's daemon is called; call the node otherwise";
+                self.mistake(key.span(), what)
+            }
             Ok(name) => Some(name),
             Err(e) => self.mistake(key.span(), e.to_string()),
         };
         let Some(table) = value.get_ref().as_table() else {
             return self.mistake(value.span(), "a node is a table: postgres, zone");
         };
-        self.known_keys(table, &["postgres", "zone"]);
+        self.known_keys(table, &["postgres", "zone", "listen", "advertise"]);
+        let listen = self.optional(table, "listen", ADDRESS, parse_address);
+        let advertise = self.advertise(table).or(listen.map(|listen| listen.to_string()));
         let zone =
             self.optional(table, "zone", "one of the region's zones: \"a\", \"b\" or \"c\"", parse_zone);
         let postgres = self.optional(table, "postgres", ADDRESS, parse_address);
@@ -58,6 +65,6 @@ impl Reader {
             );
             return self.mistake(key.span(), what);
         }
-        Some(NodeConfig { name: name?, zone, postgres })
+        Some(NodeConfig { name: name?, zone, postgres, listen, advertise: advertise.unwrap_or_default() })
     }
 }

@@ -12,7 +12,7 @@ use crate::config::read::{Key, Reader, Value};
 use crate::units;
 
 /// The keys of a region's table.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "role",
     "listen",
     "advertise",
@@ -25,6 +25,7 @@ const KEYS: [&str; 12] = [
     "http",
     "writer_endpoint",
     "reader_endpoint",
+    "take_over_after",
 ];
 
 impl Reader {
@@ -68,6 +69,7 @@ impl Reader {
         let writer_endpoint = self.optional(table, "writer_endpoint", ADDRESS, parse_address);
         let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
         let nodes = self.nodes(table, &own_process);
+        let take_over_after = self.take_over_after(table);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         Some(RegionConfig {
@@ -84,6 +86,7 @@ impl Reader {
             settings,
             bin_dir,
             nodes,
+            take_over_after,
         })
     }
 
@@ -178,12 +181,15 @@ impl Reader {
         table: &DeTable<'_>,
     ) -> (Option<SocketAddr>, Option<String>) {
         let listen = self.required(key, table, "listen", ADDRESS, parse_address);
-        let advertise =
-            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
-                let (host, port) = text.rsplit_once(':')?;
-                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
-            });
-        (listen, advertise)
+        (listen, self.advertise(table))
+    }
+
+    /// Where others reach it.
+    pub(super) fn advertise(&mut self, table: &DeTable<'_>) -> Option<String> {
+        self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
+            let (host, port) = text.rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
+        })
     }
 }
 

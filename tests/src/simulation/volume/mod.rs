@@ -9,6 +9,9 @@
 //! - what was durable once stays, at the same LSN, in every later opening, until a reset; no two writers make
 //!   different redo durable, and the log before a reset never comes back once the reset is done;
 //! - a copy takes nothing from a ballot below the one it has promised;
+//! - in every third seed the two daemons are on hosts that follow each other as the region's head: one votes
+//!   by what it remembers, once the copies have said that it still is the head, only as long as no other one
+//!   has asked what the region has promised;
 //! - a volume that is open knows the history of its redo's timeline;
 //! - and whenever faults stop, between bouts of them and in the end, the volume comes to be open, and all
 //!   six copies to hold the same.
@@ -18,6 +21,7 @@ mod copies;
 mod daemons;
 mod disk;
 mod faults;
+mod tenures;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +31,7 @@ use tokio::sync::oneshot;
 use volume::ballot::Ballot;
 use volume::copy::keeper::{Keeper, Task};
 use volume::copy::{Contents, Event as Said, Order, Put, Stored};
-use volume::log::{Log, LogOptions};
+use volume::log::{Log, LogOptions, Tenure};
 pub use volume::planted::Bug;
 use volume::quorum::{CopyId, Writer};
 use volume::retention::Policy;
@@ -35,6 +39,7 @@ use volume::{Durable, VolumeError};
 
 use self::checks::Ledger;
 use self::disk::Disk;
+use self::tenures::{Record, Vote};
 use super::{Agenda, Dice};
 
 /// How long faults go on, microseconds of virtual time, all bouts of them together.
@@ -60,6 +65,8 @@ pub struct Report {
     pub resets: u64,
     /// Timelines begun.
     pub timelines: u64,
+    /// Votes that a head gave.
+    pub votes: u64,
     /// Faults of all kinds.
     pub faults: u64,
 }
@@ -71,16 +78,17 @@ impl Report {
         self.openings += other.openings;
         self.resets += other.resets;
         self.timelines += other.timelines;
+        self.votes += other.votes;
         self.faults += other.faults;
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Report { durable, openings, resets, timelines, faults } = self;
+        let Report { durable, openings, resets, timelines, votes, faults } = self;
         write!(
             f,
-            "{durable} batches durable, {openings} openings, {resets} resets, {timelines} timelines, {faults} faults; nothing lost"
+            "{durable} batches durable, {openings} openings, {resets} resets, {timelines} timelines, {votes} votes, {faults} faults; nothing lost"
         )
     }
 }
@@ -177,6 +185,15 @@ enum Event {
     Tick {
         head: usize,
         life: u64,
+    },
+    /// The copy is asked what it has promised, for a vote.
+    Ask {
+        vote: u64,
+        way: Way,
+    },
+    /// A vote is given, or is not.
+    Voted {
+        vote: u64,
     },
     StartHead(usize),
     StartCopy(usize),
@@ -282,6 +299,8 @@ struct Head {
     checked: Durable,
     /// The reset that is not done, as the volume repeats it.
     reset: Option<(u64, Durable)>,
+    /// What its host keeps on disk of being the region's head.
+    record: Record,
 }
 
 struct World {
@@ -307,6 +326,11 @@ struct World {
     bouts: u64,
     /// How many of them are over.
     bouts_over: u64,
+    /// The daemons are on hosts that follow each other as the region's head.
+    tenures: bool,
+    /// How often a head that had just become that has asked what the region has promised.
+    memories: u64,
+    votes: BTreeMap<u64, Vote>,
     report: Report,
     trace: VecDeque<String>,
     verbose: bool,
@@ -325,7 +349,7 @@ pub fn run(seed: u64, bug: Bug, verbose: bool) -> Result<Report, String> {
     })
 }
 
-fn log_of(writer: u64) -> Log {
+fn log_of(writer: u64, tenure: Option<Tenure>) -> Log {
     Log::new(LogOptions {
         epoch: Epoch(1),
         writer,
@@ -333,6 +357,7 @@ fn log_of(writer: u64) -> Log {
         policy: Policy { retain_us: 1_500_000, max_size_bytes: 2_000 },
         tail_bytes: 10_000,
         own: CopyId::all().collect(),
+        tenure,
     })
 }
 
@@ -341,12 +366,13 @@ impl World {
         let head = || Head {
             alive: false,
             life: 0,
-            log: log_of(0),
+            log: log_of(0, None),
             links: [None; 6],
             fills: [None; 6],
             content: BTreeMap::new(),
             checked: Durable::default(),
             reset: None,
+            record: Record::default(),
         };
         let mut dice = Dice::new(seed);
         let spoken = Spoken::default();
@@ -367,6 +393,9 @@ impl World {
             turned_us: 0,
             bouts,
             bouts_over: 0,
+            tenures: seed % 3 == 2,
+            memories: 0,
+            votes: BTreeMap::new(),
             report: Report::default(),
             trace: VecDeque::new(),
             verbose,
@@ -458,6 +487,8 @@ impl World {
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Fault => self.fault(),
+            Event::Ask { vote, way } => self.ask(vote, way),
+            Event::Voted { vote } => return self.voted(vote),
             Event::StartHead(head) => self.start_head(head),
             Event::StartCopy(copy) => self.start_copy(copy),
             Event::WorstHour(zone) => self.worst_hour(zone),
