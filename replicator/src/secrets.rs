@@ -13,6 +13,7 @@ use postgres::instance::Owner;
 use postgres::sockets::SUPERUSER;
 
 use crate::layout::{RegionLayout, write_durably};
+use crate::units::show_hex;
 
 /// Files are written by one at a time: they are made aside under one name.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -21,7 +22,7 @@ static WRITING: Mutex<()> = Mutex::new(());
 #[must_use]
 pub fn draw() -> String {
     let bytes: [u8; 24] = runtime::random::draw();
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    show_hex(&bytes)
 }
 
 /// What the region's page asks of those who are not on this machine; drawn when it is first needed.
@@ -48,7 +49,7 @@ pub fn of_owner(superusers: &str, owner: &str) -> String {
     }
     let key = hmac::Key::new(hmac::HMAC_SHA256, superusers.as_bytes());
     let derived = hmac::sign(&key, format!("replicator role {owner}").as_bytes());
-    derived.as_ref()[..24].iter().map(|b| format!("{b:02x}")).collect()
+    show_hex(&derived.as_ref()[..24])
 }
 
 /// The role that applications use, where it is not the superuser.

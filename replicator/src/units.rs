@@ -42,6 +42,12 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*scale)
 }
 
+/// Two digits for each byte, as programs print hashes and keys.
+#[must_use]
+pub fn show_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// `0 B`, `1.5 MiB`.
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "two digits are shown")]

@@ -4,10 +4,10 @@
 //! the hash of the line before, is a part. So no line can be changed, taken out, or put elsewhere without
 //! the one after it saying so; and the last one is said by the head, which is kept apart.
 
-use std::fmt::Write;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+
+use crate::units::show_hex;
 
 /// What the first line follows.
 pub const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -107,11 +107,7 @@ pub fn line(head: &Head, at_us: i64, deed: Deed) -> serde_json::Result<(String, 
 }
 
 fn hash_of(content: &str) -> String {
-    digest(&SHA256, content.as_bytes()).as_ref().iter().fold(String::new(), |mut text, byte| {
-        // A text takes everything.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    show_hex(digest(&SHA256, content.as_bytes()).as_ref())
 }
 
 /// A line that was read.

@@ -15,6 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::DrillError;
+use crate::units::show_hex as hex;
 
 /// How often a password is hashed; PostgreSQL's usual number.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("it is not zero");
@@ -133,10 +134,6 @@ fn keys(password: &str, salt: &[u8]) -> [Vec<u8>; 2] {
     let client_key = hmac::sign(&key, b"Client Key");
     let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
     [stored_key.as_ref().to_vec(), hmac::sign(&key, b"Server Key").as_ref().to_vec()]
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -2,8 +2,6 @@
 //! <https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html>; requests are signed as
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html> says.
 
-use std::fmt::Write;
-
 use aws_lc_rs::{digest, hmac};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -17,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::provider::{Answer, Provider, ProviderError, Secret, secret};
 use crate::config::KmsConfig;
+use crate::units::show_hex as hex;
 
 /// AWS KMS.
 #[derive(Debug)]
@@ -172,13 +171,6 @@ fn sign(
 
 fn tag(key: &[u8], bytes: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), bytes).as_ref().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -27,8 +27,10 @@ use volume::seal::{KeyId, Keys, RegionKey, Sealer};
 
 use crate::config::{KeyProvider, RegionConfig};
 use crate::layout::RegionLayout;
-use provider::{Provider, ProviderError, Secret};
+use kms::OfKms;
+use provider::{OfCommand, OfFile, Provider, ProviderError, Secret};
 pub use ring::{Entry, Ring};
+use vault::OfVault;
 
 /// How often a provider that does not answer is asked again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -93,6 +95,19 @@ pub enum KeysError {
     },
 }
 
+/// The provider that the configuration names; none where redo is in the clear.
+fn provider_of(config: &KeyProvider) -> Option<Box<dyn Provider>> {
+    match config {
+        KeyProvider::Off => None,
+        KeyProvider::File => Some(Box::new(OfFile)),
+        KeyProvider::Command { wrap, unwrap } => {
+            Some(Box::new(OfCommand { wrap: wrap.clone(), unwrap: unwrap.clone() }))
+        }
+        KeyProvider::Vault(config) => Some(Box::new(OfVault(config.clone()))),
+        KeyProvider::Kms(config) => Some(Box::new(OfKms(config.clone()))),
+    }
+}
+
 /// Where a region's keys are, and who keeps them.
 #[derive(Debug)]
 pub struct Place {
@@ -110,7 +125,7 @@ impl Place {
         Place {
             region: own.name.to_string(),
             path: path.unwrap_or_else(|| places.keys()),
-            provider: encryption.and_then(|encryption| provider::of(&encryption.provider)),
+            provider: encryption.and_then(|encryption| provider_of(&encryption.provider)),
         }
     }
 
@@ -170,8 +185,8 @@ impl Place {
     }
 
     async fn open_one(&self, entry: &Entry) -> Result<RegionKey, KeysError> {
-        if entry.provider == provider::OfFile.name() {
-            return Ok(RegionKey::new(provider::OfFile.unwrap(&entry.kept).await?, Bytes::new()));
+        if entry.provider == OfFile.name() {
+            return Ok(RegionKey::new(OfFile.unwrap(&entry.kept).await?, Bytes::new()));
         }
         match self.provider.as_deref().filter(|provider| provider.name() == entry.provider) {
             Some(provider) => {

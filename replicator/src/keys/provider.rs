@@ -14,10 +14,6 @@ use tokio::process::Command;
 use volume::seal::KEY_BYTES;
 use zeroize::Zeroizing;
 
-use super::kms::OfKms;
-use super::vault::OfVault;
-use crate::config::KeyProvider;
-
 /// The bytes of a key.
 pub type Secret = Zeroizing<[u8; KEY_BYTES]>;
 
@@ -54,20 +50,6 @@ pub trait Provider: Send + Sync + fmt::Debug {
 
     /// The key of which this was kept.
     fn unwrap<'a>(&'a self, kept: &'a [u8]) -> Answer<'a, Secret>;
-}
-
-/// The provider that the configuration names; none where redo is in the clear.
-#[must_use]
-pub fn of(config: &KeyProvider) -> Option<Box<dyn Provider>> {
-    match config {
-        KeyProvider::Off => None,
-        KeyProvider::File => Some(Box::new(OfFile)),
-        KeyProvider::Command { wrap, unwrap } => {
-            Some(Box::new(OfCommand { wrap: wrap.clone(), unwrap: unwrap.clone() }))
-        }
-        KeyProvider::Vault(config) => Some(Box::new(OfVault(config.clone()))),
-        KeyProvider::Kms(config) => Some(Box::new(OfKms(config.clone()))),
-    }
 }
 
 /// The file of keys has the keys themselves.
@@ -107,9 +89,9 @@ pub(super) fn secret(bytes: &[u8]) -> Result<Secret, ProviderError> {
 /// Programs wrap and unwrap: from standard input to standard output, the key's 32 bytes as they are. They
 /// have the daemon's environment.
 #[derive(Debug)]
-struct OfCommand {
-    wrap: Vec<String>,
-    unwrap: Vec<String>,
+pub(super) struct OfCommand {
+    pub(super) wrap: Vec<String>,
+    pub(super) unwrap: Vec<String>,
 }
 
 impl Provider for OfCommand {

@@ -50,8 +50,8 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
         Authority::create(&layout.authority(), &config.cluster, ClusterId(runtime::random::draw()), now)?
     };
     for (peer, directory) in wanted.into_iter().chain(more) {
-        for above in directory.ancestors().skip(1).take_while(|above| *above != layout.data()) {
-            make_passable(above).map_err(io)?;
+        if let Some(parent) = directory.parent() {
+            make_passable(parent).map_err(io)?;
         }
         authority.issue(&directory, &peer, now, time::Duration::days(CERTIFICATE_DAYS))?;
     }

@@ -44,9 +44,9 @@ pub fn make(
             )));
         }
     };
-    for above in directory.ancestors().skip(1).take_while(|above| *above != layout.data()) {
-        let io = |source| IdentityError::Io { path: above.display().to_string(), source };
-        make_passable(above).map_err(io)?;
+    if let Some(parent) = directory.parent() {
+        let io = |source| IdentityError::Io { path: parent.display().to_string(), source };
+        make_passable(parent).map_err(io)?;
     }
     let own = signing::request(&directory, peer, cluster)?;
     let server = match server_of(config, layout, peer) {
