@@ -15,6 +15,7 @@ mod drill;
 mod endpoints;
 mod events;
 mod field;
+mod flood;
 mod held;
 mod instance;
 mod left;

@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod browser;
 pub mod collector;
+pub mod flood;
 pub mod lags;
 pub mod ledger;
 pub mod simulation;

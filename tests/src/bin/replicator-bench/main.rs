@@ -11,6 +11,7 @@ mod commit;
 mod cost;
 mod drill;
 mod endpoint;
+mod flood;
 mod growth;
 mod lag;
 mod links;
@@ -36,6 +37,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench sealed [ROUNDS [PGBENCH-SECONDS]]` or
+/// `replicator-bench flood [SECONDS [HANDSHAKES-A-SECOND]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-SYSTEM]]` or
 /// `replicator-bench controllers [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
 fn main() {
@@ -68,6 +70,7 @@ async fn measure() {
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
         "endpoint" => endpoint::run(first.unwrap_or(3), second.unwrap_or(8)).await,
+        "flood" => flood::run(first.unwrap_or(60), second.unwrap_or(300)).await,
         "sealed" => sealed::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "telemetry" => telemetry::run(first.unwrap_or(5), second.unwrap_or(12)).await,
         "lag" => lag::run(first.unwrap_or(10)).await,
@@ -85,7 +88,7 @@ async fn measure() {
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, rejoin, replicas, load, sealed, telemetry, lag, links, \
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, flood, rejoin, replicas, load, sealed, telemetry, lag, links, \
                  controllers, bring"
             )
         }
