@@ -23,8 +23,8 @@ use crate::audit::{self, Audit};
 use crate::config::{Config, WitnessConfig};
 use crate::daemon::authority::{Asked, Condition, Names};
 use crate::daemon::enter::enter;
-use crate::daemon::renewal;
 use crate::daemon::serve::{Daemon, Door, accept};
+use crate::daemon::{manager, renewal};
 use crate::events::notice::{Notice, Seen};
 use crate::events::{Journal, Kind as EventKind};
 use crate::layout::Layout;
@@ -91,7 +91,10 @@ pub async fn run(
         () = witness.note_refused() => {}
         () = witness.reload_when_told(&source.again) => {}
         never = renewing => match never {},
+        // In one task with the voter: where that does not go on, no sign of life comes.
+        never = manager::tell(|| witness.in_words(&own.name)) => match never {},
     }
+    manager::stopping("the witness stops");
     witness.voter.stop();
     endpoint.close().await;
     serving.ended().await;
@@ -186,6 +189,15 @@ impl Daemon for Witness {
 }
 
 impl Witness {
+    /// How the witness is, for whoever has started it.
+    fn in_words(&self, name: &RegionName) -> String {
+        let record = self.voter.accepted();
+        match self.voter.remembers() {
+            true => format!("witness {name}: votes; {} leads, epoch {}", record.primary, record.epoch),
+            false => format!("witness {name}: asks the other voters what it has promised"),
+        }
+    }
+
     /// Notes whom the endpoint does not let in, or not any more, for ever.
     async fn note_refused(&self) {
         loop {
@@ -199,7 +211,9 @@ impl Witness {
     async fn reload_when_told(&self, again: &Notify) {
         loop {
             again.notified().await;
+            manager::reloading();
             let reloaded = self.reload().await;
+            manager::serving();
             let deed = audit::local("reload", "by a signal".into(), audit::told_reload(&reloaded));
             self.audit.keep(deed).await;
         }

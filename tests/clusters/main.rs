@@ -29,6 +29,7 @@ mod reload;
 mod sealed;
 mod secure;
 mod seeds;
+mod service;
 mod streaming;
 mod tablespaces;
 mod tls;

@@ -6,6 +6,7 @@
 //! - [`authority`]: the one table of who may ask what of whom. It decides, and does nothing.
 //! - [`message`]: which first messages no correct peer can send.
 //! - [`serve`]: connections, streams, the first message of each with its deadline, and refusals.
+//! - [`manager`]: what the service manager is told, such as systemd.
 //!
 //! It knows nothing of what a daemon does with a request that it lets in.
 
@@ -13,6 +14,7 @@ pub mod authority;
 pub mod enter;
 pub mod listen;
 pub mod lock;
+pub(crate) mod manager;
 pub mod message;
 pub mod renewal;
 pub mod serve;

@@ -26,7 +26,7 @@ use transport::{Endpoint, TransportError};
 
 use crate::config::Config;
 use crate::daemon::enter::{EnterError, enter_node};
-use crate::daemon::renewal;
+use crate::daemon::{manager, renewal};
 use crate::layout::{Layout, make_passable};
 use crate::logs::DaemonLog;
 use crate::zone::{self, ZoneError};
@@ -129,7 +129,7 @@ pub async fn run(
     };
     let link = Arc::new(link);
     let replica = match own.postgres {
-        Some(listen) => Some(Replica::new(&config, &layout, &region, &own, listen, link.clone())?),
+        Some(listen) => Some(Arc::new(Replica::new(&config, &layout, &region, &own, listen, link.clone())?)),
         None => None,
     };
     // The copies are served whatever PostgreSQL's disk does: in a task of their own.
@@ -144,8 +144,13 @@ pub async fn run(
         }
         Ok::<(), NodeError>(())
     };
+    let in_words = || {
+        let way = if link.way.borrow().is_some() { "" } else { "; the region's daemon is not reached" };
+        let how = replica.as_ref().map_or_else(|| "holds copies".to_owned(), |replica| replica.in_words());
+        format!("node {node} of {name}: {how}{way}")
+    };
     let follows = async {
-        match replica {
+        match &replica {
             Some(replica) => replica.run(&source, &stop).await,
             // There is nothing to be said but that it is there.
             None => tokio::select! {
@@ -156,11 +161,17 @@ pub async fn run(
         link.endpoint.close().await;
         Ok(())
     };
-    let works = Box::pin(async { tokio::try_join!(copies, follows) });
+    let stops = async {
+        stop.cancelled().await;
+        manager::stopping("PostgreSQL is stopped");
+        Ok::<(), NodeError>(())
+    };
+    let works = Box::pin(async { tokio::try_join!(copies, follows, stops) });
     let renewing = Box::pin(renewal::watch(&link.endpoint, shown, &identity, |_| {}));
     tokio::select! {
         done = works => drop(done?),
         never = renewing => match never {},
+        never = manager::tell(in_words) => match never {},
     }
     tracing::info!("node {node} of region {name} has stopped");
     Ok(())

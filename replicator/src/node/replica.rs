@@ -31,6 +31,7 @@ use super::plan::{Data, Deed, Facts, Origin, next};
 use super::said::Said;
 use super::{NodeError, REPORT, Source};
 use crate::config::{Config, LogsConfig, NodeConfig, RegionConfig};
+use crate::daemon::manager;
 use crate::engine::{self, Engine, LEFT_RUNNING};
 use crate::events::{Journal, Kind};
 use crate::layout::Layout;
@@ -161,6 +162,15 @@ impl Replica {
         }
         if let Err(e) = self.stop(&mut following, Stop::Fast).await {
             tracing::error!("{e}");
+        }
+    }
+
+    /// How the replica is, for whoever has started the node.
+    pub(super) fn in_words(&self) -> String {
+        let report = self.said.report(self.data());
+        match report.detail.is_empty() {
+            true => format!("its replica is {}", report.state),
+            false => format!("its replica is {}: {}", report.state, report.detail),
         }
     }
 
@@ -399,7 +409,10 @@ impl Replica {
                 () = asked => {}
                 () = self.instance.until_another_certificate() => {}
             }
-            match self.reload(source).await {
+            manager::reloading();
+            let reloaded = self.reload(source).await;
+            manager::serving();
+            match reloaded {
                 Ok(()) => tracing::info!("regions.toml was read again"),
                 Err(why) => {
                     tracing::warn!("regions.toml was read again and is not taken: {why}");

@@ -311,7 +311,7 @@ impl Region {
         }
     }
 
-    fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> Seen {
         let status = self.volume.status();
         let leader = self.owner.cluster().leader();
         let copies = status.copies.iter().map(|copy| {

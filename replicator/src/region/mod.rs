@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use coordination::Leadership;
+use coordination::region::Part;
 use postgres::installation::{InstallationError, Installations};
 use postgres::instance::account::{Account, AccountError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
@@ -48,6 +49,7 @@ use crate::audit::Audit;
 use crate::config::{Config, RegionConfig, Role};
 use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter};
+use crate::daemon::manager;
 use crate::daemon::serve::Door;
 use crate::endpoint::door::Doors;
 use crate::engine::LEFT_RUNNING;
@@ -323,7 +325,13 @@ pub async fn run(
         failed = region.volume_failed() => Err(failed.into()),
         () = region.owner.clone().run() => Ok(Ended::Stopped),
         () = region.voter.clone().watch() => Ok(Ended::Stopped),
+        // In one task with the owner and the voter: where that does not go on, no sign of life comes.
+        never = manager::tell(|| region.in_words()) => match never {},
     };
+    manager::stopping(match region.owner.part() {
+        Part::Leading { .. } => "the secondaries are given the last redo, and PostgreSQL is stopped",
+        _ => "PostgreSQL is stopped",
+    });
     // The owner carries out nothing more: what runs is stopped here.
     drop(asking);
     region.voter.stop();
@@ -397,6 +405,25 @@ impl observe::facts::Source for Region {
 }
 
 impl Region {
+    /// How the region is, for whoever has started the daemon.
+    fn in_words(&self) -> String {
+        let seen = self.seen();
+        let part = match self.owner.part() {
+            Part::Starting if !self.volume.is_open() => "opens its volume".to_owned(),
+            Part::Starting => "starting".to_owned(),
+            Part::Following => format!("secondary of {}", seen.record.primary),
+            Part::Leading { epoch } => format!("primary, epoch {epoch}"),
+            Part::Stopping { .. } => "hands over: the writer is being stopped".to_owned(),
+            Part::HandedOver { to, .. } => format!("has handed over to {to}"),
+        };
+        let mut words = format!("{}: {part}", self.own.name);
+        let held = seen.held.map(|held| format!("commits are held: {}", held.why));
+        for more in held.into_iter().chain(Some(seen.trouble).filter(|trouble| !trouble.is_empty())) {
+            words = format!("{words}; {more}");
+        }
+        words
+    }
+
     /// Returns when the volume cannot be opened.
     async fn volume_failed(&self) -> VolumeError {
         match self.volume.opened().await {

@@ -19,6 +19,7 @@ use super::{Parts, Region, chronicle};
 use crate::audit;
 use crate::config::Config;
 use crate::config::reload::{self, Fate, Key};
+use crate::daemon::manager;
 use crate::observe;
 
 /// Where a daemon's configuration is from, to be read again.
@@ -94,7 +95,9 @@ impl Region {
     pub(super) async fn reload_when_told(self: Arc<Self>) {
         loop {
             self.in_force.source.again.notified().await;
+            manager::reloading();
             let reloaded = self.reload().await;
+            manager::serving();
             let deed = audit::local("reload", "by a signal".into(), audit::told_reload(&reloaded));
             self.audit.keep(deed).await;
         }

@@ -8,6 +8,7 @@ pub mod link;
 pub mod wire;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ use crate::client;
 use crate::config::{Config, RegionConfig};
 use crate::daemon::authority::{Asked, Names};
 use crate::daemon::enter::{EnterError, enter, enter_node};
-use crate::daemon::renewal;
 use crate::daemon::serve::{Door, first_message};
+use crate::daemon::{manager, renewal};
 use crate::layout::Layout;
 use wire::MAX_ANSWER_BYTES;
 
@@ -92,6 +93,8 @@ struct Zone {
     copies: Mutex<Vec<(CopyId, Arc<LocalCopy>)>>,
     /// Appends to both.
     lane: Arc<Lane>,
+    /// The region's daemon has taken the copies.
+    joined: AtomicBool,
 }
 
 /// Holds the copies of a zone of region `name` until `stop`.
@@ -130,12 +133,24 @@ pub async fn run(
         endpoint,
         copies: Mutex::new(Vec::new()),
         lane: Lane::start(),
+        joined: AtomicBool::new(false),
+    };
+    let telling = async {
+        match &node {
+            // It tells of itself.
+            Some(_) => std::future::pending().await,
+            None => manager::tell(|| zone.in_words()).await,
+        }
     };
     let renewing = Box::pin(renewal::watch(&zone.endpoint, shown, &identity, |_| {}));
     tokio::select! {
         () = stop.cancelled() => {}
         ended = zone.serve() => ended?,
         never = renewing => match never {},
+        never = telling => match never {},
+    }
+    if node.is_none() {
+        manager::stopping("the copies are closed");
     }
     zone.endpoint.close().await;
     tracing::info!("zone {} of region {name} has stopped", zone.zone);
@@ -143,12 +158,23 @@ pub async fn run(
 }
 
 impl Zone {
+    /// How the zone is, for whoever has started its process.
+    fn in_words(&self) -> String {
+        let (zone, region) = (self.zone, &self.own.name);
+        match self.joined.load(Ordering::Relaxed) {
+            true => format!("zone {zone} of {region}: its copies have joined the region's volume"),
+            false => format!("zone {zone} of {region}: the region's daemon is not reached"),
+        }
+    }
+
     /// Offers the copies again and again.
     async fn serve(&self) -> Result<(), ZoneError> {
         let mut last = String::new();
         loop {
             self.open_copies()?;
-            let ended = match self.offer().await {
+            let offered = self.offer().await;
+            self.joined.store(false, Ordering::Relaxed);
+            let ended = match offered {
                 Ok(()) => "the region's daemon closed the connection".to_owned(),
                 Err(e) => e.to_string(),
             };
@@ -208,6 +234,7 @@ impl Zone {
         if let Some(refusal) = answer.ok_or(TransportError::Finished)?.refusal {
             return Err(TransportError::Lost(refusal.reason));
         }
+        self.joined.store(true, Ordering::Relaxed);
         tracing::info!("zone {} serves the daemon of region {}", self.zone, self.own.name);
         let failed = CancellationToken::new();
         let serving = async {
