@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Uid, User};
+use nix::unistd::{Pid, Uid, User};
 use postgres::instance::account::Account;
 use postgres::instance::{Instance, InstanceOptions};
-use replicator_tests::{Cluster, free_port, installation, now, pause, program, text, until};
+use replicator_tests::{Cluster, free_port, installation, now, pause, program, text, until, with_children};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 /// Everything below a directory, but what is gone by the time it is looked at.
@@ -28,9 +28,9 @@ fn all_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// What is wrong with who owns what is at `path`, `below` the data directory, and who may do what there.
-fn wrong(below: &Path, metadata: &std::fs::Metadata, account: &Account) -> Option<String> {
+fn wrong(below: &Path, metadata: &std::fs::Metadata, account: &Account, own: u32) -> Option<String> {
     let parts: Vec<&str> = below.iter().map(|part| part.to_str().unwrap()).collect();
-    let (mode, own) = (metadata.mode() & 0o7777, Uid::effective().as_raw());
+    let mode = metadata.mode() & 0o7777;
     // PostgreSQL's account passes through these where it is another.
     let passed = matches!(parts[..], [] | ["regions"] | ["regions", _] | ["regions", _, "drill"]);
     // PostgreSQL's collector writes its log itself.
@@ -54,12 +54,17 @@ fn wrong(below: &Path, metadata: &std::fs::Metadata, account: &Account) -> Optio
 
 /// Sees that nothing in the data directory is open to others; returns all that there is.
 fn assert_private(cluster: &Cluster) -> Vec<PathBuf> {
+    assert_private_of(cluster, Uid::effective())
+}
+
+/// The same where the daemons run as `own`.
+fn assert_private_of(cluster: &Cluster, own: Uid) -> Vec<PathBuf> {
     let (data, account) = (cluster.data(), Account::resolve(None).unwrap());
     let paths = all_below(&data);
     let look = |path: &PathBuf| {
         let metadata = std::fs::symlink_metadata(path).ok()?;
         let below = path.strip_prefix(&data).unwrap();
-        if metadata.is_symlink() { None } else { wrong(below, &metadata, &account) }
+        if metadata.is_symlink() { None } else { wrong(below, &metadata, &account, own.as_raw()) }
     };
     let wrong: Vec<String> = paths.iter().filter_map(look).collect();
     assert!(
@@ -421,4 +426,92 @@ async fn a_rehearsal_runs_no_code_of_a_tables_owner_as_superuser() {
     .await
     .unwrap();
     assert_eq!(role, (false, false, "pg_read_all_data".to_owned()));
+}
+
+/// What the system says of a process's user ids, groups and capabilities: what follows each name.
+fn rights(process: Pid) -> impl Fn(&str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    move |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+        line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Whether the superuser of the database gets this done on the host.
+async fn gets_done(connection: &mut PgConnection, command: &str) -> bool {
+    // What it is given is read first: one that ended before would be an error of its own.
+    let sql = format!("COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; {command}'");
+    connection.execute(AssertSqlSafe(sql)).await.is_ok()
+}
+
+/// The data directory is another account's than root's: root's commands work as that account, daemons are it,
+/// and PostgreSQL is yet another one, which gets no right and no file of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_of_an_account_of_their_own_run_postgresql_as_another_one() {
+    let found = User::from_name("daemon").unwrap().filter(|_| Uid::effective().is_root());
+    let Some(own) = found else {
+        eprintln!(
+            "not run: only root can have daemons of another account, and there must be one called daemon"
+        );
+        return;
+    };
+    let cluster = Cluster::new(2);
+    std::fs::create_dir(cluster.data()).unwrap();
+    std::fs::set_permissions(cluster.data(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    std::os::unix::fs::chown(cluster.data(), Some(own.uid.as_raw()), Some(own.gid.as_raw())).unwrap();
+    cluster.start();
+    let account = Account::resolve(None).unwrap();
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t AS SELECT generate_series(1, 20000) AS n").await.unwrap();
+    cluster.until_level().await;
+    let all_of = |id: u32| format!("{id} {id} {id} {id}");
+    let assert_apart = || {
+        for region in ["us-east", "eu-west"] {
+            assert_eq!(rights(cluster.daemon(region))("Uid"), all_of(own.uid.as_raw()), "{region}");
+            for process in with_children(cluster.postmaster(region)) {
+                let rights = rights(process);
+                assert_eq!(rights("Uid"), all_of(account.user_id), "{region}, {process}");
+                assert_eq!(rights("Gid"), all_of(account.group_id));
+                assert_eq!(rights("Groups"), "", "none of the daemon's groups");
+                for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                    assert_eq!(rights(set), "0000000000000000", "{region}, {process}: {set}");
+                }
+            }
+        }
+        assert_private_of(&cluster, own.uid);
+    };
+    assert_apart();
+    // What a superuser of the database can run is PostgreSQL's account.
+    assert!(gets_done(&mut primary, "true").await);
+    for secret in ["identity/key.pem", "superuser.password", "region.json", "volume"] {
+        let place = cluster.region("us-east").join(secret);
+        assert!(place.exists(), "{}", place.display());
+        let command = format!("cat {0} || ls {0}", place.display());
+        assert!(!gets_done(&mut primary, &command).await, "{command}");
+    }
+    let ended = format!("kill -0 {}", cluster.daemon("us-east"));
+    for command in ["setpriv --reuid=0 true", "setpriv --reuid=daemon true", &ended] {
+        assert!(!gets_done(&mut primary, command).await, "{command}");
+    }
+    // A daemon that was killed finds its PostgreSQL, one that was killed with it starts it anew.
+    let postmaster = cluster.postmaster("us-east");
+    cluster.kill("us-east", false).await;
+    cluster.kill("eu-west", true).await;
+    cluster.start();
+    assert_eq!(cluster.postmaster("us-east"), postmaster, "it is taken over");
+    // Whatever makes files: a switchover, a seed with data set aside, a rehearsal, a rewind.
+    cluster.until_level_enough("eu-west").await;
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    let _ = cluster.printed(&["reseed", "--region", "us-east", "--yes"]);
+    cluster.until_streams("us-east").await;
+    cluster.until_level().await;
+    let rehearsed = cluster.run(&["drill", "--region", "ap-northeast", "--json"]);
+    assert!(rehearsed.status.success(), "{}", text(&rehearsed.stderr));
+    let url = cluster.printed(&["url", "--region", "us-east", "--superuser"]);
+    let asked = Command::new(replicator_tests::postgresql("psql"))
+        .args([&url, "-Atc", "SELECT count(*) FROM t"])
+        .output();
+    assert_eq!(text(&asked.unwrap().stdout).trim(), "20000", "root is superuser on the region's own machine");
+    cluster.assert_identical().await;
+    assert_apart();
 }

@@ -257,8 +257,10 @@ impl Instance {
         }
         self.write_settings(Some(part))?;
         self.configure_door(part)?;
-        let users = [self.options.account.name.as_str(), self.options.account.own_name.as_str()];
-        let map: String = users.iter().map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
+        let account = &self.options.account;
+        let users = [account.name.as_str(), account.own_name.as_str()];
+        let users = users.into_iter().chain(account.also_let_in());
+        let map: String = users.map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
         self.write("pg_ident.conf", &map)?;
         match part {
             Part::Standby => {
@@ -478,7 +480,8 @@ impl Instance {
         let process = content.lines().next()?.trim().parse().ok()?;
         // A process id may have been given to another program since, or put there by somebody who wants that
         // one ended: the postmaster is the account's, and works in its data directory.
-        let works_in = std::fs::read_link(format!("/proc/{process}/cwd")).ok()?;
+        let works_in = || std::fs::read_link(format!("/proc/{process}/cwd"));
+        let works_in = self.options.account.seeing(works_in).ok()?;
         let data_dir = self.options.data_dir.canonicalize().ok()?;
         let is_ours = works_in == data_dir && frozen::owner(process) == Some(self.options.account.user_id);
         is_ours.then_some(Pid::from_raw(process))

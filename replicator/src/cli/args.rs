@@ -1,7 +1,8 @@
 //! What may be typed: commands, their arguments, and their help. Nothing is done here.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -12,7 +13,7 @@ use volume::quorum::CopyId;
 use super::help;
 use crate::config::Config;
 use crate::endpoint::Kind as Endpoint;
-use crate::layout::Layout;
+use crate::layout::{Apart, Layout};
 use crate::load::series::Cut;
 use crate::units;
 
@@ -32,15 +33,10 @@ pub(super) struct Cli {
 
 #[derive(Args)]
 pub(super) struct Places {
-    /// The file that names the regions
-    #[arg(
-        long,
-        global = true,
-        env = "REPLICATOR_CONFIG",
-        default_value = "regions.toml",
-        value_name = "FILE"
-    )]
-    pub(super) config: PathBuf,
+    /// The file that names the regions [default: regions.toml, and where that is not there
+    /// /etc/replicator/regions.toml]
+    #[arg(long, global = true, env = "REPLICATOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Where regions keep their data on this machine
     #[arg(long, global = true, env = "REPLICATOR_DATA", value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
@@ -77,14 +73,14 @@ pub(super) enum Command {
     )]
     Run {
         /// The region or witness
-        #[arg(long)]
-        region: RegionName,
-        /// Only this zone of it: its two copies join the region's daemon
-        #[arg(long, value_name = "ZONE", value_parser = ["a", "b", "c"])]
-        az: Option<String>,
-        /// Only this node of it: the copies of its zone, and its replica
-        #[arg(long, value_name = "NODE", conflicts_with = "az")]
-        node: Option<NodeName>,
+        #[arg(long, required_unless_present_any = ["az", "node"])]
+        region: Option<RegionName>,
+        /// Only this zone of it: its two copies join the region's daemon. With its region: us-east.b
+        #[arg(long, value_name = "ZONE", value_parser = zone)]
+        az: Option<InRegion<char>>,
+        /// Only this node of it: the copies of its zone, and its replica. With its region: us-east.n1
+        #[arg(long, value_name = "NODE", value_parser = node, conflicts_with = "az")]
+        node: Option<InRegion<NodeName>>,
         /// Zones that run by themselves, besides those of the file
         #[arg(long, value_name = "ZONES", value_delimiter = ',', value_parser = ["a", "b", "c"])]
         own_process: Vec<String>,
@@ -485,7 +481,73 @@ fn bytes(text: &str) -> Result<u64, String> {
     units::parse_bytes(text).filter(|bytes| *bytes > 0).ok_or_else(|| "a size, such as 64MiB".into())
 }
 
+/// Where hosts keep what the service has there.
+pub(super) const SHARED: &str = "/var/lib/replicator";
+
+/// The file of a host's service.
+const SHARED_FILE: &str = "/etc/replicator/regions.toml";
+
+/// The file of whoever stands beside it.
+const FILE: &str = "regions.toml";
+
+/// Of a zone or a node: its region, where that was typed with it, and its name.
+pub(super) type InRegion<T> = (Option<RegionName>, T);
+
+/// `b`, or `us-east.b`.
+fn zone(text: &str) -> Result<InRegion<char>, String> {
+    let (region, name) = in_region(text)?;
+    match name {
+        "a" | "b" | "c" => Ok((region, name.chars().next().unwrap_or('a'))),
+        _ => Err(format!("'{name}' is not a zone: a, b or c")),
+    }
+}
+
+/// `n1`, or `us-east.n1`.
+fn node(text: &str) -> Result<InRegion<NodeName>, String> {
+    let (region, name) = in_region(text)?;
+    Ok((region, name.parse::<NodeName>().map_err(|e| e.to_string())?))
+}
+
+fn in_region(text: &str) -> Result<InRegion<&str>, String> {
+    match text.split_once('.') {
+        Some((region, name)) => Ok((Some(region.parse::<RegionName>().map_err(|e| e.to_string())?), name)),
+        None => Ok((None, text)),
+    }
+}
+
+/// What `run` is to run: of which region, and what of it, where not its daemon.
+///
+/// # Errors
+/// When a zone or node has no region, or two.
+pub(super) fn what_to_run(
+    region: Option<RegionName>,
+    zone: Option<InRegion<char>>,
+    node: Option<InRegion<NodeName>>,
+) -> Result<(RegionName, Option<Apart>), String> {
+    let zone = zone.map(|(of, zone)| (of, Apart::Zone(zone)));
+    let (with, apart) = match zone.or(node.map(|(of, node)| (of, Apart::Node(node)))) {
+        Some((with, apart)) => (with, Some(apart)),
+        None => (None, None),
+    };
+    match (region, with) {
+        (Some(region), None) | (None, Some(region)) => Ok((region, apart)),
+        (Some(one), Some(other)) => {
+            Err(format!("--region says {one}, and beside it stands {other}: say one"))
+        }
+        (None, None) => Err("of which region? --region us-east, or with the zone or node: us-east.b".into()),
+    }
+}
+
 impl Places {
+    /// The file that names the regions.
+    pub(super) fn config(&self) -> &Path {
+        match &self.config {
+            Some(config) => config,
+            None if !Path::new(FILE).exists() && Path::new(SHARED_FILE).exists() => Path::new(SHARED_FILE),
+            None => Path::new(FILE),
+        }
+    }
+
     /// Where everything lies: where `--data` says, or in the user's own place for such data.
     pub(super) fn layout(&self, config: &Config) -> Result<Layout, Box<dyn Error>> {
         let data = match &self.data {
@@ -497,8 +559,9 @@ impl Places {
 }
 
 fn default_data() -> Result<PathBuf, Box<dyn Error>> {
-    if nix::unistd::Uid::effective().is_root() {
-        return Ok("/var/lib/replicator".into());
+    let own = nix::unistd::Uid::effective();
+    if own.is_root() || std::fs::metadata(SHARED).is_ok_and(|found| found.uid() == own.as_raw()) {
+        return Ok(SHARED.into());
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
@@ -514,6 +577,41 @@ mod tests {
     #[test]
     fn the_arguments_contradict_each_other_nowhere() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_zone_or_node_is_run_by_one_word_with_its_region_or_by_two() {
+        let run = |line: &str| {
+            let typed = Cli::try_parse_from(format!("replicator run {line}").split(' '));
+            let Command::Run { region, az, node, .. } = typed.map_err(|e| e.to_string())?.command else {
+                return Err("another command".into());
+            };
+            what_to_run(region, az, node)
+        };
+        let east: RegionName = "us-east".parse().unwrap();
+        let node = Some(Apart::Node("n1".parse().unwrap()));
+        for (line, apart) in [
+            ("--region us-east", None),
+            ("--region us-east --az b", Some(Apart::Zone('b'))),
+            ("--az us-east.b", Some(Apart::Zone('b'))),
+            ("--region us-east --node n1", node.clone()),
+            ("--node us-east.n1", node),
+        ] {
+            assert_eq!(run(line), Ok((east.clone(), apart)), "{line}");
+        }
+        for (line, words) in [
+            ("--az b", "of which region?"),
+            ("--region us-east --az eu-west.b", "say one"),
+            ("--az us-east.d", "'d' is not a zone"),
+            ("--az us-east.bb", "'bb' is not a zone"),
+            ("--az US.b", "'US' is not a region name"),
+            ("--node us-east.N", "is not a node name"),
+            ("--node us-east.", "is not a node name"),
+            ("--own-process a", "--region"),
+        ] {
+            let said = run(line).unwrap_err();
+            assert!(said.contains(words), "{line}: {said}");
+        }
     }
 
     #[test]

@@ -7,8 +7,10 @@ Begin with:
   replicator status --watch             how far each region is
   psql \"$(replicator url --region us-east)\"
 
-The data directory is /var/lib/replicator/<cluster> for root, and ~/.local/state/replicator/<cluster>
-for others. Commands reach daemons over mutual TLS, with the operator's certificate in it.";
+The data directory is /var/lib/replicator/<cluster> for root and for the account that
+/var/lib/replicator belongs to, and ~/.local/state/replicator/<cluster> for others. As root, a command
+works as the account that the data directory belongs to. Commands reach daemons over mutual TLS, with
+the operator's certificate in it.";
 
 /// `replicator up`.
 pub(super) const UP: &str = "\

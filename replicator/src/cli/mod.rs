@@ -14,6 +14,7 @@ mod help;
 mod keys;
 mod load;
 mod lost;
+mod owner;
 mod password;
 mod promote;
 mod reload;
@@ -110,8 +111,9 @@ fn fail(log: &DaemonLog, error: &dyn Error) -> ExitCode {
 
 /// Does what was typed; returns the exit status.
 async fn run(cli: Cli, log: DaemonLog) -> Result<ExitCode, Box<dyn Error>> {
-    let config = Config::load(&cli.places.config)?;
+    let config = Config::load(cli.places.config())?;
     let layout = cli.places.layout(&config)?;
+    owner::become_owner(layout.data())?;
     if let Command::Status { watch, json, check, max_lag, region } = cli.command {
         let shape = status::Shape { watch, json, check, max_lag };
         return status::show(&Operator::new(config, &layout)?, shape, region).await;
@@ -122,17 +124,14 @@ async fn run(cli: Cli, log: DaemonLog) -> Result<ExitCode, Box<dyn Error>> {
 async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> AnyResult {
     match cli.command {
         Command::Check => {
-            check::postgresql(&config, &layout, &cli.places.config)?;
-            println!("{}: {} regions, no mistakes", cli.places.config.display(), config.regions.len());
+            check::postgresql(&config, &layout, cli.places.config())?;
+            println!("{}: {} regions, no mistakes", cli.places.config().display(), config.regions.len());
             Ok(())
         }
         Command::Certs(asked) => certs::run(&config, &layout, &asked),
         Command::Run { region, az, node, own_process } => {
-            let file = std::path::absolute(&cli.places.config)?;
-            let apart = match (az.and_then(|zone| zone.chars().next()), node) {
-                (Some(zone), _) => Some(Apart::Zone(zone)),
-                (None, node) => node.map(Apart::Node),
-            };
+            let file = std::path::absolute(cli.places.config())?;
+            let (region, apart) = args::what_to_run(region, az, node)?;
             log.is_of(region.as_str(), apart.as_ref());
             log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
             run_daemon(config, file, log, layout, region, apart, &own_process).await
@@ -148,7 +147,7 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
                 }
             }
             let (stop, _listening) = signal::on_signal()?;
-            let file = cli.places.config.canonicalize()?;
+            let file = cli.places.config().canonicalize()?;
             Ok(local::up(&config, &file, &layout, detach, timeout, stop).await?)
         }
         Command::Down { timeout } => Ok(local::down(&config, &layout, timeout).await?),
