@@ -1,7 +1,7 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz pictures
+.PHONY: help setup build image dist dist-check test-package test-image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz pictures
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,6 +14,19 @@ build: setup ## build the program: target/release/replicator
 
 image: build ## the container image `replicator` (BASE=postgres:16-bookworm for another base)
 	@scripts/image.sh
+
+dist: setup ## what is given to others, in dist/: tarball, Debian package, SBOM, checksums; the same bytes from the same commit
+	@scripts/setup.sh dist
+	@scripts/dist.sh
+
+dist-check: dist ## the same once more in another directory, compared byte by byte
+	@scripts/dist.sh check
+
+test-package: dist ## install the Debian package on a clean Debian with systemd (docker), run regions by its units, remove it
+	@scripts/test-package.sh
+
+test-image: image ## regions by compose.yaml, and what their containers may (docker and its Compose tool)
+	@scripts/test-image.sh
 
 demo: build ## three regions on this machine: a row across, a switchover, a disaster; left running
 	@scripts/demo.sh

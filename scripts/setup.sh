@@ -2,7 +2,7 @@
 # Installs what is missing on a Debian machine, and says what it does. Says nothing when nothing is missing.
 # `scripts/setup.sh check` also installs what `make check` uses beyond a build: cargo-deny, three minutes' work on two cores; Prometheus' promtool,
 # which is taken out of its Debian package into target/tools: no server is installed; chromium and its driver, for the tests of the page.
-# `scripts/setup.sh browser` installs chromium and its driver alone.
+# `scripts/setup.sh browser` installs chromium and its driver alone; `scripts/setup.sh dist` cargo-cyclonedx, which `make dist` uses.
 set -euo pipefail
 
 as_root() {
@@ -53,6 +53,11 @@ if [ "${1:-}" = check ] && ! command -v cargo-deny >/dev/null; then
     if ! CARGO_INCREMENTAL=0 cargo install --locked --quiet cargo-deny@0.20.2; then
         echo "setup: cargo-deny could not be installed; make check will say what it has not checked" >&2
     fi
+fi
+
+if [ "${1:-}" = dist ] && ! command -v cargo-cyclonedx >/dev/null; then
+    echo "setup: installing cargo-cyclonedx (once; it takes some minutes)"
+    CARGO_INCREMENTAL=0 cargo install --locked --quiet cargo-cyclonedx@0.5.9
 fi
 
 if [ "${1:-}" = check ] && ! command -v promtool >/dev/null && [ ! -x target/tools/promtool ]; then
