@@ -62,6 +62,7 @@ install -D -m 0755 "$program" "$tree/replicator"
 install -m 0644 README.md LICENSE regions.toml "$tree/"
 install -D -m 0644 -t "$tree/systemd" packages/systemd/*.service
 install -D -m 0644 -t "$tree/docs" docs/*.md
+install -D -m 0644 -t "$tree/docs/decisions" docs/decisions/*.md
 install -m 0644 "dist/$name.cdx.json" "$tree/replicator.cdx.json"
 tar --directory "$work" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -cf - "$name" |
     gzip -n9 >"dist/$name.tar.gz"
@@ -71,6 +72,7 @@ install -D -m 0755 "$program" "$package/usr/bin/replicator"
 install -D -m 0644 -t "$package/lib/systemd/system" packages/systemd/*.service
 install -D -m 0644 regions.toml "$package/etc/replicator/regions.toml.example"
 install -D -m 0644 -t "$doc" docs/*.md packages/debian/copyright "$tree/replicator.cdx.json"
+install -D -m 0644 -t "$doc/decisions" docs/decisions/*.md
 install -d "$package/usr/share/man/man1" "$package/DEBIAN"
 gzip -n9 <packages/replicator.1 >"$package/usr/share/man/man1/replicator.1.gz"
 chmod 0644 "$package/usr/share/man/man1/replicator.1.gz"
