@@ -26,13 +26,14 @@ impl Manager {
         lines
     }
 
-    /// Waits until something that `begins` so is said; returns it with what came before.
-    async fn until_says(&self, begins: &str) -> Vec<String> {
+    /// Waits until lines that begin like these are said, one after the other; returns all that was.
+    async fn until_says(&self, lines: &[&str]) -> Vec<String> {
         let all = std::sync::Mutex::new(Vec::new());
-        until(begins, || async {
+        until(&lines.join(", then "), || async {
             let mut all = all.lock().unwrap();
             all.extend(self.heard());
-            all.iter().any(|line: &String| line.starts_with(begins))
+            let mut said = all.iter();
+            lines.iter().all(|begins| said.any(|line: &String| line.starts_with(begins)))
         })
         .await;
         all.into_inner().unwrap()
@@ -57,16 +58,14 @@ async fn a_daemon_tells_the_service_manager_that_it_serves_how_it_is_and_that_it
             region,
             &[("NOTIFY_SOCKET", place.clone().into()), ("WATCHDOG_USEC", within.into())],
         );
-        let said = manager.until_says(is).await;
-        let ready = said.iter().position(|line| line == "READY=1").expect("it serves");
-        assert!(said[ready + 1].starts_with("STATUS="), "{said:?}");
-        manager.until_says("WATCHDOG=1").await;
+        let said = manager.until_says(&["READY=1", is]).await;
+        assert!(said[0] == "READY=1" && said[1].starts_with("STATUS="), "{said:?}");
+        let _ = manager.until_says(&["WATCHDOG=1"]).await;
         kill(cluster.daemon(region), Signal::SIGHUP).unwrap();
-        let said = manager.until_says("RELOADING=1").await;
+        let said = manager.until_says(&["RELOADING=1", "READY=1"]).await;
         assert!(said.iter().all(|line| !line.starts_with("STOPPING")), "{said:?}");
-        manager.until_says("READY=1").await;
         kill(cluster.daemon(region), Signal::SIGTERM).unwrap();
-        manager.until_says("STOPPING=1").await;
+        let _ = manager.until_says(&["STOPPING=1", "STATUS="]).await;
         until("the daemon is gone", || async { replicator_tests::is_free(&lock) }).await;
         assert!(!manager.heard().iter().any(|line| line == "READY=1" || line == "WATCHDOG=1"));
     }
