@@ -15,7 +15,7 @@ build: setup ## build the program: target/release/replicator
 image: build ## the container image `replicator` (BASE=postgres:16-bookworm for another base)
 	@scripts/image.sh
 
-dist: setup ## what is given to others, in dist/: tarball, Debian package, SBOM, checksums; the same bytes from the same commit
+dist: setup ## what is given to others, in dist/: tarball, Debian package, SBOM, checksums
 	@scripts/setup.sh dist
 	@scripts/dist.sh
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes what is given to others, in dist/: the program as a tarball and as a Debian package, what it is made of (an SBOM, CycloneDX), and checksums.
-# Two runs of one commit give the same bytes, wherever the checkout lies: `scripts/dist.sh check` makes it once more in another place, and compares.
+# Two runs of one commit are to give the same bytes, wherever the checkout lies: `scripts/dist.sh check` makes it once more in another place, and
+# compares.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
