@@ -153,7 +153,10 @@ impl Instance {
         let name = link_of(place.oid);
         let unlink = || {
             let data = self.data().map_err(io::Error::other)?;
-            let is_used = used(&Below::open(&place.path)?)?;
+            let is_used = match Below::open(&place.path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => false,
+                opened => used(&opened?)?,
+            };
             if is_used || data.read_link(&name).ok().as_ref() != Some(&place.path) {
                 return Ok(false);
             }
@@ -263,8 +266,8 @@ fn claims(data_dir: &Path) -> Vec<u8> {
     [data_dir.as_os_str().as_bytes(), b"\n"].concat()
 }
 
-/// Removes what PostgreSQL had in a place of the data in `data_dir` that these have no tablespace in any more,
-/// and the claim. False where nothing says that it is theirs.
+/// Removes what PostgreSQL had in a place of the data in `data_dir` that these have no tablespace in any
+/// more, and the claim. False where nothing says that it is theirs.
 pub(crate) fn drop_content(data_dir: &Path, path: &Path, owner: Owner) -> io::Result<bool> {
     let place = match Below::open_owned(path, owner) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
@@ -350,7 +353,7 @@ mod tests {
     #[test]
     fn one_place_is_one_instance_s_and_others_are_mapped() {
         let directory = tempfile::tempdir().unwrap();
-        let open = std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
         let [a, b] = ["a", "b"].map(|name| instance(directory.path(), name));
         let owner = a.options().account.owner();

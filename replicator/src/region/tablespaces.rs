@@ -84,11 +84,10 @@ impl OwnPlaces {
     fn tidy(&self, applied_lsn: Lsn) -> Result<(), postgres::instance::InstanceError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = made.unused.extract_if(.., |(lsn, _)| *lsn < applied_lsn).collect::<Vec<_>>();
-        for (_, place) in applied {
-            if self.instance.unlink_unused(&place)? {
-                made.seen.insert(place.oid, place.path);
-            }
-        }
+        // Made and dropped since it was looked last, it would never have been there.
+        made.seen.extend(applied.iter().map(|(_, place)| (place.oid, place.path.clone())));
+        let unlinked = applied.iter().map(|(_, place)| self.instance.unlink_unused(place));
+        unlinked.collect::<Result<Vec<bool>, _>>()?;
         let there: BTreeMap<u32, PathBuf> =
             self.instance.tablespaces()?.into_iter().map(|place| (place.oid, place.path)).collect();
         let gone = std::mem::replace(&mut made.seen, there.clone()).into_iter();
