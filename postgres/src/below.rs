@@ -20,7 +20,8 @@ use std::path::{Component, Path, PathBuf};
 use runtime::private::{DIRECTORY_MODE, FILE_MODE};
 use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chownat,
-    fchmod, fchown, fstat, mkdirat, open, openat, openat2, renameat, renameat_with, statat, unlinkat,
+    fchmod, fchown, fstat, mkdirat, open, openat, openat2, readlinkat, renameat, renameat_with, statat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -68,6 +69,23 @@ impl Below {
     pub fn open(path: &Path) -> io::Result<Below> {
         let directory = open(path, DIRECTORY, Mode::empty())?;
         Ok(Below { directory, path: path.to_owned() })
+    }
+
+    /// Opens the directory at `path`, wherever links on the way to it lead, if it is the account's: who owns
+    /// it could write there by themselves.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is no directory, or belongs to somebody else.
+    pub fn open_owned(path: &Path, owner: Owner) -> io::Result<Below> {
+        let opened = Below::open(path)?;
+        let found = fstat(&opened.directory)?;
+        if found.st_uid != owner.user_id {
+            return Err(io::Error::other(format!(
+                "it belongs to the user id {}, and is to belong to {}, who runs PostgreSQL: chown it",
+                found.st_uid, owner.user_id
+            )));
+        }
+        Ok(opened)
     }
 
     /// Opens the directory at `path`, which is made with mode 0700 for the account alone where there is none.
@@ -180,6 +198,46 @@ impl Below {
         // It is not there, or it is nothing that the account made: a link, a pipe, a name of another's file.
         self.remove_any(name)?;
         self.create_new(name, owner)
+    }
+
+    /// Makes a link that leads to `target`. It stays ours, as no descriptor leads to a link; whoever may
+    /// write in its directory may remove it all the same.
+    ///
+    /// # Errors
+    /// When something has the name already, or it cannot be made.
+    pub fn link(&self, name: &Path, target: &Path) -> io::Result<()> {
+        let (parent, last) = self.parent(name)?;
+        Ok(symlinkat(target, &parent, last)?)
+    }
+
+    /// Where a link leads to.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn read_link(&self, name: &Path) -> io::Result<PathBuf> {
+        let (parent, last) = self.parent(name)?;
+        let target = readlinkat(&parent, last, Vec::new())?;
+        Ok(PathBuf::from(OsStr::from_bytes(target.as_bytes())))
+    }
+
+    /// The file system that the directory is on, as the kernel numbers it.
+    ///
+    /// # Errors
+    /// When the system does not say it.
+    pub fn device(&self) -> io::Result<u64> {
+        Ok(fstat(&self.directory)?.st_dev)
+    }
+
+    /// Removes a directory that is empty; says whether it was.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove_empty(&self, name: &Path) -> io::Result<bool> {
+        let (parent, last) = self.parent(name)?;
+        match unlinkat(&parent, last, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(false),
+            removed => Ok(removed.map(|()| true)?),
+        }
     }
 
     /// Keeps others of ours from working in the directory, until this is dropped. False when one does.

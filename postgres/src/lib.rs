@@ -16,5 +16,6 @@ pub mod protocol;
 pub mod scram;
 pub mod slots;
 pub mod sockets;
+pub mod tablespaces;
 pub mod vitals;
 pub mod wal;

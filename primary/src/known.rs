@@ -4,6 +4,7 @@
 //! Its LSNs alone do not tell once it has passed the old end.
 
 use bytes::{Buf, Bytes};
+use postgres::wal::tablespaces::without_paths;
 use proto::{Lsn, Redo};
 
 /// The writer's redo differs from the volume's.
@@ -22,6 +23,8 @@ pub struct OtherRedo {
 pub struct Known {
     begin_lsn: Lsn,
     bytes: Bytes,
+    /// The same as a standby is given it, as which the writer may have taken it: as long.
+    given: Bytes,
 }
 
 impl Known {
@@ -31,7 +34,10 @@ impl Known {
         let end_lsn = newest.batch.end_lsn;
         let begin_lsn = newest.batch.begin_lsn.max(end_lsn.segment_begin(segment_bytes));
         let skip = usize::try_from(begin_lsn - newest.batch.begin_lsn).unwrap_or(usize::MAX);
-        Known { begin_lsn, bytes: newest.bytes.slice(skip.min(newest.bytes.len())..) }
+        let given = without_paths(newest.batch.begin_lsn, &newest.bytes);
+        let given = given.map_or_else(|| newest.bytes.clone(), Bytes::from);
+        let rest = |bytes: &Bytes| bytes.slice(skip.min(bytes.len())..);
+        Known { begin_lsn, bytes: rest(&newest.bytes), given: rest(&given) }
     }
 
     /// Where the writer is to be read from, if there is something to compare.
@@ -51,8 +57,11 @@ impl Known {
         if begin_lsn != self.begin_lsn {
             return Err(OtherRedo { at_lsn: self.begin_lsn });
         }
-        let same = self.bytes.iter().zip(&bytes).take_while(|(ours, theirs)| ours == theirs).count();
+        let ours = self.bytes.iter().zip(&self.given);
+        let is_same = |((ours, given), theirs): &((&u8, &u8), &u8)| ours == theirs || given == theirs;
+        let same = ours.zip(&bytes).take_while(is_same).count();
         self.bytes.advance(same);
+        self.given.advance(same);
         bytes.advance(same);
         self.begin_lsn = self.begin_lsn + same as u64;
         match (self.bytes.is_empty(), bytes.is_empty()) {
@@ -92,7 +101,8 @@ mod tests {
             if let Some(at) = damaged {
                 sent[at] ^= 1;
             }
-            let mut compared = Known { begin_lsn: Lsn(1000), bytes: known.into() };
+            let mut compared =
+                Known { begin_lsn: Lsn(1000), bytes: known.clone().into(), given: known.into() };
             let (mut taken, mut at) = (Vec::new(), 0);
             let mut found = None;
             for piece in pieces.into_iter().cycle() {
@@ -128,8 +138,23 @@ mod tests {
 
     #[test]
     fn a_timeline_that_ends_before_the_volume_does_is_another_s() {
-        let mut known = Known { begin_lsn: Lsn(10), bytes: Bytes::from_static(b"abc") };
+        let bytes = Bytes::from_static(b"abc");
+        let mut known = Known { begin_lsn: Lsn(10), given: bytes.clone(), bytes };
         assert_eq!(known.compare(Lsn(10), Bytes::from_static(b"ab")), Ok(None));
         assert_eq!(known.all_compared(), Err(OtherRedo { at_lsn: Lsn(12) }));
+    }
+
+    /// A standby that was promoted has taken its redo without the paths of tablespaces.
+    #[test]
+    fn redo_as_a_standby_is_given_it_is_the_volume_s() {
+        let known = || Known {
+            begin_lsn: Lsn(10),
+            bytes: Bytes::from_static(b"a/pathz"),
+            given: Bytes::from_static(b"a\0\0\0\0\0y"),
+        };
+        for (theirs, taken) in [(b"a/pathz!", true), (b"a\0\0\0\0\0y!", true), (b"a/other!", false)] {
+            let compared = known().compare(Lsn(10), Bytes::from_static(theirs));
+            assert_eq!(compared.is_ok(), taken, "{theirs:?}");
+        }
     }
 }

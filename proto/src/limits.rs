@@ -13,5 +13,8 @@ pub const MAX_CONTEXT_BYTES: u64 = 4 << 20;
 /// The largest message on a replication or seed stream: a batch of incompressible redo with its envelope.
 pub const MAX_STREAM_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + 4096;
 
+/// The most tablespaces that are named in one message: their paths have up to 1,023 bytes each.
+pub const MAX_TABLESPACES: usize = 100;
+
 /// The largest control message: a record with its history, or a status of six regions with generous details.
 pub const MAX_CONTROL_MESSAGE_BYTES: usize = 128 * 1024;

@@ -22,17 +22,19 @@
 //!     lost/                    redo that a failover cut off, until an operator discards it
 //!     rewind/                  WAL segments for a rewind under way
 //!     pgdata/, postgresql.log  PostgreSQL's own
+//!     tablespaces/<oid>/       tablespaces whose place on the writer is another PostgreSQL's here
 //!     nodes/<node>/            everything of a node, but its zone's copies, which are in volume/:
 //!         identity/            its certificate
 //!         node.json            what its data are
 //!         node.lock, node.log  its running process
 //!         events.jsonl         what happened there
 //!         pgdata/, postgresql.log   its PostgreSQL's own
-//!     aside/<time>/            pgdata, volume and lost of before a `replicator reseed`, until an operator deletes them
+//!     aside/<time>/            pgdata, tablespaces, volume and lost of before a `replicator reseed`, until an operator deletes them
 //! ```
 //!
-//! All of it is the daemon's account's alone, mode 0600 and 0700, but `pgdata`, `run` and `rewind`, which are
-//! PostgreSQL's, and the directories above those, which it may pass through: see [`make_passable`].
+//! All of it is the daemon's account's alone, mode 0600 and 0700, but `pgdata`, `tablespaces`, `run` and
+//! `rewind`, which are PostgreSQL's, and the directories above those, which it may pass through: see
+//! [`make_passable`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -284,6 +286,12 @@ impl RegionLayout {
     #[must_use]
     pub fn pgdata(&self) -> PathBuf {
         self.directory.join("pgdata")
+    }
+
+    /// The tablespaces that are mapped.
+    #[must_use]
+    pub fn tablespaces(&self) -> PathBuf {
+        self.directory.join("tablespaces")
     }
 
     /// What PostgreSQL says.

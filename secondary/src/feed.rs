@@ -10,7 +10,7 @@ use postgres::protocol::walsender::{
     RedoCursor, RedoPiece, RedoSource, StandbyProgress, WalsenderError, serve,
 };
 use postgres::sockets::socket_path;
-use postgres::wal::tablespaces::{Created, created};
+use postgres::wal::tablespaces::{Created, created, without_paths};
 use proto::{Lsn, Redo, SystemId, Timeline, TimelineHistory};
 use runtime::task::blocking;
 use telemetry::trace::{Step, Tracer};
@@ -45,7 +45,8 @@ pub struct VolumeCursor {
     held: Option<(Redo, Vec<Created>)>,
 }
 
-/// Sees to it that a tablespace has its place before a standby is given the redo that makes it.
+/// Sees to it that a tablespace has its place before a standby is given the redo that makes it. That names no
+/// path then: the standby uses what is below its `pg_tblspc`.
 pub trait Places: std::fmt::Debug + Send + Sync {
     /// Makes the place of `tablespace` where it is not there; blocks.
     ///
@@ -95,7 +96,10 @@ impl RedoCursor for VolumeCursor {
         while !self.have_places().await {
             tokio::time::sleep(AGAIN).await;
         }
-        let (redo, _) = self.held.take().ok_or("the redo that was held is gone")?;
+        let (mut redo, _) = self.held.take().ok_or("the redo that was held is gone")?;
+        if let Some(given) = without_paths(redo.batch.begin_lsn, &redo.bytes) {
+            redo.bytes = given.into();
+        }
         Ok(self.piece(redo))
     }
 

@@ -309,6 +309,7 @@ impl Inbound {
             can_rewind,
             led,
             repairs,
+            carries_tablespaces: true,
             ..ReplicateReady::default()
         })
     }

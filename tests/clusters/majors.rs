@@ -4,10 +4,11 @@
 
 use std::process::Command;
 
+use postgres::backup::archive::{Part, Reader};
 use postgres::backup::base_backup::BackupEvent;
 use postgres::installation::Installation;
 use postgres::major::LogicalSlots;
-use postgres::protocol::client::{ClientError, ConnectOptions, ReplicationClient};
+use postgres::protocol::client::{ConnectOptions, ReplicationClient};
 use postgres::sockets::socket_dir_for;
 use replicator::layout::make_passable;
 use replicator_tests::{Cluster, bin_dir, installation, text, until};
@@ -77,18 +78,29 @@ async fn a_region_with_another_major_is_told_what_to_do_and_one_with_both_takes_
     assert_eq!(version.trim(), usual.major.to_string());
 }
 
-/// A base backup's answer names tablespaces in every major, and a seed of a writer that has some is refused
-/// with what to do. Once they are gone it comes by itself.
+/// What a base backup answers is understood to its end in every major, also that of a writer that has
+/// tablespaces, linked ones and one in the data directory; and so is a seed of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_seed_of_a_writer_with_tablespaces_is_refused_until_they_are_gone() {
+async fn a_base_backup_of_a_writer_with_tablespaces_is_one_archive() {
     let cluster = Cluster::up(1);
-    cluster.expect(&["tablespaces besides the default ones", "the standby waits: the redo makes tablespace"]);
     let account = postgres::instance::account::Account::resolve(None).unwrap();
     let place = cluster.file().with_file_name("elsewhere");
     account.make_private(&place).unwrap();
     let mut primary = cluster.connect("us-east").await;
     let make = format!("CREATE TABLESPACE elsewhere LOCATION '{}'", place.display());
     primary.execute(sqlx::AssertSqlSafe(make)).await.unwrap();
+    primary.execute("CREATE TABLESPACE within LOCATION ''").await.unwrap();
+    for (table, tablespace) in [("t", "elsewhere"), ("w", "within")] {
+        let make =
+            format!("CREATE TABLE {table} TABLESPACE {tablespace} AS SELECT generate_series(1, 1000) AS n");
+        primary.execute(sqlx::AssertSqlSafe(make)).await.unwrap();
+    }
+    let oid = |name: &str| format!("SELECT oid::int4 FROM pg_tablespace WHERE spcname = '{name}'");
+    let mut oids = Vec::new();
+    for name in ["elsewhere", "within"] {
+        let asked = sqlx::AssertSqlSafe(oid(name));
+        oids.push(sqlx::query_scalar::<_, i32>(asked).fetch_one(&mut primary).await.unwrap());
+    }
     let options = ConnectOptions {
         socket_dir: socket_dir_for(&cluster.region("us-east")),
         port: cluster
@@ -100,27 +112,37 @@ async fn a_seed_of_a_writer_with_tablespaces_is_refused_until_they_are_gone() {
         application_name: "test".into(),
         major: installation().major,
     };
-    let backup = ReplicationClient::connect(&options).await.unwrap().base_backup("test").await;
-    assert!(matches!(backup, Err(ClientError::Tablespaces(1))), "{backup:?}");
-    let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
-    until("the seed is refused", || async {
-        row(&cluster, "eu-west").1.contains("Move their tables to pg_default")
-    })
-    .await;
-    primary.execute("DROP TABLESPACE elsewhere").await.unwrap();
-    primary.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
-    cluster.until_streams("eu-west").await;
-    cluster.assert_identical().await;
-    // And what a base backup of it answers is understood to its end.
     let mut backup = ReplicationClient::connect(&options).await.unwrap().base_backup("test").await.unwrap();
-    let mut bytes = 0;
+    let outside: Vec<_> = backup.tablespaces.iter().map(|of| (of.oid, of.path.clone())).collect();
+    assert_eq!(outside, [(u32::try_from(oids[0]).unwrap(), place)]);
+    let (mut reader, mut names) = (Reader::default(), Vec::new());
     let end_lsn = loop {
         match backup.next().await.unwrap() {
-            BackupEvent::Data(data) => bytes += data.len(),
+            BackupEvent::Data(mut data) => {
+                while let Some(part) = reader.next(&mut data).unwrap() {
+                    if let Part::Directory(name) | Part::File(name, _) = part {
+                        names.push(name.display().to_string());
+                    }
+                }
+            }
             BackupEvent::End { end_lsn } => break end_lsn,
         }
     };
-    assert!(end_lsn > backup.start_lsn && bytes > 10_000_000, "{end_lsn}, {bytes} bytes");
+    reader.finish().unwrap();
+    assert!(end_lsn > backup.start_lsn && names.last().unwrap() == "global/pg_control", "{end_lsn}");
+    for oid in oids {
+        let begins = format!("pg_tblspc/{oid}/PG_");
+        let count = names.iter().filter(|name| name.starts_with(&begins)).count();
+        assert!(count >= 3, "its directory, the database's, and a table: {count} of {begins}");
+    }
+    let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
+    until("it is seeded anew", || async {
+        let log = std::fs::read_to_string(cluster.region("eu-west").join("daemon.log")).unwrap();
+        log.matches("the seed is in place").count() == 2
+    })
+    .await;
+    cluster.until_streams("eu-west").await;
+    cluster.assert_identical().await;
 }
 
 /// From 17 on a trigger of the user's may turn sessions away at login. The product's own are not meant:

@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod base_backup;
+pub mod merge;
 pub mod pieces;
 pub mod remains;
 pub mod rewind;

@@ -1,7 +1,8 @@
 //! Rewinds a data directory to before what was cut off, with PostgreSQL's own pg_rewind: only pages that redo
 //! since then has changed are read from the other server.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,44 +10,12 @@ use proto::Lsn;
 
 use crate::below::Below;
 use crate::instance::control::ClusterState;
-use crate::instance::{Instance, InstanceError, Part, Stop, at, run};
+use crate::instance::{Instance, InstanceError, Part, Stop, at};
 use crate::sockets::{REWIND_PORT, SUPERUSER};
+use crate::tablespaces::{LINKS, is_of_postgresql};
 use crate::wal::segment::is_segment;
 
-/// How long a directory may take to be made.
-const MAKE: Duration = Duration::from_secs(5);
-
-/// Whether the data in `data_dir` have tablespaces besides the default ones.
-#[must_use]
-pub fn has_tablespaces(data_dir: &Path) -> bool {
-    let place = Below::open(data_dir).and_then(|data| data.directory(Path::new("pg_tblspc")));
-    place.is_ok_and(|place| place.names().is_ok_and(|names| !names.is_empty()))
-}
-
 impl Instance {
-    /// Whether it has tablespaces besides the default ones.
-    #[must_use]
-    pub fn has_tablespaces(&self) -> bool {
-        has_tablespaces(&self.options().data_dir)
-    }
-
-    /// Where the tablespace `oid` lies, as far as it is made.
-    #[must_use]
-    pub fn tablespace(&self, oid: u32) -> Option<PathBuf> {
-        let link = self.options().data_dir.join("pg_tblspc").join(oid.to_string());
-        std::fs::read_link(link).ok()
-    }
-
-    /// Makes a directory, as the account, and those above it that are missing.
-    ///
-    /// # Errors
-    /// When the account may not, or the programs of the system are not there.
-    pub fn make_directory(&self, path: &Path) -> Result<(), InstanceError> {
-        let mut make = self.options().account.command(Path::new("mkdir"));
-        make.args(["-p", "-m", "0700", "--"]).arg(path);
-        run("mkdir", &mut make, MAKE).map(drop)
-    }
-
     /// Has a standby that was killed end its recovery cleanly, with the redo that it has: pg_rewind lets a
     /// writer recover by itself, and cannot do that with a standby. Does nothing for others.
     ///
@@ -118,23 +87,36 @@ impl Instance {
     }
 }
 
-/// Takes the WAL segments out of the list of files that a server answers pg_rewind with. It would have all of
-/// them sent, those included that were recycled and hold nothing yet: easily more than all that has changed.
-/// A region has its redo from its volume.
+/// The list of files that a server answers pg_rewind with, without what a region is not to get from there.
+///
+/// WAL segments: it would have all of them sent, those included that were recycled and hold nothing yet:
+/// easily more than all that has changed. A region has its redo from its volume.
+///
+/// Tablespaces that the region was not told of before, and has made no place for: pg_rewind would make the
+/// very links that the server has, and write through them. They were made since, and redo brings them. Of
+/// those that it was told of, what is not PostgreSQL's own.
 #[derive(Debug, Default)]
-pub struct WithoutSegments {
-    /// The beginning of a message, or all of one that may name a segment.
+pub struct Listing {
+    /// The tablespaces that the region was told of.
+    tablespaces: BTreeSet<u32>,
+    /// The beginning of a message, or all of one that may name what is left out.
     held: Vec<u8>,
     /// So much of the present message is still to be passed on.
     passing: usize,
 }
 
-impl WithoutSegments {
+impl Listing {
     /// A message's tag and length, bytes.
     const HEADER_BYTES: usize = 5;
 
-    /// No row that names a segment is longer, bytes.
-    const ROW_BYTES_MAX: usize = 256;
+    /// No row that names such a file is longer, bytes: a link leads to a path of 1,023 at most.
+    const ROW_BYTES_MAX: usize = 1536;
+
+    /// The list for a region that was told of `tablespaces`.
+    #[must_use]
+    pub fn new(tablespaces: BTreeSet<u32>) -> Listing {
+        Listing { tablespaces, ..Listing::default() }
+    }
 
     /// Takes what the server sent next; appends what of it is to be passed on.
     pub fn pass(&mut self, mut sent: &[u8], out: &mut Vec<u8>) {
@@ -153,8 +135,8 @@ impl WithoutSegments {
             self.held.extend_from_slice(now);
             sent = later;
             match self.length() {
-                Some(length) if self.held.len() == length && self.names_segment() => self.held.clear(),
-                Some(length) if self.held.len() == length || !self.may_name_segment(length) => {
+                Some(length) if self.held.len() == length && self.is_left_out() => self.held.clear(),
+                Some(length) if self.held.len() == length || !self.may_name_a_file(length) => {
                     self.passing = length - self.held.len();
                     out.append(&mut self.held);
                 }
@@ -169,18 +151,32 @@ impl WithoutSegments {
         Some(1 + usize::try_from(length).unwrap_or(usize::MAX).max(4))
     }
 
-    fn may_name_segment(&self, length: usize) -> bool {
+    fn may_name_a_file(&self, length: usize) -> bool {
         self.held[0] == b'D' && length <= Self::ROW_BYTES_MAX
     }
 
-    /// Whether the held message is a row whose first column is the path of a segment.
-    fn names_segment(&self) -> bool {
+    /// Whether the held message is a row whose first column is the path of what is left out.
+    fn is_left_out(&self) -> bool {
         let first = || {
             let row = self.held.get(Self::HEADER_BYTES + 2..)?;
             let length = usize::try_from(u32::from_be_bytes(*row.first_chunk()?)).ok()?;
-            std::str::from_utf8(row.get(4..)?.get(..length)?).ok()?.strip_prefix("pg_wal/")
+            std::str::from_utf8(row.get(4..)?.get(..length)?).ok()
         };
-        self.held[0] == b'D' && first().is_some_and(is_segment)
+        self.held[0] == b'D' && first().is_some_and(|path| self.leaves_out(path))
+    }
+
+    fn leaves_out(&self, path: &str) -> bool {
+        if let Some(name) = path.strip_prefix("pg_wal/") {
+            return is_segment(name);
+        }
+        let mut parts = Path::new(path).iter();
+        if parts.next() != Some(LINKS.as_ref()) {
+            return false;
+        }
+        let Some(oid) = parts.next() else { return false };
+        let is_known =
+            oid.to_str().and_then(|oid| oid.parse().ok()).is_some_and(|oid| self.tablespaces.contains(&oid));
+        !is_known || parts.next().is_some_and(|name| !is_of_postgresql(name))
     }
 }
 
@@ -220,15 +216,22 @@ mod tests {
     }
 
     #[test]
-    fn segments_are_not_listed_and_all_else_is_passed_on_however_it_comes() {
-        let page = vec![b'D'; 9000];
-        let messages: [(Vec<u8>, bool); 8] = [
+    fn what_a_region_is_not_to_get_is_not_listed_and_all_else_is_passed_on_however_it_comes() {
+        let (page, far) = (vec![b'D'; 9000], [b'/'; 1023]);
+        let messages: [(Vec<u8>, bool); 15] = [
             (message(b'R', &[0; 4]), true),
             (row(&[b"base/1/1259", b"8192", b"f", b""]), true),
             (row(&[b"pg_wal/00000002.history", b"40", b"f"]), true),
             (row(&[b"pg_wal/000000020000000000000009", b"16777216", b"f"]), false),
             (row(&[b"pg_wal/000000020000000000000009.partial", b"16777216", b"f"]), false),
             (row(&[b"base/1/1259", b"\0\0\0\0", &page]), true),
+            (row(&[b"pg_tblspc", b"4096", b"t"]), true),
+            (row(&[b"pg_tblspc/7", b"4096", b"t", &far]), true),
+            (row(&[b"pg_tblspc/7/PG_15_1/5/6", b"8192", b"f"]), true),
+            (row(&[b"pg_tblspc/7/replicator.seeding", b"4096", b"t"]), false),
+            (row(&[b"pg_tblspc/8", b"4096", b"t", &far]), false),
+            (row(&[b"pg_tblspc/8/PG_15_1/5/6", b"8192", b"f"]), false),
+            (row(&[b"pg_tblspc/other", b"0", b"f"]), false),
             (message(b'Z', b"I"), true),
             (message(b'n', b""), true),
         ];
@@ -236,9 +239,9 @@ mod tests {
         let wanted = messages.iter().filter(|(_, passes)| *passes);
         let wanted = wanted.flat_map(|(message, _)| message.clone()).collect::<Vec<u8>>();
         for pieces in [1, 3, 7, 100, 4096, all.len()] {
-            let (mut without, mut passed) = (WithoutSegments::default(), Vec::new());
+            let (mut listing, mut passed) = (Listing::new([7].into()), Vec::new());
             for piece in all.chunks(pieces) {
-                without.pass(piece, &mut passed);
+                listing.pass(piece, &mut passed);
             }
             assert!(passed == wanted, "in pieces of {pieces} bytes");
         }
@@ -251,10 +254,10 @@ mod tests {
             sent in proptest::collection::vec(prop_oneof![Just(b'D'), Just(0_u8), any::<u8>()], 0..2000),
             piece in 1_usize..300,
         ) {
-            let (mut without, mut passed) = (WithoutSegments::default(), Vec::new());
+            let (mut listing, mut passed) = (Listing::default(), Vec::new());
             for (index, piece) in sent.chunks(piece).enumerate() {
-                without.pass(piece, &mut passed);
-                prop_assert!(without.held.len() <= WithoutSegments::ROW_BYTES_MAX, "piece {index}");
+                listing.pass(piece, &mut passed);
+                prop_assert!(listing.held.len() <= Listing::ROW_BYTES_MAX, "piece {index}");
             }
             let mut rest = sent.iter();
             prop_assert!(passed.iter().all(|byte| rest.any(|other| other == byte)), "in the order in which it was sent");

@@ -1,11 +1,12 @@
 //! Puts a base backup in place: unpacks its tar stream beside the data directory, and renames it there when
-//! it is whole.
+//! it is whole. What is a tablespace's in it (`pg_tblspc/<oid>/…`) goes to that one's place in the same way,
+//! if it has one, and a link leads there; otherwise it stays below the data directory.
 //!
 //! What an interrupted one left is begun with. Files are written in place, so that the pieces which are the
 //! same, and which the sender leaves out, stay where they are. The directory is locked meanwhile: whoever
 //! still writes what an earlier connection brought ends first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -20,13 +21,14 @@ use tokio::sync::mpsc;
 
 use crate::backup::archive::{Part, Reader};
 use crate::backup::pieces::{Hash, Inventory};
-use crate::backup::remains::{self, NOTE, SEEDING};
+use crate::backup::remains::{self, NOTE, SEEDING, SEEDING_PLACE};
 use crate::below::{Below, Owner};
 use crate::installation::major_in;
 use crate::instance::account::Account;
 use crate::instance::aside::Aside;
 use crate::instance::{InstanceError, at};
 use crate::major::Major;
+use crate::tablespaces::{LINKS, Place, drop_content, link_of, places_in};
 
 /// Chunks that may wait for the disk: at most some megabytes.
 const CHUNKS: usize = 16;
@@ -41,7 +43,7 @@ const SYNC_BYTES: u64 = 64 << 20;
 const NAMES_MAX: usize = 1 << 23;
 
 /// What is known of a seed before it comes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Coming {
     /// The database's.
     pub system_id: SystemId,
@@ -49,6 +51,9 @@ pub struct Coming {
     pub total_bytes: u64,
     /// What is there already need not be sent, if the sender is told.
     pub takes_inventory: bool,
+    /// Where its tablespaces go that are to lie outside of the data directory, and about how large each is,
+    /// bytes. The directories are there.
+    pub places: Vec<(Place, u64)>,
 }
 
 /// How far a seed is.
@@ -89,6 +94,7 @@ pub struct Seed {
     unpacking: Task<Result<io::Result<()>, Ended>>,
     progress: Arc<Progress>,
     inventory: Arc<Inventory>,
+    places: Vec<Place>,
 }
 
 impl Seed {
@@ -99,29 +105,31 @@ impl Seed {
     /// # Errors
     /// When the place cannot be made, or has no room.
     pub fn begin(data_dir: &Path, account: &Account, coming: Coming) -> Result<Seed, InstanceError> {
-        let Coming { system_id, .. } = coming;
+        let Coming { system_id, total_bytes, takes_inventory, places } = coming;
+        let owner = account.owner();
+        let left = remains::left_in_places(data_dir, system_id, &places);
         let aside = Aside::new(data_dir, SEEDING, account, |left| remains::are_of(left, system_id))?;
         let begin = || {
-            let to = aside.open()?;
-            if !to.lock()? {
+            let main = aside.open()?;
+            if !main.lock()? {
                 return Err(io::Error::other(
                     "what an earlier seed brought is still being written: try again",
                 ));
             }
-            remains::note(&to, system_id, account.owner())?;
-            let (free, _) = to.room()?;
-            if free.saturating_add(to.bytes()?) < coming.total_bytes {
-                let (needed, free) = (coming.total_bytes >> 20, free >> 20);
-                let why = format!(
-                    "a seed of about {needed} MiB is to come, and {free} MiB are left on the disk: make room"
-                );
-                return Err(io::Error::new(ErrorKind::StorageFull, why));
-            }
-            if !coming.takes_inventory {
+            remains::drop_in_places(&left, owner);
+            remains::note(&main, system_id, &places, owner)?;
+            let of_places = places.iter().map(|(place, _)| {
+                let seeding =
+                    Below::open_owned(&place.path, owner)?.make_below(Path::new(SEEDING_PLACE), owner)?;
+                Ok((place.oid, seeding))
+            });
+            let to = To { main, places: of_places.collect::<io::Result<_>>()? };
+            check_room(&to, total_bytes, &places)?;
+            if !takes_inventory {
                 return Ok((to, Inventory::default()));
             }
             if let Ok(old) = Below::open(data_dir)
-                && let Err(e) = remains::take_over(&old, &to, system_id, account.owner())
+                && let Err(e) = remains::take_over(&old, &to, system_id, &places, owner)
                 && e.kind() != ErrorKind::NotFound
             {
                 tracing::warn!("not all of the data that are there serve the seed: {e}");
@@ -130,15 +138,16 @@ impl Seed {
             Ok((to, inventory))
         };
         let (to, inventory) = begin().map_err(at(&aside.path))?;
+        let places: Vec<Place> = places.into_iter().map(|(place, _)| place).collect();
         let inventory = Arc::new(inventory);
         let (pieces, received) = mpsc::channel(CHUNKS);
         let progress = Arc::new(Progress::default());
-        let (there, counted, owner) = (inventory.clone(), progress.clone(), account.owner());
+        let (there, counted, linked) = (inventory.clone(), progress.clone(), places.clone());
         let unpacking = Task::spawn("unpack a seed", async move {
-            blocking("unpack a seed", move || unpack(received, to, owner, &there, &counted)).await
+            blocking("unpack a seed", move || unpack(received, to, owner, &linked, &there, &counted)).await
         });
         let (data_dir, account) = (data_dir.to_owned(), account.clone());
-        Ok(Seed { aside, data_dir, account, pieces, unpacking, progress, inventory })
+        Ok(Seed { aside, data_dir, account, pieces, unpacking, progress, inventory, places })
     }
 
     /// What is there already.
@@ -185,13 +194,71 @@ impl Seed {
     /// # Errors
     /// When unpacking failed.
     pub async fn finish(self) -> Result<Unpacked, InstanceError> {
-        let Seed { aside, data_dir, account, pieces, unpacking, .. } = self;
+        let Seed { aside, data_dir, account, pieces, unpacking, places, .. } = self;
         drop(pieces);
         let unpacked =
             unpacking.await.and_then(|unpacked| unpacked).unwrap_or_else(|e| Err(io::Error::other(e)));
         unpacked.map_err(at(&aside.path))?;
-        Ok(Unpacked { aside, data_dir, account })
+        Ok(Unpacked { aside, data_dir, account, places })
     }
+}
+
+/// Where a seed is unpacked to.
+#[derive(Debug)]
+pub(super) struct To {
+    /// What is to become the data directory.
+    pub(super) main: Below,
+    /// What is to become the content of a tablespace's place, by its object id.
+    pub(super) places: BTreeMap<u32, Below>,
+}
+
+impl To {
+    /// Where what has this name lies, and its name there; the place itself has none.
+    fn find(&self, name: &Path) -> (&Below, PathBuf) {
+        let of_place = || {
+            let mut parts = name.strip_prefix(LINKS).ok()?.iter();
+            let place = self.places.get(&parts.next()?.to_str()?.parse().ok()?)?;
+            Some((place, parts.collect()))
+        };
+        of_place().unwrap_or_else(|| (&self.main, name.to_owned()))
+    }
+
+    /// All of them, with what stands before the names of what is in them.
+    pub(super) fn all(&self) -> impl Iterator<Item = (PathBuf, &Below)> {
+        let places = self.places.iter().map(|(oid, place)| (link_of(*oid), place));
+        std::iter::once((PathBuf::new(), &self.main)).chain(places)
+    }
+
+    fn empty(&self) -> io::Result<()> {
+        self.all().try_for_each(|(_, below)| below.empty())
+    }
+}
+
+/// Sees that there is room for a seed on each file system that it goes to.
+fn check_room(to: &To, total_bytes: u64, places: &[(Place, u64)]) -> io::Result<()> {
+    let elsewhere = places.iter().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
+    let of_places: BTreeMap<u32, u64> = places.iter().map(|(place, bytes)| (place.oid, *bytes)).collect();
+    let coming = std::iter::once((&to.main, total_bytes.saturating_sub(elsewhere)));
+    let coming = coming
+        .chain(to.places.iter().map(|(oid, place)| (place, of_places.get(oid).copied().unwrap_or_default())));
+    // What is needed, and what is there already.
+    let mut disks: BTreeMap<u64, (&Below, u64, u64)> = BTreeMap::new();
+    for (below, bytes) in coming {
+        let (_, needed, there) = disks.entry(below.device()?).or_insert((below, 0, 0));
+        (*needed, *there) = (needed.saturating_add(bytes), there.saturating_add(below.bytes()?));
+    }
+    for (below, needed, there) in disks.into_values() {
+        let (free, _) = below.room()?;
+        if free.saturating_add(there) < needed {
+            let (needed, free) = (needed >> 20, free >> 20);
+            let why = format!(
+                "a seed of about {needed} MiB is to come, and {free} MiB are left on the disk of {}: make room",
+                below.path().display()
+            );
+            return Err(io::Error::new(ErrorKind::StorageFull, why));
+        }
+    }
+    Ok(())
 }
 
 /// A whole seed beside the data directory.
@@ -200,6 +267,7 @@ pub struct Unpacked {
     aside: Aside,
     data_dir: PathBuf,
     account: Account,
+    places: Vec<Place>,
 }
 
 impl Unpacked {
@@ -215,17 +283,51 @@ impl Unpacked {
     /// When the system refuses.
     pub fn install(self) -> Result<(), InstanceError> {
         self.account.check_reach(&self.data_dir)?;
+        let owner = self.account.owner();
+        for place in &self.places {
+            install_place(&place.path, owner).map_err(at(&place.path))?;
+        }
+        // Of data that another seed left half there nothing is known.
+        let before = places_in(&self.data_dir).unwrap_or_default();
         self.aside.install()?;
+        let is_kept = |before: &Place| self.places.iter().any(|place| place.path == before.path);
+        for Place { oid, path } in before.into_iter().filter(|before| !is_kept(before)) {
+            match drop_content(&self.data_dir, &path, owner) {
+                Ok(true) => {
+                    tracing::info!("{}: tablespace {oid}, which is no more, is removed", path.display())
+                }
+                Ok(false) => tracing::warn!(
+                    "{}: tablespace {oid} is no more, and its files stay, since nothing says whose they are: remove them if nobody needs them",
+                    path.display()
+                ),
+                Err(e) => {
+                    tracing::warn!("{}: tablespace {oid} is no more, and its files stay: {e}", path.display())
+                }
+            }
+        }
         // Left here by a crash, it would be in the way of nobody.
         Below::open(&self.data_dir).and_then(|data| data.remove_file(NOTE)).map_err(at(&self.data_dir))
     }
 }
 
-/// Unpacks an archive that another machine sent into `to`.
+/// Puts what was unpacked for a tablespace in the place of what is there.
+fn install_place(path: &Path, owner: Owner) -> io::Result<()> {
+    let (place, seeding) = (Below::open_owned(path, owner)?, Path::new(SEEDING_PLACE));
+    for entry in place.directory(seeding)?.names()? {
+        let name = Path::new(&entry.name);
+        place.remove_any(name)?;
+        place.rename(&seeding.join(name), name)?;
+    }
+    place.remove_any(seeding)?;
+    place.sync()
+}
+
+/// Unpacks an archive that another machine sent into `to`, with links to `places`.
 fn unpack(
     mut received: mpsc::Receiver<Piece>,
-    to: Below,
+    to: To,
     owner: Owner,
+    places: &[Place],
     inventory: &Inventory,
     progress: &Progress,
 ) -> io::Result<()> {
@@ -259,7 +361,7 @@ fn unpack(
         }
         reader.finish()
     };
-    let unpacked = take().and_then(|()| unpacking.finish());
+    let unpacked = take().and_then(|()| unpacking.finish(places));
     if let Err(e) = &unpacked
         && e.kind() == ErrorKind::StorageFull
     {
@@ -271,7 +373,7 @@ fn unpack(
 
 /// What is unpacked, and where to.
 struct Unpacking<'a> {
-    to: &'a Below,
+    to: &'a To,
     owner: Owner,
     /// What the archive has; what else is there is an earlier one's.
     seen: HashSet<PathBuf>,
@@ -294,19 +396,28 @@ impl Unpacking<'_> {
         match part {
             Part::Directory(name) if name == Path::new("") => Ok(()),
             Part::Directory(name) => {
-                if self.to.directory(&name).is_err() {
-                    self.to.remove_any(&name)?;
-                }
-                self.to.make_below(&name, self.owner)?;
                 self.see(&name)?;
-                self.directories.push(name);
+                let (to, own) = self.to.find(&name);
+                // A place is there.
+                if own != Path::new("") {
+                    // PostgreSQL sends tablespaces before the directory that they are in.
+                    if own.parent() == Some(Path::new(LINKS)) {
+                        to.make_below(Path::new(LINKS), self.owner)?;
+                    }
+                    if to.directory(&own).is_err() {
+                        to.remove_any(&own)?;
+                    }
+                    to.make_below(&own, self.owner)?;
+                    self.directories.push(name);
+                }
                 Ok(())
             }
             // A crash may have left it in the data that were backed up.
             Part::File(name, _) if name == Path::new(NOTE) => Ok(()),
             Part::File(name, length) => {
                 self.see(&name)?;
-                let file = self.to.open_or_create(&name, self.owner)?;
+                let (to, own) = self.to.find(&name);
+                let file = to.open_or_create(&own, self.owner)?;
                 self.file = Some(Open { name, file, length, at: 0, synced: 0 });
                 Ok(())
             }
@@ -351,14 +462,24 @@ impl Unpacking<'_> {
     }
 
     /// The archive is complete: what else is there goes, and all of it becomes durable.
-    fn finish(self) -> io::Result<()> {
+    fn finish(self, places: &[Place]) -> io::Result<()> {
         if !self.seen.contains(Path::new("global/pg_control")) {
             return Err(io::Error::other("the base backup has no global/pg_control"));
         }
-        self.tidy(self.to, Path::new(""))?;
+        for (name, below) in self.to.all() {
+            self.tidy(below, &name)?;
+        }
+        for place in places {
+            let link = link_of(place.oid);
+            self.to.main.remove_any(&link)?;
+            self.to.main.link(&link, &place.path)?;
+        }
         self.syncs.finish()?;
-        self.directories.iter().try_for_each(|name| self.to.directory(name)?.sync())?;
-        self.to.sync()
+        for name in &self.directories {
+            let (to, own) = self.to.find(name);
+            to.directory(&own)?.sync()?;
+        }
+        self.to.all().try_for_each(|(_, below)| below.sync())
     }
 
     fn tidy(&self, directory: &Below, name: &Path) -> io::Result<()> {
@@ -425,7 +546,8 @@ mod tests {
     use super::*;
     use crate::backup::pieces::{Leaner, Leaving};
 
-    const COMING: Coming = Coming { system_id: SystemId(7), total_bytes: 0, takes_inventory: true };
+    const COMING: Coming =
+        Coming { system_id: SystemId(7), total_bytes: 0, takes_inventory: true, places: Vec::new() };
 
     fn archive(name: &str, kind: tar::EntryType) -> Bytes {
         let mut builder = tar::Builder::new(Vec::new());
@@ -615,7 +737,8 @@ mod tests {
             }
         });
         assert!(other.await.unwrap().inventory().is_empty());
-        assert!(remains::drop_remains(&data_dir).unwrap() && !remains::drop_remains(&data_dir).unwrap());
+        let drop = || remains::drop_remains(&data_dir, &account).unwrap();
+        assert!(drop() && !drop());
         assert!(!data_dir.with_extension(SEEDING).exists());
     }
 
@@ -650,6 +773,107 @@ mod tests {
             let error = seed.finish().await.unwrap_err().to_string();
             assert!(error.contains("it is not"), "{error}");
             seed = begin(&data_dir);
+        }
+    }
+
+    /// A backup with a tablespace, whose file holds what differs by `version`.
+    fn backup_with_a_tablespace(version: u8) -> Bytes {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut put = |name: &str, content: Option<&[u8]>| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(content.map_or(tar::EntryType::Directory, |_| tar::EntryType::Regular));
+            let content = content.unwrap_or_default();
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, name, content).unwrap();
+        };
+        let mut large: Vec<u8> = (0..400_000_u32).map(|at| (at / 7).to_le_bytes()[0]).collect();
+        large[300_000] = version;
+        for directory in ["pg_tblspc", "pg_tblspc/9", "pg_tblspc/9/PG_15_1", "pg_tblspc/9/PG_15_1/5"] {
+            put(directory, None);
+        }
+        put("pg_tblspc/9/PG_15_1/5/1", Some(&large));
+        if version == 1 {
+            put("pg_tblspc/9/PG_15_1/5/2", Some(&[1; 9]));
+        }
+        put("global", None);
+        put("global/pg_control", Some(&7_u64.to_ne_bytes()));
+        builder.into_inner().unwrap().into()
+    }
+
+    /// Sends `share` percent of it; how much was really sent, and what came of it.
+    async fn send_it(mut seed: Seed, version: u8, share: usize) -> (u64, Result<Unpacked, InstanceError>) {
+        let whole = backup_with_a_tablespace(version);
+        let (mut leaving, mut sent) = (Leaving::new((*seed.inventory()).clone()), 0);
+        let mut out = Vec::new();
+        leaving.take(whole.slice(..whole.len() * share / 100), &mut out).unwrap();
+        for leaner in out {
+            match leaner {
+                Leaner::Data(data) => {
+                    sent += data.len() as u64;
+                    seed.write(data).await.unwrap();
+                }
+                Leaner::Same { bytes, digest } => seed.keep(bytes, digest).await.unwrap(),
+            }
+        }
+        (sent, seed.finish().await)
+    }
+
+    #[tokio::test]
+    async fn a_tablespace_goes_to_its_place_and_goes_on_as_the_rest_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let (account, data_dir) = (Account::resolve(None).unwrap(), directory.path().join("pgdata"));
+        let make = |name: &str| {
+            let path = directory.path().join(name);
+            Below::make(&path, account.owner()).unwrap();
+            Place { oid: 9, path }
+        };
+        let (place, other) = (make("place"), make("other"));
+        let begin = |place: &Place| {
+            let coming = Coming { places: vec![(place.clone(), 400_000)], ..COMING };
+            Seed::begin(&data_dir, &account, coming).unwrap()
+        };
+        let file = |place: &Place, name: &str| place.path.join("PG_15_1/5").join(name);
+        let seeding = |place: &Place| place.path.join(SEEDING_PLACE);
+        // Cut in the middle of the tablespace.
+        let (first, failed) = send_it(begin(&place), 1, 80).await;
+        assert!(
+            failed.is_err() && first > 300_000 && seeding(&place).exists() && !file(&place, "1").exists()
+        );
+        // One that goes elsewhere leaves nothing in this place.
+        let elsewhere = begin(&other);
+        assert!(elsewhere.inventory().is_empty() && elsewhere.finish().await.is_err());
+        assert!(!seeding(&place).exists() && seeding(&other).exists());
+        assert!(send_it(begin(&place), 1, 80).await.1.is_err());
+        let (second, unpacked) = send_it(begin(&place), 1, 100).await;
+        assert!(second < first / 2, "{second} of {first}");
+        unpacked.unwrap().install().unwrap();
+        let link = data_dir.join("pg_tblspc/9");
+        assert_eq!(std::fs::read_link(&link).unwrap(), place.path);
+        assert_eq!(std::fs::read(file(&place, "2")).unwrap(), [1; 9]);
+        assert!(!seeding(&place).exists() && !seeding(&other).exists());
+        // The older data serve, stay until the next is whole, and are gone then.
+        let seed = begin(&place);
+        assert!(seed.inventory().bytes() > 400_000 && seed.finish().await.is_err());
+        assert!(file(&place, "2").exists());
+        let (third, unpacked) = send_it(begin(&place), 2, 100).await;
+        assert!(third < 100_000, "{third}");
+        unpacked.unwrap().install().unwrap();
+        assert!(!file(&place, "2").exists() && std::fs::read(file(&place, "1")).unwrap()[300_000] == 2);
+        // Without a claim nothing says whose the files of a tablespace are that is no more.
+        for is_claimed in [false, true] {
+            if is_claimed {
+                send_it(begin(&place), 2, 100).await.1.unwrap().install().unwrap();
+                std::fs::write(place.path.join("replicator.place"), format!("{}\n", data_dir.display()))
+                    .unwrap();
+            }
+            send(Seed::begin(&data_dir, &account, COMING).unwrap(), 1, 100)
+                .await
+                .1
+                .unwrap()
+                .install()
+                .unwrap();
+            assert_eq!(file(&place, "1").exists(), !is_claimed);
+            assert!(!link.exists() && place.path.exists());
         }
     }
 }

@@ -337,6 +337,8 @@ impl Instance {
             ("huge_pages", "off"),
             ("autovacuum", "off"),
             ("jit", "off"),
+            // The clone has none of the standby's links.
+            ("allow_in_place_tablespaces", "on"),
             // Made durable again before it is promoted.
             ("fsync", "off"),
         ];
@@ -543,6 +545,8 @@ impl Instance {
             ("max_wal_senders", &least("max_wal_senders")),
             ("max_replication_slots", &least("max_replication_slots")),
             ("hot_standby", "on"),
+            // Redo names no path: a tablespace that has no link lies below the data directory.
+            ("allow_in_place_tablespaces", "on"),
             (SYNCHRONOUS, synchronous),
             // Takes effect on a standby. The walsender is on this machine and comes back within milliseconds.
             ("primary_conninfo", &primary_conninfo),

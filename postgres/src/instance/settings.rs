@@ -22,6 +22,7 @@ pub(super) fn wal_level(wanted: Option<&String>) -> &str {
 
 /// Settings that the product depends on; `regions.toml` may not change them.
 pub const RESERVED_SETTINGS: &[&str] = &[
+    "allow_in_place_tablespaces",
     "cluster_name",
     "data_directory",
     "data_sync_retry",

@@ -86,12 +86,6 @@ pub enum ClientError {
     /// A history file that cannot be used.
     #[error("timeline history from PostgreSQL: {0}")]
     History(#[from] TimelineError),
-    /// The server has tablespaces of its own.
-    #[error(
-        "the writer has {0} tablespaces besides the default ones, and a seed does not carry those: \
-         their paths are absolute, and would collide on one machine. Move their tables to pg_default first"
-    )]
-    Tablespaces(usize),
 }
 
 /// An error or notice as the server words it.

@@ -1,10 +1,11 @@
 //! Where redo makes a tablespace. Its record names a directory by an absolute path, and a standby that
 //! applies it uses that very directory: it ends where there is none, and writes another's files where
-//! PostgreSQLs share a machine.
+//! PostgreSQLs share a machine. So standbys are given such a record without its path, of the same length: a
+//! standby then uses what is below `pg_tblspc` already, be it a link, and makes a directory there otherwise.
 //!
 //! A record is found by the shape of its header, wherever it lies, and proven by its checksum.
 //!
-//! Source: `xlogrecord.h`, `tablespace.h` and `rmgrlist.h` of PostgreSQL.
+//! Source: `xlogrecord.h`, `tablespace.h`, `rmgrlist.h` and `create_tablespace_directories` of PostgreSQL.
 
 use proto::Lsn;
 
@@ -23,6 +24,9 @@ const TABLESPACES: u8 = 5;
 /// `xl_info`, the upper half: a tablespace is created.
 const CREATE: u8 = 0x00;
 const KIND_MASK: u8 = 0xF0;
+
+/// What its record is about begins with its object id, bytes.
+const OID_BYTES: usize = 4;
 
 /// The longest such record: a path has at most 1,023 bytes.
 const RECORD_BYTES_MAX: usize = 2048;
@@ -59,6 +63,31 @@ pub fn created(begin_lsn: Lsn, redo: &[u8]) -> Vec<Created> {
         .collect()
 }
 
+/// The redo that begins at `begin_lsn`, with no path in the records that make tablespaces; none where nothing
+/// is to be taken out. It is as long, and each record has the checksum of what it holds.
+#[must_use]
+pub fn without_paths(begin_lsn: Lsn, redo: &[u8]) -> Option<Vec<u8>> {
+    let made: Vec<Created> =
+        created(begin_lsn, redo).into_iter().filter(|created| !created.path.is_empty()).collect();
+    if made.is_empty() {
+        return None;
+    }
+    let mut given = redo.to_vec();
+    for Created { lsn, .. } in made {
+        // It was read just now.
+        let at = usize::try_from(lsn - begin_lsn).ok()?;
+        let length = usize::try_from(u32::from_le_bytes(*redo.get(at..)?.first_chunk()?)).ok()?;
+        let places = places(begin_lsn, redo, at, length)?;
+        let mut record: Vec<u8> = places.iter().map(|at| redo[*at]).collect();
+        let path_at = length - data(&record[HEADER_BYTES..])?.len() + OID_BYTES;
+        record[path_at..].fill(0);
+        let checksum = checksum(&record).to_le_bytes();
+        record[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&checksum);
+        places.iter().zip(record).for_each(|(at, byte)| given[*at] = byte);
+    }
+    Some(given)
+}
+
 fn has_the_shape(begin_lsn: Lsn, redo: &[u8], at: usize) -> bool {
     let is_it = |kind: &[u8]| kind[0] & KIND_MASK == CREATE && kind[1..] == [TABLESPACES, 0, 0];
     let on_this_page = PAGE_BYTES - (begin_lsn + at as u64).0 % PAGE_BYTES;
@@ -76,15 +105,18 @@ fn read(begin_lsn: Lsn, redo: &[u8], at: usize) -> Option<Created> {
         return None;
     }
     let record = across_pages(begin_lsn, redo, at, length)?;
-    let checksum = u32::from_le_bytes(*record[CHECKSUM_AT..].first_chunk()?);
-    let counted = crc32c::crc32c_append(crc32c::crc32c(&record[HEADER_BYTES..]), &record[..CHECKSUM_AT]);
-    if checksum != counted {
+    if u32::from_le_bytes(*record[CHECKSUM_AT..].first_chunk()?) != checksum(&record) {
         return None;
     }
     let data = data(&record[HEADER_BYTES..])?;
     let oid = u32::from_le_bytes(*data.first_chunk()?);
-    let path = data[4..].split(|byte| *byte == 0).next()?;
+    let path = data[OID_BYTES..].split(|byte| *byte == 0).next()?;
     Some(Created { lsn: begin_lsn + at as u64, oid, path: String::from_utf8_lossy(path).into_owned() })
+}
+
+/// The checksum of a whole record: of what follows its header, and then of that up to where it lies.
+fn checksum(record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&record[HEADER_BYTES..]), &record[..CHECKSUM_AT])
 }
 
 /// What a record is about, of all that is in it; none when it has blocks.
@@ -109,9 +141,14 @@ fn data(mut rest: &[u8]) -> Option<&[u8]> {
 
 /// `length` bytes of records from `at` on, without the headers of pages between them; none when they are not
 /// all there.
-fn across_pages(begin_lsn: Lsn, redo: &[u8], mut at: usize, length: usize) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
+fn across_pages(begin_lsn: Lsn, redo: &[u8], at: usize, length: usize) -> Option<Vec<u8>> {
+    Some(places(begin_lsn, redo, at, length)?.into_iter().map(|at| redo[at]).collect())
+}
+
+/// Where these bytes lie.
+fn places(begin_lsn: Lsn, redo: &[u8], mut at: usize, length: usize) -> Option<Vec<usize>> {
+    let mut places = Vec::with_capacity(length);
+    while places.len() < length {
         let into_page = (begin_lsn + at as u64).0 % PAGE_BYTES;
         if into_page == 0 {
             let info = u16::from_le_bytes(*redo.get(at + 2..)?.first_chunk()?);
@@ -119,11 +156,14 @@ fn across_pages(begin_lsn: Lsn, redo: &[u8], mut at: usize, length: usize) -> Op
             continue;
         }
         let on_this_page = usize::try_from(PAGE_BYTES - into_page).unwrap_or(usize::MAX);
-        let now = on_this_page.min(length - bytes.len());
-        bytes.extend_from_slice(redo.get(at..at + now)?);
+        let now = on_this_page.min(length - places.len());
+        if at + now > redo.len() {
+            return None;
+        }
+        places.extend(at..at + now);
         at += now;
     }
-    Some(bytes)
+    Some(places)
 }
 
 #[cfg(test)]
@@ -208,12 +248,20 @@ mod tests {
             prop_assume!(place >= 40);
             let path = format!("/{}", "p".repeat(length));
             let redo = laid_out(begin, at, &record(7, &path, &[]));
-            prop_assert_eq!(created(Lsn(begin), &redo), [Created { lsn: Lsn(begin + at as u64), oid: 7, path }]);
+            let lsn = Lsn(begin + at as u64);
+            let made = |path: String| [Created { lsn, oid: 7, path }];
+            prop_assert_eq!(created(Lsn(begin), &redo), made(path));
+            // Without its path it is as long, and right; what is around it stays, and nothing else is to go.
+            let given = without_paths(Lsn(begin), &redo).unwrap();
+            prop_assert_eq!(created(Lsn(begin), &given), made(String::new()));
+            prop_assert_eq!(without_paths(Lsn(begin), &given), None);
+            let kept = redo.iter().zip(&given).filter(|(before, after)| before != after).count();
+            prop_assert!(redo.len() == given.len() && kept <= length + 1 + 4);
         }
 
         #[test]
         fn any_bytes_are_read_without_fear(begin in any::<u32>(), redo in proptest::collection::vec(prop_oneof![Just(0_u8), Just(5_u8), any::<u8>()], 0..3000)) {
-            let _ = created(Lsn(begin.into()), &redo);
+            let _ = (created(Lsn(begin.into()), &redo), without_paths(Lsn(begin.into()), &redo));
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use postgres::protocol::client::ClientError;
+use proto::limits::MAX_TABLESPACES;
+use proto::messages::Tablespace;
 use proto::{Lsn, Timeline};
 use transport::TransportError;
 use volume::{Start, VolumeError};
@@ -33,6 +35,16 @@ pub(super) enum BringError {
     Writer(#[from] postgres::instance::InstanceError),
     #[error("{0}")]
     Useless(String),
+}
+
+/// These tablespaces, if they can be named in one message.
+pub(super) fn may_be_sent(tablespaces: Vec<Tablespace>) -> Result<Vec<Tablespace>, BringError> {
+    match tablespaces.len() {
+        ..=MAX_TABLESPACES => Ok(tablespaces),
+        many => Err(BringError::Useless(format!(
+            "the writer has {many} tablespaces, and {MAX_TABLESPACES} at most are carried: drop some"
+        ))),
+    }
 }
 
 impl Shipping {

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use proto::messages::{Open, PROTOCOL_VERSION, ReplicateOpen, ReplicateReady, open, refusal};
 use proto::{BatchId, Epoch, Lsn, RegionName, Timeline, TimelineHistory};
+use runtime::task::blocking;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transport::{Connection, EgressCap, Stream, Traffic, TransportError};
@@ -257,6 +258,14 @@ impl Shipping {
         }
     }
 
+    /// Whether the writer has tablespaces besides the default ones, as far as that is known.
+    async fn has_tablespaces(&self) -> bool {
+        let writer = self.options.writer.clone();
+        let looked = blocking("look at the writer's tablespaces", move || writer.tablespaces_in_use()).await;
+        looked
+            .map_or(true, |looked| looked.map_or(true, |(places, own)| !places.is_empty() || !own.is_empty()))
+    }
+
     async fn answered(&self, history: TimelineHistory, ready: ReplicateReady) -> Input {
         if let Some(refusal) = ready.refusal {
             return refused(&refusal);
@@ -286,7 +295,9 @@ impl Shipping {
             (false, _) => {
                 let (timeline, durable_lsn) = (Timeline(ready.timeline), Lsn(ready.durable_lsn));
                 let redo = Redo { timeline, durable_lsn, common };
-                Position::Data { led: ready.led, can_rewind: ready.can_rewind, redo }
+                // One of an earlier version would let pg_rewind make the very links that the writer has.
+                let carries = ready.carries_tablespaces || !self.has_tablespaces().await;
+                Position::Data { led: ready.led, can_rewind: ready.can_rewind && carries, redo }
             }
         };
         Input::Answered(Log { horizon_lsn, durable_lsn, history, there }, position)

@@ -7,15 +7,16 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use postgres::backup::rewind::WithoutSegments;
+use postgres::backup::rewind::Listing;
 use proto::Lsn;
-use proto::messages::{MAX_STREAM_MESSAGE_BYTES, Rewind, RewindOpen, RewindVolume, open, rewind};
+use proto::messages::{MAX_STREAM_MESSAGE_BYTES, Rewind, RewindOpen, RewindVolume, Tablespace, open, rewind};
+use runtime::task::blocking;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use transport::{Receiver, Sender, TransportError};
 
 use super::Shipping;
-use super::bring::BringError;
+use super::bring::{BringError, may_be_sent};
 use super::machine::Input;
 use crate::archive::COMPRESSION_LEVEL;
 
@@ -32,12 +33,13 @@ impl Shipping {
 
     async fn lend_writer(&self) -> Result<(), BringError> {
         let writer = self.options.writer.clone();
-        if writer.has_tablespaces() {
-            // They would be made at the same absolute paths over there.
-            return Err(BringError::Useless(
-                "the writer has tablespaces, and a rewind does not carry those".into(),
-            ));
-        }
+        let looking = writer.clone();
+        let looked = blocking("look at the writer's tablespaces", move || looking.tablespaces_in_use()).await;
+        let (places, mut known) = looked.map_err(std::io::Error::other)??;
+        known.extend(places.iter().map(|place| place.oid));
+        let tablespaces =
+            places.iter().map(|place| Tablespace { oid: place.oid, path: writer.told(place), bytes: 0 });
+        let tablespaces = may_be_sent(tablespaces.collect())?;
         // PostgreSQL's control file names the writer's timeline only after a checkpoint.
         writer.checkpoint().await.map_err(|e| BringError::Useless(format!("CHECKPOINT: {e}")))?;
         let volume = &self.options.volume;
@@ -48,11 +50,12 @@ impl Shipping {
             timeline: timeline.0,
             history: volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
             superuser_password: self.options.superuser_password()?,
+            tablespaces,
         };
         let connection = self.connect().await?;
         let stream = connection.open_stream(&self.open(open::Purpose::Rewind(open))).await?;
         let (mut sender, mut receiver) = stream.split();
-        let rewound_lsn = self.relay(&mut sender, &mut receiver).await?;
+        let rewound_lsn = self.relay(&mut sender, &mut receiver, Listing::new(known)).await?;
         let (begin_lsn, timeline) = self.volume_begin(rewound_lsn).await?;
         if begin_lsn > rewound_lsn {
             let why = format!(
@@ -74,10 +77,15 @@ impl Shipping {
 
     /// Carries what the region's pg_rewind asks to the writer, and the answers back; returns where the
     /// rewound data need redo from.
-    async fn relay(&self, sender: &mut Sender, receiver: &mut Receiver) -> Result<Lsn, BringError> {
+    async fn relay(
+        &self,
+        sender: &mut Sender,
+        receiver: &mut Receiver,
+        mut listing: Listing,
+    ) -> Result<Lsn, BringError> {
         let mut writer: Option<UnixStream> = None;
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
-        let (mut answer, mut without) = (vec![0; PIECE_BYTES], WithoutSegments::default());
+        let mut answer = vec![0; PIECE_BYTES];
         let mut passed = Vec::with_capacity(PIECE_BYTES);
         loop {
             let answered = async {
@@ -104,7 +112,7 @@ impl Shipping {
                     // It has ended the connection; what that means over there, the region says.
                     0 => writer = None,
                     length => {
-                        without.pass(&answer[..length], &mut passed);
+                        listing.pass(&answer[..length], &mut passed);
                         encoder.write_all(&passed)?;
                         passed.clear();
                         encoder.flush()?;

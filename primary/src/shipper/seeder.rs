@@ -2,12 +2,13 @@
 
 use postgres::backup::pieces::Inventory;
 use postgres::protocol::client::ReplicationClient;
+use postgres::tablespaces::Place;
 use proto::Lsn;
-use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedOpen, open, seed_chunk};
+use proto::messages::{MAX_CONTROL_MESSAGE_BYTES, SeedAnswer, SeedOpen, Tablespace, open, seed_chunk};
 use transport::{Stream, TransportError};
 
 use super::Shipping;
-use super::bring::BringError;
+use super::bring::{BringError, may_be_sent};
 use super::machine::Input;
 use crate::archive::{Archive, receive_inventory};
 
@@ -20,18 +21,17 @@ impl Shipping {
     }
 
     async fn send_backup(&self) -> Result<(), BringError> {
-        // Found before a backup begins: each of those makes the writer go on in a new WAL segment.
-        if self.options.writer.has_tablespaces() {
-            return Err(BringError::Useless(
-                "the writer has tablespaces besides the default ones, and a seed does not carry those: their paths are \
-                 absolute, and would collide on one machine. Move their tables to pg_default, and drop them"
-                    .into(),
-            ));
-        }
         let client = ReplicationClient::connect(&self.options.writer.local_connection()).await?;
         let label = format!("replicator seed of {}", self.target.name);
         let backup = client.base_backup(&label).await?;
         let (start_lsn, timeline, total_bytes) = (backup.start_lsn, backup.timeline, backup.total_bytes);
+        let tablespaces = backup.tablespaces.iter().map(|of| Tablespace {
+            oid: of.oid,
+            path: self.options.writer.told(&Place { oid: of.oid, path: of.path.clone() }),
+            bytes: of.bytes,
+        });
+        let tablespaces = may_be_sent(tablespaces.collect())?;
+        let has_tablespaces = !tablespaces.is_empty();
         let (volume_begin_lsn, _) = self.volume_begin(start_lsn).await?;
         self.options.volume.set_need(self.target.name.as_str(), Some(volume_begin_lsn));
         let open = SeedOpen {
@@ -44,11 +44,19 @@ impl Shipping {
             superuser_password: self.options.superuser_password()?,
             history: self.options.volume.history(timeline).map(|h| h.content.into()).unwrap_or_default(),
             takes_inventory: true,
+            tablespaces,
         };
         let connection = self.connect().await?;
         let mut stream = connection.open_stream(&self.open(open::Purpose::Seed(open))).await?;
         self.note_seeding(0, 0, total_bytes);
-        let inventory = match expect_consent(&mut stream).await?.tells_inventory {
+        let consent = expect_consent(&mut stream).await?;
+        if has_tablespaces && !consent.carries_tablespaces {
+            return Err(BringError::Useless(
+                "the writer has tablespaces, and the region's daemon is of an earlier version, which does not carry those: update it"
+                    .into(),
+            ));
+        }
+        let inventory = match consent.tells_inventory {
             true => receive_inventory(&mut stream).await?,
             false => Inventory::default(),
         };

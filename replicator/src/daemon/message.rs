@@ -5,6 +5,10 @@
 //! that are none. Whether a request may be made is [`super::authority`]'s to say; whether a record follows
 //! from the last one, the voter's.
 
+use std::collections::BTreeSet;
+use std::path::{Component, Path};
+
+use proto::limits::MAX_TABLESPACES;
 use proto::messages::{self as m, control_request, open};
 use proto::{ClusterId, NodeName, RegionName};
 use volume::quorum::{COPIES_PER_ZONE, CopyId};
@@ -15,7 +19,7 @@ use crate::load::series::Cut;
 /// The longest password that a primary hands to a region, bytes: one is drawn, and shorter.
 const PASSWORD_BYTES_MAX: usize = 1024;
 
-/// The longest place of a copy, bytes: as long as a path may be.
+/// The longest place of a copy or a tablespace, bytes: as long as a path may be.
 const PLACE_BYTES_MAX: usize = 4096;
 
 /// The most promotions that are past in a record, and the most steps of one: twice what a voter keeps, so
@@ -36,10 +40,12 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
         open::Purpose::Replicate(open) => timeline(open.timeline),
         open::Purpose::Seed(open) => {
             timeline(open.timeline)?;
+            tablespaces(&open.tablespaces)?;
             short("password", open.superuser_password.len(), PASSWORD_BYTES_MAX)
         }
         open::Purpose::Rewind(open) => {
             timeline(open.timeline)?;
+            tablespaces(&open.tablespaces)?;
             short("password", open.superuser_password.len(), PASSWORD_BYTES_MAX)
         }
         open::Purpose::Gather(open) => match open.from_lsn <= open.to_lsn {
@@ -57,6 +63,30 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
         open::Purpose::Backup(open) => node(&open.node),
         open::Purpose::Copy(open) => copy(&open.copy).map(drop),
         open::Purpose::Control(request) => request.body.as_ref().map_or(Ok(()), |body| control(body, names)),
+    }
+}
+
+/// Each once, in a directory that has a whole path, or in one that is not told.
+fn tablespaces(named: &[m::Tablespace]) -> Result<(), String> {
+    if named.len() > MAX_TABLESPACES {
+        return Err(format!("{} tablespaces are named, and {MAX_TABLESPACES} at most may be", named.len()));
+    }
+    let oids: BTreeSet<u32> = named.iter().map(|tablespace| tablespace.oid).collect();
+    if oids.len() < named.len() || oids.contains(&0) {
+        return Err("a tablespace is named twice, or has no number".into());
+    }
+    let is_place = |path: &str| {
+        let parts = || Path::new(path).components().skip(1);
+        let inside = || parts().count() > 0 && parts().all(|part| matches!(part, Component::Normal(_)));
+        path.is_empty()
+            || (Path::new(path).is_absolute()
+                && path.len() <= PLACE_BYTES_MAX
+                && inside()
+                && !path.contains(['\0', '\n']))
+    };
+    match named.iter().find(|tablespace| !is_place(&tablespace.path)) {
+        Some(tablespace) => Err(format!("tablespace {} lies in no directory", tablespace.oid)),
+        None => Ok(()),
     }
 }
 

@@ -1,4 +1,5 @@
 //! A copy of a standby's data directory, taken while it runs: a base backup that nobody sends anywhere.
+//! Tablespaces are copied into it, and lie there as directories: the clone has no link to the standby's.
 //!
 //! Where the file system shares blocks between files (btrfs, XFS) nothing is copied; elsewhere it is copied
 //! at a rate that leaves the disk to others. Source: PostgreSQL's manual, "Making a Base Backup Using the Low
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use postgres::below::{Below, Name, Owner};
 use postgres::instance::account::Account;
+use postgres::tablespaces::{Place, link_of, places_in};
 use sqlx::{PgConnection, Row};
 
 use super::DrillError;
@@ -60,13 +62,23 @@ pub async fn clone(
     let standby = Below::open(from).map_err(DrillError::at(from))?;
     let clone = Below::make(to, owner).map_err(DrillError::at(to))?;
     let shared = can_share(&standby, &clone, owner);
+    let mut tablespaces = Vec::new();
+    for Place { oid, path } in places_in(from).map_err(DrillError::at(from))? {
+        tablespaces.push((oid, Below::open_owned(&path, owner).map_err(DrillError::at(&path))?));
+    }
     if !shared {
-        check_room(&standby, to)?;
+        let all = std::iter::once(&standby).chain(tablespaces.iter().map(|(_, place)| place));
+        check_room(all, to)?;
     }
     sqlx::query("SELECT pg_backup_start('replicator drill', true)").execute(&mut *connection).await?;
     let cloned = Cloned { shared, ..Cloned::default() };
     let mut copier = Copier { standby: &standby, clone: &clone, owner, bytes_per_second, cloned };
-    copier.all().await?;
+    copier.all(&standby, Path::new("")).await?;
+    for (oid, place) in &tablespaces {
+        let link = link_of(*oid);
+        clone.make_below(&link, owner).map_err(DrillError::at(&to.join(&link)))?;
+        copier.all(place, &link).await?;
+    }
     // Last: the clone is consistent once it has the redo up to what this says.
     copier.control(Path::new("global/pg_control")).await?;
     let stopped = sqlx::query("SELECT labelfile FROM pg_backup_stop(false)").fetch_one(connection).await?;
@@ -84,27 +96,32 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    async fn all(&mut self) -> Result<(), DrillError> {
+    /// Copies all that is below `from` to `to` in the clone.
+    async fn all(&mut self, from: &Below, to: &Path) -> Result<(), DrillError> {
         let mut directories = vec![PathBuf::new()];
         while let Some(below) = directories.pop() {
-            let io = DrillError::at(&self.standby.path().join(&below));
+            let io = DrillError::at(&from.path().join(&below));
             let names = match below.as_os_str().is_empty() {
-                true => self.standby.names(),
-                false => self.standby.directory(&below).and_then(|directory| directory.names()),
+                true => from.names(),
+                false => from.directory(&below).and_then(|directory| directory.names()),
             };
-            for Name { name, is_directory, is_file } in names.map_err(&io)? {
-                let path = below.join(&name);
+            let names = match names {
+                // Dropped meanwhile: its redo says so.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                names => names.map_err(&io)?,
+            };
+            for Name { name, is_directory, is_file } in names {
+                let (source, path) = (below.join(&name), to.join(&below).join(&name));
                 if is_directory {
                     self.clone.make_below(&path, self.owner).map_err(&io)?;
                     let empty = EMPTY.iter().any(|empty| path.as_path() == Path::new(empty));
                     if !empty && name != "pgsql_tmp" {
-                        directories.push(path);
+                        directories.push(source);
                     }
                 } else if is_file && !is_left_out(&path) {
-                    match self.file(&path).await {
-                        // Dropped meanwhile: its redo says so.
+                    match self.file(from, &source, &path).await {
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                        copied => copied.map_err(DrillError::at(&self.standby.path().join(&path)))?,
+                        copied => copied.map_err(DrillError::at(&from.path().join(&source)))?,
                     }
                 }
             }
@@ -112,13 +129,14 @@ impl Copier<'_> {
         Ok(())
     }
 
-    async fn file(&mut self, path: &Path) -> io::Result<()> {
-        let mut source = self.standby.open_file(path)?;
+    async fn file(&mut self, from: &Below, source: &Path, path: &Path) -> io::Result<()> {
+        let mut source = from.open_file(source)?;
         let mut target = self.clone.create_new(path, self.owner)?;
         self.cloned.files += 1;
-        if self.cloned.shared {
+        // A tablespace may be on another file system.
+        if self.cloned.shared && rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
             self.cloned.bytes += source.metadata()?.len();
-            return Ok(rustix::fs::ioctl_ficlone(&target, &source)?);
+            return Ok(());
         }
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -171,8 +189,11 @@ fn can_share(standby: &Below, clone: &Below, owner: Owner) -> bool {
     shared
 }
 
-fn check_room(standby: &Below, to: &Path) -> Result<(), DrillError> {
-    let needed = standby.bytes().map_err(DrillError::at(standby.path()))?;
+fn check_room<'a>(all: impl Iterator<Item = &'a Below>, to: &Path) -> Result<(), DrillError> {
+    let mut needed = 0;
+    for below in all {
+        needed += below.bytes().map_err(DrillError::at(below.path()))?;
+    }
     let room = rustix::fs::statvfs(to).map_err(|e| DrillError::at(to)(e.into()))?;
     let available = room.f_bavail * room.f_frsize;
     // What the clone replays and writes comes on top.

@@ -18,7 +18,6 @@ mod tunnel;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use postgres::backup::rewind::has_tablespaces;
 use postgres::installation::{Installation, InstallationError, major_of_data};
 use postgres::instance::account::{Account, AccountError};
 use postgres::instance::{Instance, InstanceError, InstanceOptions, Stop};
@@ -198,13 +197,6 @@ impl Drill {
         }
         let lock = DaemonLock::take(&self.places.drill_lock())?;
         let clone = self.clone()?;
-        if has_tablespaces(&self.places.pgdata()) {
-            return Err(DrillError::NotNow(format!(
-                "region {} has tablespaces besides the default ones, and a clone would write the files of the running standby: it cannot be \
-                 rehearsed. Move their tables to pg_default",
-                self.own.name
-            )));
-        }
         remove(&clone, &self.places.drill()).await?;
         make_passable(&self.places.drill()).map_err(DrillError::at(&self.places.drill()))?;
         let watch = self.watch()?;

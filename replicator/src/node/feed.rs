@@ -76,7 +76,8 @@ impl Feed {
         let no_way = || TransportError::Lost("the region's daemon is not reached".into());
         let connection = self.link.way.borrow().clone().ok_or_else(no_way)?;
         let (node, Data { id, origin }) = (self.link.node.to_string(), self.data.clone());
-        let open = self.link.open(open::Purpose::Feed(FeedOpen { node, data: id, origin: origin.0 }));
+        let feed = FeedOpen { node, data: id, origin: origin.0, carries_tablespaces: true };
+        let open = self.link.open(open::Purpose::Feed(feed));
         let mut stream = connection.open_stream(&open).await?;
         let ready = tokio::time::timeout(PATIENCE, stream.receive::<FeedReady>(MAX_CONTROL_MESSAGE_BYTES));
         let ready = ready.await.unwrap_or_else(|_| Err(TransportError::Lost("no answer in time".into())))?;

@@ -203,10 +203,10 @@ impl Replica {
                     if self.said.fed.load(Ordering::Relaxed) > 0 {
                         pause = AGAIN;
                         // It goes on with what it has: what a copy that was given up left serves nothing.
-                        let data_dir = self.instance.options().data_dir.clone();
-                        if let Ok(Err(e)) =
-                            blocking("drop a copy's remains", move || drop_remains(&data_dir)).await
-                        {
+                        let options = self.instance.options();
+                        let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
+                        let drop = move || drop_remains(&data_dir, &account);
+                        if let Ok(Err(e)) = blocking("drop a copy's remains", drop).await {
                             tracing::warn!("{e}");
                         }
                     }
@@ -347,7 +347,8 @@ impl Replica {
         let connection = self.link.way.borrow().clone().ok_or(CopyError::NoWay)?;
         let options = self.instance.options();
         let node = self.node.name.to_string();
-        let purpose = open::Purpose::Backup(BackupOpen { node, tells_inventory: true });
+        let purpose =
+            open::Purpose::Backup(BackupOpen { node, tells_inventory: true, carries_tablespaces: true });
         let mut stream = connection.open_stream(&self.link.open(purpose)).await?;
         let ready: Option<BackupReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
         let ready = ready.ok_or(TransportError::Finished)?;
@@ -367,6 +368,8 @@ impl Replica {
             system_id: SystemId(ready.system_id),
             total_bytes: ready.total_bytes,
             takes_inventory: ready.takes_inventory,
+            // All of them lie below the data directory, as its redo has them.
+            places: Vec::new(),
         };
         let begin = move || Seed::begin(&data_dir, &account, coming);
         let seed =

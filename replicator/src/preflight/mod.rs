@@ -14,6 +14,7 @@ use postgres::major::{LogicalSlots, Major};
 use postgres::slots::Carried;
 use postgres::vitals::{Decodes, OfRole, Slot, Vitals};
 use proto::RegionName;
+use proto::limits::MAX_TABLESPACES;
 use proto::messages::finding::Outcome;
 use proto::messages::{self as m};
 
@@ -372,11 +373,13 @@ impl Findings<'_> {
         for (fact, action) in undone(vitals, facts.commits_wait && writes) {
             self.add(Kind::Durability, Outcome::Told, fact, action);
         }
-        for (name, place) in &vitals.tablespaces {
-            let fact = format!("tablespace {name} lies in {place}");
-            let action =
-                "move its tables to pg_default: a region that needs a seed or a rewind gets none with it";
-            self.add(Kind::Tablespace, Outcome::Told, fact, action);
+        if let Some(fact) = too_many_tablespaces(vitals) {
+            self.add(
+                Kind::Tablespace,
+                Outcome::Told,
+                fact,
+                "drop some: a region that needs either gets none",
+            );
         }
     }
 }
@@ -490,12 +493,18 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
             ));
         }
     }
-    for (name, place) in &vitals.tablespaces {
-        notes.push(format!(
-            "tablespace {name} in {place} is not carried by seeds and rewinds; use pg_default"
-        ));
-    }
+    notes.extend(too_many_tablespaces(vitals).map(|fact| format!("{fact}; drop some")));
     notes
+}
+
+/// More tablespaces than a region can be sent, in words.
+fn too_many_tablespaces(vitals: &Vitals) -> Option<String> {
+    (vitals.tablespaces > MAX_TABLESPACES).then(|| {
+        format!(
+            "there are {} tablespaces, and seeds and rewinds carry {MAX_TABLESPACES} at most",
+            vitals.tablespaces
+        )
+    })
 }
 
 /// Which of a region's disks have little room, in words: less than a twentieth, or 1 GiB of a large one; and

@@ -9,6 +9,7 @@ use postgres::backup::remains;
 use postgres::instance::{Instance, InstanceError, Part};
 use postgres::protocol::walsender::StandbyProgress;
 use postgres::sockets::WALSENDER_PORT;
+use postgres::tablespaces::PlaceError;
 use proto::messages::ReplicateOpen;
 use proto::{Epoch, Lsn, SystemId};
 use runtime::clock::{now, steady_us};
@@ -49,6 +50,7 @@ pub struct Follower {
     /// The role that applications use.
     pub(super) owner: String,
     pub(super) instance: Instance,
+    pub(super) places: Arc<OwnPlaces>,
     pub(super) volume: Volume,
     pub(super) inbound: Arc<Inbound>,
     heard: Heard,
@@ -115,6 +117,9 @@ pub enum FollowError {
     /// The region's record cannot be written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A tablespace can have no place.
+    #[error("a tablespace of the primary's can have no place: {0}")]
+    Place(#[from] PlaceError),
     /// The volume cannot begin anew.
     #[error(transparent)]
     Volume(#[from] volume::VolumeError),
@@ -170,15 +175,16 @@ impl Follower {
     /// # Errors
     /// When the data is another PostgreSQL's, or cannot be configured.
     pub(super) async fn start(parts: &Parts, hold: Hold) -> Result<Arc<Follower>, FollowError> {
-        let Parts { layout, instance, volume, file, journal, tracer, config, .. } = parts;
-        let places: Arc<dyn feed::Places> = Arc::new(OwnPlaces { instance: instance.clone() });
-        let heard = Heard { tracer: tracer.clone(), places: Some(places), ..Heard::default() };
+        let Parts { layout, instance, volume, file, journal, tracer, config, places, .. } = parts;
+        let fed: Arc<dyn feed::Places> = places.clone();
+        let heard = Heard { tracer: tracer.clone(), places: Some(fed), ..Heard::default() };
         let applied = heard.progress.subscribe();
         let inbound = Inbound::new(volume.clone(), file.get().epoch(), applied, tracer.clone());
         let follower = Follower {
             layout: layout.clone(),
             owner: config.owner.clone(),
             instance: instance.clone(),
+            places: places.clone(),
             volume: volume.clone(),
             inbound,
             heard,
@@ -245,7 +251,7 @@ impl Follower {
         let state = self.record.get();
         // Recorded, the data are whole; without, a seed or a rewind was not finished.
         let Some(system_id) = state.system_id else { return self.no_data() };
-        let can_rewind = self.instance.exists() && !self.instance.has_tablespaces();
+        let can_rewind = self.instance.exists();
         match state.rejoining {
             true => Data::Led { system_id, can_rewind },
             false => Data::Whole { system_id, can_rewind },
@@ -479,7 +485,8 @@ async fn drop_remains(follower: Weak<Follower>) {
         }
         // While a seed comes they are in use.
         let Ok(_turn) = follower.seeding.try_lock() else { continue };
-        let data_dir = follower.instance.options().data_dir.clone();
+        let options = follower.instance.options();
+        let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
         let looked = blocking("look at what a seed left", move || (remains::remains(&data_dir), data_dir));
         let Ok((Some(is_nearly_full), data_dir)) = looked.await else { continue };
         if follower.inbound.state().streaming && streams_since.is_none() {
@@ -490,7 +497,7 @@ async fn drop_remains(follower: Weak<Follower>) {
             continue;
         }
         let why = if is_nearly_full { "the disk is nearly full" } else { "redo streams without it" };
-        match blocking("drop what a seed left", move || remains::drop_remains(&data_dir)).await {
+        match blocking("drop what a seed left", move || remains::drop_remains(&data_dir, &account)).await {
             Ok(Ok(_)) => tracing::info!("what is here of an interrupted seed is removed: {why}"),
             Ok(Err(e)) => tracing::warn!("{e}"),
             Err(e) => tracing::warn!("{e}"),

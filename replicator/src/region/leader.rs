@@ -150,9 +150,10 @@ impl Leader {
         });
         let lease = Tasks::new();
         let (engine, primary) = (Mutex::new(Some(engine)), primary);
-        let data_dir = instance.options().data_dir.clone();
+        let (data_dir, account) = (instance.options().data_dir.clone(), instance.options().account.clone());
         let _tidy = Task::spawn("drop what a seed left", async move {
-            let dropped = blocking("drop what a seed left", move || remains::drop_remains(&data_dir)).await;
+            let drop = move || remains::drop_remains(&data_dir, &account);
+            let dropped = blocking("drop what a seed left", drop).await;
             if let Ok(Err(e)) = dropped {
                 tracing::warn!("{e}");
             }

@@ -1,5 +1,6 @@
 //! Looks at the region's PostgreSQL: the facts that [`crate::preflight`] judges, and the mends that it names.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use postgres::instance::Instance;
 use postgres::inventory::{self, OfDatabase};
 use postgres::protocol::client::ClientError;
 use postgres::protocol::session::SessionError;
+use postgres::tablespaces::places_in;
 use postgres::vitals::{Replay, Vitals};
 use proto::messages::finding::Outcome;
 use runtime::clock::now;
@@ -153,10 +155,13 @@ fn disks_of(places: impl IntoIterator<Item = PathBuf>) -> Vec<Disk> {
         let place = place.display().to_string();
         Some(Disk { place, free_bytes: bytes(room.f_bavail), total_bytes: bytes(room.f_blocks) })
     };
-    let mut disks: Vec<Disk> = places.into_iter().filter_map(disk).collect();
+    let places: Vec<PathBuf> = places.into_iter().collect();
+    let of_tablespaces = places.iter().flat_map(|place| places_in(place).unwrap_or_default());
+    let of_tablespaces: Vec<PathBuf> = of_tablespaces.map(|place| place.path).collect();
     // Mostly they are one.
-    disks.dedup_by_key(|disk| (disk.free_bytes, disk.total_bytes));
-    disks
+    let mut seen = HashSet::new();
+    let disks = places.into_iter().chain(of_tablespaces).filter_map(disk);
+    disks.filter(|disk| seen.insert((disk.free_bytes, disk.total_bytes))).collect()
 }
 
 impl Follower {

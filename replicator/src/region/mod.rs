@@ -68,6 +68,7 @@ use health::Health;
 use leader::LeaderError;
 use reload::{InForce, Source};
 use runtime::task::Task;
+use tablespaces::OwnPlaces;
 use telemetry::trace::Tracer;
 
 /// Why a region's daemon cannot run.
@@ -136,6 +137,8 @@ pub(crate) struct Parts {
     pub(crate) layout: RegionLayout,
     pub(crate) volume: Volume,
     pub(crate) instance: Instance,
+    /// Where its tablespaces lie.
+    pub(crate) places: Arc<OwnPlaces>,
     pub(crate) file: Arc<RegionFile>,
     pub(crate) voter: Arc<Voter>,
     /// Cancelled when this daemon is to end and be started again.
@@ -270,6 +273,7 @@ pub async fn run(
         server_certificate_ends_s: AtomicI64::new(certificates::server_ends_s(&places)),
         layout: places,
         volume,
+        places: Arc::new(OwnPlaces::new(instance.clone())),
         instance,
         file: file.clone(),
         voter: voter.clone(),
@@ -317,6 +321,7 @@ pub async fn run(
     let _reloading = Task::spawn("read the configuration again", region.clone().reload_when_told());
     let _telling = Task::spawn("note who is not let in", region.clone().note_refused());
     let _renewing = Task::spawn("use other certificates", region.clone().renew_certificates(identity));
+    let _tidying = Task::spawn("tidy the places of tablespaces", region.clone().tidy_places());
     let _sealing = Task::spawn("use other keys", region.clone().renew_keys());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),

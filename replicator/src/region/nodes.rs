@@ -29,7 +29,7 @@ use transport::{Stream, TransportError};
 use volume::{Claim, Volume};
 
 use super::Region;
-use super::tablespaces::NoPlaces;
+use super::tablespaces::{BelowData, NoPlaces};
 use crate::config::NodeConfig;
 use crate::endpoint::way::Replica;
 use crate::facts::LeaderFacts;
@@ -332,7 +332,10 @@ impl Region {
         let keeping = keep(node.clone(), self.volume.clone(), claim.clone(), missing.subscribe(), open.data);
         let _keeping = Task::spawn("keep redo for a node's standby", keeping);
         let version = self.instance.installation().version.clone();
-        let places: Arc<dyn feed::Places> = Arc::new(NoPlaces { missing: missing.clone() });
+        let places: Arc<dyn feed::Places> = match open.carries_tablespaces {
+            true => Arc::new(BelowData),
+            false => Arc::new(NoPlaces { missing: missing.clone() }),
+        };
         let progress = node.progress.clone();
         let heard = Heard { progress, missing, places: Some(places), ..Heard::default() };
         tracing::info!("the standby of node {name} is fed");
@@ -371,7 +374,7 @@ impl Region {
     ) -> Result<(), TransportError> {
         let mut begun = false;
         let sent = match self.its_node(&open.node) {
-            Ok(own) => self.back_up(&own.name, &mut stream, open.tells_inventory, &mut begun).await,
+            Ok(own) => self.back_up(&own.name, &mut stream, &open, &mut begun).await,
             Err(refusal) => Err(refusal),
         };
         let name = &open.node;
@@ -402,7 +405,7 @@ impl Region {
         &self,
         name: &NodeName,
         stream: &mut Stream,
-        tells_inventory: bool,
+        open: &BackupOpen,
         begun: &mut bool,
     ) -> Result<(), Refusal> {
         let busy = |why: &str| Refusal::new(Kind::Busy, why);
@@ -414,10 +417,10 @@ impl Region {
         let _turn =
             self.nodes.backups.try_acquire().map_err(|_| busy("other nodes are sent copies first"))?;
         let instance = self.instance.clone();
-        let look = move || (instance.has_tablespaces(), instance.control_data());
+        let look = move || (instance.tablespaces(), instance.control_data());
         let (tablespaces, control) = blocking("look at the data directory", look).await.map_err(failed)?;
-        if tablespaces {
-            let why = "its PostgreSQL has tablespaces besides the default ones, which are not carried";
+        if !open.carries_tablespaces && !tablespaces.map_err(failed)?.is_empty() {
+            let why = "there are tablespaces besides the default ones, and the node is of an earlier version, which has none: update it";
             return Err(failed(why));
         }
         let segment_size = control.map_or(SegmentSize::USUAL, |control| control.segment_size);
@@ -438,12 +441,12 @@ impl Region {
             origin: origin.0,
             total_bytes: backup.total_bytes,
             major: self.instance.installation().major.0,
-            takes_inventory: tells_inventory,
+            takes_inventory: open.tells_inventory,
             system_id: system_id.0,
         };
         stream.send(&ready).await.map_err(failed)?;
         *begun = true;
-        let inventory = match tells_inventory {
+        let inventory = match open.tells_inventory {
             true => receive_inventory(stream).await.map_err(failed)?,
             false => Inventory::default(),
         };

@@ -99,18 +99,21 @@ impl Follower {
     ) -> Result<(Lsn, Arc<Progress>), FollowError> {
         let options = self.instance.options();
         let (data_dir, account) = (options.data_dir.clone(), options.account.clone());
-        let coming = Coming {
-            system_id: SystemId(open.system_id),
-            total_bytes: open.total_bytes,
-            takes_inventory: open.takes_inventory,
+        let (places, tablespaces) = (self.places.clone(), open.tablespaces.clone());
+        let (system_id, total_bytes) = (SystemId(open.system_id), open.total_bytes);
+        let takes_inventory = open.takes_inventory;
+        let begin = move || {
+            let places = places.of_seed(&tablespaces)?;
+            let coming = Coming { system_id, total_bytes, takes_inventory, places };
+            Ok::<_, FollowError>(Seed::begin(&data_dir, &account, coming)?)
         };
-        let begin = move || Seed::begin(&data_dir, &account, coming);
         let seed =
             blocking("begin a seed", begin).await.map_err(|e| FollowError::Blocking(e.to_string()))??;
         let progress = seed.progress();
-        let consent = SeedAnswer { refusal: None, tells_inventory: coming.takes_inventory };
+        let consent =
+            SeedAnswer { refusal: None, tells_inventory: takes_inventory, carries_tablespaces: true };
         stream.send(&consent).await.map_err(secondary::seed::SeedError::from)?;
-        if coming.takes_inventory {
+        if takes_inventory {
             secondary::seed::tell_inventory(stream, &seed).await?;
         }
         let (unpacked, consistent_lsn) = secondary::seed::receive(stream, seed).await?;
@@ -168,6 +171,10 @@ impl Follower {
         let (epoch, history) = (Epoch(open.epoch), parse(open.timeline, &open.history)?);
         self.leave_data(epoch, &history).await?;
         self.instance.settle_standby(SETTLE).await?;
+        // pg_rewind finds a place for each, and makes no link to where the primary's lies.
+        let (places, tablespaces) = (self.places.clone(), open.tablespaces);
+        let made = blocking("make the places of tablespaces", move || places.of_rewind(&tablespaces)).await;
+        made.map_err(|e| FollowError::Blocking(e.to_string()))??;
         self.write_segments(&history).await?;
         self.run_pg_rewind(tunnel).await?;
         let rewound_lsn = self.instance.rewound()?;

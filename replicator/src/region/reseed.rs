@@ -78,7 +78,11 @@ pub(super) fn set_aside(
     let failed = |path: &Path, source: io::Error| StateError::Io { path: path.display().to_string(), source };
     let volume = aside.join("volume");
     private::make_directory(&volume).map_err(|e| failed(&aside, e))?;
-    let mut moves = vec![(places.pgdata(), aside.join("pgdata")), (places.lost(), aside.join("lost"))];
+    let mut moves = vec![
+        (places.pgdata(), aside.join("pgdata")),
+        (places.tablespaces(), aside.join("tablespaces")),
+        (places.lost(), aside.join("lost")),
+    ];
     for zone in ['a', 'b', 'c'].into_iter().filter(|zone| !apart.contains(zone)) {
         let zone = format!("az-{zone}");
         let from = places.volume().join(&zone);
@@ -144,6 +148,7 @@ mod tests {
         for path in [
             "identity/key",
             "pgdata/PG_VERSION",
+            "tablespaces/7/PG_15_1/5/6",
             "lost/epoch-1/meta",
             "volume/az-a/a1/log",
             "volume/az-b/b1/log",
@@ -164,7 +169,9 @@ mod tests {
         std::fs::create_dir_all(places.aside("T")).unwrap();
         std::fs::rename(places.pgdata(), places.aside("T").join("pgdata")).unwrap();
         let after = set_aside(&places, state.clone(), &['b']).unwrap();
-        for path in ["pgdata/PG_VERSION", "lost/epoch-1/meta", "volume/az-a/a1/log"] {
+        for path in
+            ["pgdata/PG_VERSION", "tablespaces/7/PG_15_1/5/6", "lost/epoch-1/meta", "volume/az-a/a1/log"]
+        {
             assert!(
                 places.aside("T").join(path).exists() && !places.directory().join(path).exists(),
                 "{path}"
