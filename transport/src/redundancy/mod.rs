@@ -29,13 +29,13 @@ pub use assembly::Assembly;
 pub use budget::{Budget, Due};
 pub use ring::Ring;
 
-/// The variable that, where it says `off`, has a primary offer repairs to nobody, for measurements.
+/// The variable that has a primary offer repairs, unless it says `off`.
 pub const VARIABLE: &str = "REPLICATOR_REPAIRS";
 
-/// Whether a primary offers repairs: unless [`VARIABLE`] says `off`.
+/// Whether a primary offers repairs: where [`VARIABLE`] is set to anything but `off`.
 #[must_use]
 pub fn is_offered() -> bool {
-    std::env::var_os(VARIABLE).is_none_or(|said| said != "off")
+    std::env::var_os(VARIABLE).is_some_and(|said| said != "off")
 }
 
 /// The largest cell, bytes: what one packet holds of a stream on an Ethernet, and a little more.
