@@ -74,9 +74,10 @@ bench: build ## commit-to-visible lag, throughput and WAN bytes, beside stock Po
 	target/release/replicator-bench telemetry
 	target/release/replicator-bench endpoint
 
-bench-links: build ## ours and stock PostgreSQL over emulated long, lossy links, each congestion controller, a seed, a catch-up (needs root; half an hour)
+bench-links: build ## ours and stock PostgreSQL over emulated long, lossy links, each congestion controller, repairs, a seed, a catch-up (needs root; half an hour)
 	target/release/replicator-bench links
 	target/release/replicator-bench controllers
+	target/release/replicator-bench repairs
 	target/release/replicator-bench bring
 
 fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::RegionName;
-use quinn::VarInt;
+use quinn::{AsyncUdpSocket, VarInt};
 use runtime::task::Tasks;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -50,13 +50,30 @@ impl Endpoint {
     pub fn bind(listen: Option<SocketAddr>, identity: &Identity) -> Result<Endpoint, TransportError> {
         let address = listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let failed = |reason: String| TransportError::Bind { address: address.to_string(), reason };
+        let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
+        let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
+        let socket = runtime.wrap_udp_socket(socket).map_err(|e| failed(e.to_string()))?;
+        Endpoint::over(socket, listen, identity)
+    }
+
+    /// As [`Endpoint::bind`], over `socket`, which has the address `listen`. It need not be one of the
+    /// system's: tests have paths of their own.
+    ///
+    /// # Errors
+    /// When the identity cannot be used for TLS.
+    pub fn over(
+        socket: Arc<dyn AsyncUdpSocket>,
+        listen: Option<SocketAddr>,
+        identity: &Identity,
+    ) -> Result<Endpoint, TransportError> {
+        let address = listen.map_or_else(|| "no address".into(), |listen| listen.to_string());
+        let failed = |reason: String| TransportError::Bind { address: address.clone(), reason };
         let congestion = Congestion::from_environment().map_err(&failed)?;
         let used = Credentials::of(identity).map_err(&failed)?;
-        let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
         let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
         let accepts = listen.map(|_| used.server());
         let config = listen.map_or_else(quinn::EndpointConfig::default, |at| reset::config(identity, at));
-        let endpoint = quinn::Endpoint::new(config, accepts, socket, runtime);
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, accepts, socket, runtime);
         let endpoint = endpoint.map_err(|e| failed(e.to_string()))?;
         let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.

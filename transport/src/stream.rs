@@ -251,6 +251,12 @@ impl Receiver {
         self.repairs.as_ref().map_or(0, |taking| taking.messages)
     }
 
+    /// Repairs that did not fit together with the stream, and were passed over.
+    #[must_use]
+    pub fn refuted_repairs(&self) -> u64 {
+        self.repairs.as_ref().map_or(0, |taking| taking.assembly.refuted())
+    }
+
     /// Waits for the next message; `None` once the peer has finished the stream. Cancel safe.
     ///
     /// # Errors

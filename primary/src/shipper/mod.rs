@@ -34,9 +34,6 @@ use machine::{Command, Input, Log, Position, Redo, Shipper, State, Wait};
 /// How long a region may take to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The variable that has repairs offered to secondaries, until they have been measured on real paths.
-const REPAIRS: &str = "REPLICATOR_REPAIRS";
-
 /// What one shipper works with.
 struct Shipping {
     options: Arc<PrimaryOptions>,
@@ -236,7 +233,7 @@ impl Shipping {
             durable_lsn: bounds.durable_lsn.0,
             history: history.content.clone().into(),
             major: self.options.writer.installation().major.0,
-            repairs: std::env::var_os(REPAIRS).is_some(),
+            repairs: transport::redundancy::is_offered(),
         };
         let mut stream = connection.open_stream(&self.open(open::Purpose::Replicate(ask))).await?;
         let ready = stream.receive(proto::messages::MAX_CONTROL_MESSAGE_BYTES).await?;

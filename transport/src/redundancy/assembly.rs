@@ -5,18 +5,19 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
-use super::{Repair, Ring, cells, factor, field, place};
+use super::solution::{Solution, solve};
+use super::{Repair, Ring};
 
 /// Repairs that wait for what they cover at once. The oldest gives way.
 const REPAIRS_MAX: usize = 16;
 
-/// Cells that one solution brings back at most, and gaps that are looked at. With more, the stream's own
-/// retransmission is waited for.
-const UNKNOWN_MAX: usize = 12;
-const GAPS_MAX: usize = 16;
+/// Gaps that are looked at, the oldest.
+const GAPS_MAX: usize = 24;
 
 /// Puts a stream together. What it holds beyond a gap is the caller's to bound, by
 /// [`Assembly::beyond_bytes`].
+///
+/// What the stream brings comes out as if there were no repairs, at the same call or an earlier one.
 #[derive(Debug, Default)]
 pub struct Assembly {
     /// All before it is known.
@@ -31,16 +32,7 @@ pub struct Assembly {
     /// The newest bytes, once the first repair came.
     ring: Option<Ring>,
     repairs: VecDeque<Repair>,
-}
-
-/// One unknown: a cell, of which a segment of columns is missing.
-#[derive(Debug)]
-struct Equation<'a> {
-    repair: &'a Repair,
-    /// The factors of the unknown cells.
-    factors: Vec<u8>,
-    /// Of which repairs it is the sum, and how much of each.
-    parts: Vec<u8>,
+    refuted: u64,
 }
 
 impl Assembly {
@@ -56,6 +48,12 @@ impl Assembly {
         self.beyond_bytes
     }
 
+    /// Repairs that did not fit together with the stream.
+    #[must_use]
+    pub fn refuted(&self) -> u64 {
+        self.refuted
+    }
+
     /// The next bytes in order, and whether a repair brought them.
     pub fn take(&mut self) -> Option<(Bytes, bool)> {
         self.ready.pop_front()
@@ -63,8 +61,11 @@ impl Assembly {
 
     /// The stream brought bytes. What is known already is passed over.
     pub fn chunk(&mut self, offset: u64, bytes: Bytes) {
-        self.insert(offset, bytes, false);
-        if !self.repairs.is_empty() {
+        let end = offset + bytes.len() as u64;
+        // What is new at the stream's end tells nothing of gaps before it.
+        let tells = |repair: &Repair| offset < repair.window.end && repair.window.start < end;
+        let tells = self.repairs.iter().any(tells);
+        if self.insert(offset, bytes, false) && tells {
             self.solve();
         }
     }
@@ -83,8 +84,11 @@ impl Assembly {
         self.solve();
     }
 
-    fn insert(&mut self, offset: u64, bytes: Bytes, repaired: bool) {
-        for gap in self.gaps(offset..offset + bytes.len() as u64) {
+    /// Takes what is not known of these bytes; whether there was any.
+    fn insert(&mut self, offset: u64, bytes: Bytes, repaired: bool) -> bool {
+        let gaps = self.gaps(offset..offset + bytes.len() as u64);
+        let any = !gaps.is_empty();
+        for gap in gaps {
             let at = |place: u64| usize::try_from(place - offset).unwrap_or_default();
             let piece = bytes.slice(at(gap.start)..at(gap.end));
             if let Some(ring) = &mut self.ring {
@@ -104,6 +108,7 @@ impl Assembly {
             self.next += piece.len() as u64;
             self.ready.push_back((piece, repaired));
         }
+        any
     }
 
     /// What is not known of these bytes.
@@ -129,143 +134,56 @@ impl Assembly {
     fn solve(&mut self) {
         loop {
             let oldest = self.ring.as_ref().map_or(u64::MAX, Ring::begin);
-            let next = self.next;
-            self.repairs.retain(|repair| repair.window.start >= oldest && repair.window.end > next);
-            let found = self.solutions();
-            if found.is_empty() {
+            let mut repairs = std::mem::take(&mut self.repairs);
+            repairs.retain(|repair| {
+                repair.window.start >= oldest && !self.gaps(repair.window.clone()).is_empty()
+            });
+            self.repairs = repairs;
+            let Solution { pieces, mut refuted } = self.solution();
+            self.refuted += refuted.len() as u64;
+            while let Some(number) = refuted.pop() {
+                self.repairs.remove(number);
+            }
+            if pieces.is_empty() {
                 return;
             }
-            for (offset, bytes) in found {
+            for (offset, bytes) in pieces {
                 self.insert(offset, bytes, true);
             }
         }
     }
 
-    fn solutions(&self) -> Vec<(u64, Bytes)> {
-        let (Some(newest), Some(ring)) = (self.repairs.back(), &self.ring) else { return Vec::new() };
-        let cell = newest.cell;
-        let repairs: Vec<&Repair> = self.repairs.iter().filter(|repair| repair.cell == cell).collect();
-        let begin = repairs.iter().map(|repair| repair.window.start).min().unwrap_or_default();
-        let end = repairs.iter().map(|repair| repair.window.end).max().unwrap_or_default();
-        let gaps = self.gaps(begin..end);
-        if gaps.is_empty() || gaps.len() > GAPS_MAX {
-            return Vec::new();
-        }
-        // Within a segment of columns, each cell is missing or known as a whole, and within a window or not.
-        let bounds: BTreeSet<u64> = [0, cell]
-            .into_iter()
-            .chain(gaps.iter().flat_map(|gap| [gap.start % cell, gap.end % cell]))
-            .chain(repairs.iter().flat_map(|repair| {
-                let columns = repair.columns();
-                let window = &repair.window;
-                [columns.start, columns.end, window.start % cell, window.end % cell]
-            }))
-            .collect();
-        let bounds: Vec<u64> = bounds.into_iter().collect();
-        let segments = bounds.windows(2).map(|pair| pair[0]..pair[1]);
-        segments.flat_map(|segment| solve_segment(ring, &repairs, &gaps, cell, &segment)).collect()
-    }
-}
-
-/// What can be brought back of a segment of columns.
-fn solve_segment(
-    ring: &Ring,
-    repairs: &[&Repair],
-    gaps: &[Range<u64>],
-    cell: u64,
-    segment: &Range<u64>,
-) -> Vec<(u64, Bytes)> {
-    let missing = |index: u64| {
-        let offset = index * cell + segment.start;
-        gaps.iter().any(|gap| gap.contains(&offset))
-    };
-    let covers = |repair: &Repair, index: u64| repair.window.contains(&(index * cell + segment.start));
-    let mut holds: Vec<&Repair> = repairs
-        .iter()
-        .copied()
-        .filter(|repair| {
-            let columns = repair.columns();
-            columns.start <= segment.start && segment.end <= columns.end
-        })
-        .collect();
-    let touched: BTreeSet<u64> =
-        gaps.iter().flat_map(|gap| cells(gap, cell)).filter(|i| missing(*i)).collect();
-    let unknown_of = |repair: &Repair| touched.iter().filter(|index| covers(repair, **index)).count();
-    // One that lacks more than all of them could bring says nothing.
-    let most = holds.len().min(UNKNOWN_MAX);
-    holds.retain(|repair| (1..=most).contains(&unknown_of(repair)));
-    let unknown: Vec<u64> =
-        touched.iter().copied().filter(|index| holds.iter().any(|repair| covers(repair, *index))).collect();
-    if holds.is_empty() || unknown.len() > UNKNOWN_MAX {
-        return Vec::new();
-    }
-    let mut equations: Vec<Equation<'_>> = Vec::with_capacity(holds.len());
-    for (number, repair) in holds.iter().enumerate() {
-        let of = |index: &u64| if covers(repair, *index) { factor(repair.key, *index) } else { 0 };
-        let mut parts = vec![0; holds.len()];
-        parts[number] = 1;
-        equations.push(Equation { repair, factors: unknown.iter().map(of).collect(), parts });
-    }
-    eliminate(&mut equations, unknown.len());
-    let mut found = Vec::new();
-    for equation in &equations {
-        let mut others = equation.factors.iter().enumerate().filter(|(_, factor)| **factor != 0);
-        let (Some((column, _)), None) = (others.next(), others.next()) else { continue };
-        let mut bytes = vec![0; usize::try_from(segment.end - segment.start).unwrap_or_default()];
-        for (part, other) in equation.parts.iter().zip(&equations) {
-            if *part != 0 {
-                let known = remainder(ring, other.repair, &missing, cell, segment);
-                field::add_scaled(&mut bytes, &known, *part);
+    /// What the repairs cover: their windows in order, those together that overlap.
+    fn windows(&self) -> Vec<Range<u64>> {
+        let mut windows: Vec<Range<u64>> = self.repairs.iter().map(|repair| repair.window.clone()).collect();
+        windows.sort_unstable_by_key(|window| window.start);
+        windows.dedup_by(|next, last| {
+            let together = next.start <= last.end;
+            if together {
+                last.end = last.end.max(next.end);
             }
-        }
-        found.push((unknown[column] * cell + segment.start, bytes.into()));
+            together
+        });
+        windows
     }
-    found
-}
 
-/// What a repair has of a segment beyond what is known: the sum of the unknown.
-fn remainder(
-    ring: &Ring,
-    repair: &Repair,
-    missing: &impl Fn(u64) -> bool,
-    cell: u64,
-    segment: &Range<u64>,
-) -> Vec<u8> {
-    let at = |column: u64| usize::try_from(column - repair.column).unwrap_or_default();
-    let mut sum = repair.bytes[at(segment.start)..at(segment.end)].to_vec();
-    for index in cells(&repair.window, cell).filter(|index| !missing(*index)) {
-        let here = place(index, cell, segment, &repair.window);
-        if !here.is_empty() {
-            ring.add_to(&mut sum, here, factor(repair.key, index));
-        }
-    }
-    sum
-}
-
-/// Brings the equations into the form in which each that determines an unknown has it alone, with factor one.
-/// The order of the equations stays, so that `parts` go on meaning them.
-fn eliminate(equations: &mut [Equation<'_>], unknown: usize) {
-    let mut used = vec![false; equations.len()];
-    for column in 0..unknown {
-        let pivot = (0..equations.len()).find(|row| !used[*row] && equations[*row].factors[column] != 0);
-        let Some(pivot) = pivot else { continue };
-        used[pivot] = true;
-        let inverse = field::inverse(equations[pivot].factors[column]);
-        let scale = |bytes: &mut Vec<u8>| {
-            for byte in bytes {
-                *byte = field::multiply(*byte, inverse);
-            }
+    fn solution(&self) -> Solution {
+        let (Some(newest), Some(ring)) = (self.repairs.back(), &self.ring) else {
+            return Solution::default();
         };
-        scale(&mut equations[pivot].factors);
-        scale(&mut equations[pivot].parts);
-        let (factors, parts) = (equations[pivot].factors.clone(), equations[pivot].parts.clone());
-        for (row, equation) in equations.iter_mut().enumerate() {
-            let times = equation.factors[column];
-            if row != pivot && times != 0 {
-                field::add_scaled(&mut equation.factors, &factors, times);
-                field::add_scaled(&mut equation.parts, &parts, times);
-            }
+        let alike = |repair: &&Repair| repair.cell == newest.cell;
+        let mut gaps: Vec<Range<u64>> = Vec::new();
+        for windows in self.windows() {
+            gaps.extend(self.gaps(windows));
         }
+        // What lies beyond those that are looked at, nothing can be said of.
+        let horizon = gaps.get(GAPS_MAX).map_or(u64::MAX, |gap| gap.start);
+        gaps.truncate(GAPS_MAX);
+        let within = |repair: &&Repair| repair.window.end <= horizon;
+        let (numbers, repairs): (Vec<usize>, Vec<&Repair>) =
+            self.repairs.iter().enumerate().filter(|(_, repair)| alike(repair) && within(repair)).unzip();
+        let Solution { pieces, refuted } = solve(ring, &repairs, &gaps);
+        Solution { pieces, refuted: refuted.into_iter().map(|number| numbers[number]).collect() }
     }
 }
 
@@ -334,7 +252,7 @@ mod tests {
     #[test]
     fn as_many_repairs_as_losses_bring_all_back() {
         let stream = stream(60 * PACKET);
-        for lost in [vec![3, 4], vec![1, 59], vec![10, 11, 12, 13, 14]] {
+        for lost in [vec![3, 4], vec![1, 59], vec![10, 11, 12, 13, 14], vec![1, 7, 20, 21, 40, 58]] {
             let mut assembly = received(&stream, &lost);
             for key in 0..u8::try_from(lost.len()).unwrap() {
                 assert!(assembly.next < stream.len() as u64, "fewer cannot be enough");
@@ -392,7 +310,8 @@ mod tests {
             let length = (n * 31 % (WINDOW_CELLS * 40)).max(1);
             let column = n % 30;
             let bytes = Bytes::from(vec![1; 1 + size(n % (40 - column))]);
-            assembly.repair(Repair { key: 3, cell: 40, window: begin..begin + length, column, bytes });
+            let window = begin..begin + length;
+            assembly.repair(Repair { key: 3, cell: 356, window, check: 7, column, bytes });
             if n % 3 == 0 {
                 assembly.chunk(n * 500 % 100_000, Bytes::from(vec![7; 300]));
             }
@@ -400,6 +319,108 @@ mod tests {
             assert!(assembly.repaired.len() <= assembly.beyond.len());
         }
     }
+
+    /// A linear congruential generator: nothing here depends on its quality.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound.max(1)
+        }
+    }
+
+    /// What happens on the way, in order.
+    enum Event {
+        Chunk(u64, Bytes),
+        Datagram(Bytes),
+    }
+
+    /// A stream in packets, some of which come later, with repairs of it that are lost, late, doubled, or
+    /// damaged.
+    fn way(dice: &mut Dice, stream: &[u8]) -> Vec<Event> {
+        let (damaged, lost) = ([0, 5, 40][size(dice.below(3))], [10, 60, 200][size(dice.below(3))]);
+        let mut events: Vec<(u64, Event)> = Vec::new();
+        let (mut at, mut begin, mut ring) = (0, 0, Ring::new(0));
+        while begin < stream.len() {
+            let end = (begin + 1 + size(dice.below(PACKET as u64))).min(stream.len());
+            ring.put(begin as u64, &stream[begin..end]);
+            let late = if dice.below(1000) < lost { 10 + dice.below(300) } else { dice.below(2) * 3 };
+            events.push((at + late, Event::Chunk(begin as u64, Bytes::copy_from_slice(&stream[begin..end]))));
+            (begin, at) = (end, at + 2);
+            if dice.below(8) > 0 {
+                continue;
+            }
+            let cell = super::super::CELLS[size(dice.below(3))];
+            let from = (end as u64).saturating_sub(dice.below(WINDOW_CELLS - 1) * cell + 1).max(ring.begin());
+            let key = u8::try_from(dice.below(256)).unwrap();
+            for part in Repair::compute(&ring, key, cell, from..end as u64, 1400) {
+                let mut datagram = part.encode().to_vec();
+                if dice.below(100) < damaged {
+                    let within = [22, datagram.len() as u64][size(dice.below(2))];
+                    datagram[size(dice.below(within))] ^= 1 << dice.below(8);
+                }
+                let late = [1, 1, 1, 50, 400][size(dice.below(5))];
+                for _ in 0..[0, 1, 1, 1, 2][size(dice.below(5))] {
+                    events.push((at + late, Event::Datagram(Bytes::from(datagram.clone()))));
+                }
+            }
+        }
+        events.sort_by_key(|(at, _)| *at);
+        events.into_iter().map(|(_, event)| event).collect()
+    }
+
+    #[test]
+    fn whatever_happens_to_repairs_no_byte_comes_later_or_otherwise_than_without() {
+        let (mut earlier, mut refuted) = (0, 0);
+        for seed in 0..1000 {
+            let mut dice = Dice(seed);
+            let stream = stream(size(10_000 + dice.below(150_000)));
+            let (mut with, mut without) = (Assembly::new(0), Assembly::new(0));
+            let (mut got, mut due) = (0, 0);
+            for event in way(&mut dice, &stream) {
+                match event {
+                    Event::Chunk(offset, bytes) => {
+                        with.chunk(offset, bytes.clone());
+                        without.chunk(offset, bytes);
+                    }
+                    Event::Datagram(datagram) => {
+                        if let Some(repair) = Repair::decode(datagram) {
+                            with.repair(repair);
+                        }
+                    }
+                }
+                due += taken(&mut without).len();
+                let bytes = taken(&mut with);
+                assert!(bytes == stream[got..got + bytes.len()], "seed {seed}: other bytes at {got}");
+                got += bytes.len();
+                assert!(got >= due, "seed {seed}: {got} came with repairs, and {due} without");
+                earlier += u64::from(got > due);
+            }
+            assert_eq!((got, with.beyond_bytes()), (stream.len(), 0), "seed {seed}: all of it came");
+            refuted += with.refuted();
+        }
+        assert!(earlier > 1000 && refuted > 30, "{earlier} times earlier, {refuted} refuted");
+    }
+
+    #[test]
+    fn any_losses_that_are_no_more_than_repairs_are_brought_back() {
+        let stream = stream(60 * PACKET);
+        for seed in 0..500 {
+            let mut dice = Dice(seed);
+            let lost: BTreeSet<usize> = (0..1 + dice.below(UNKNOWN)).map(|_| size(dice.below(60))).collect();
+            let lost: Vec<usize> = lost.into_iter().collect();
+            let mut assembly = received(&stream, &lost);
+            for key in 0..lost.len() {
+                let key = u8::try_from((size(seed) + key) % 256).unwrap();
+                assembly.repair(repair(&stream, key, 0..stream.len() as u64));
+            }
+            assert!(taken(&mut assembly) == stream && assembly.refuted() == 0, "seed {seed}: {lost:?}");
+        }
+    }
+
+    /// Cells that one solution brings back.
+    const UNKNOWN: u64 = 12;
 
     fn size(bytes: u64) -> usize {
         usize::try_from(bytes).unwrap()

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{CELL_BYTES_MAX, CELLS, COST_BYTES, WINDOW_CELLS};
+use super::{CELL_BYTES_MAX, CELLS, COST_BYTES, WINDOW_CELLS, columns};
 
 /// Of a thousand bytes of the stream: what repairs may take, headers included, at little loss and at much.
 const SHARE: (u64, u64) = (40, 90);
@@ -129,10 +129,28 @@ impl Budget {
 
     /// The repair to be sent now, if there is one: before more is written, and when [`Budget::wake_us`] says.
     pub fn due(&mut self, now_us: u64) -> Option<Due> {
+        let (window, cost) = self.affordable()?;
         let cell = self.cell();
-        let uncovered = self.written - self.covered;
-        let late = now_us >= self.late_us();
-        if uncovered == 0 || (uncovered < cell && !late) {
+        if self.written - self.covered < cell && now_us < self.late_us() {
+            return None;
+        }
+        self.credit -= cost;
+        self.covered = self.written;
+        self.key = self.key.wrapping_add(1);
+        Some(Due { key: self.key, cell, window })
+    }
+
+    /// When a repair will be due, if nothing more is written until then.
+    #[must_use]
+    pub fn wake_us(&self) -> Option<u64> {
+        self.affordable().map(|_| self.late_us())
+    }
+
+    /// What the next repair covers and costs, in thousandths of bytes, where there is something to cover and
+    /// enough to pay with.
+    fn affordable(&self) -> Option<(Range<u64>, u64)> {
+        let (cell, uncovered) = (self.cell(), self.written - self.covered);
+        if uncovered == 0 {
             return None;
         }
         // Little by itself is simply sent once more; of more, each cell is added to a sum.
@@ -141,22 +159,10 @@ impl Budget {
         } else {
             self.begin.max(self.written.saturating_sub((WINDOW_CELLS - 1) * cell))
         };
-        let cost = (uncovered.min(cell) + COST_BYTES) * 1000;
-        if self.credit < cost {
-            return None;
-        }
-        self.credit -= cost;
-        self.covered = self.written;
-        self.key = self.key.wrapping_add(1);
-        Some(Due { key: self.key, cell, window: begin..self.written })
-    }
-
-    /// When a repair will be due, if nothing more is written until then.
-    #[must_use]
-    pub fn wake_us(&self) -> Option<u64> {
-        let uncovered = self.written - self.covered;
-        let cost = (uncovered.min(self.cell()) + COST_BYTES) * 1000;
-        (uncovered > 0 && self.credit >= cost).then(|| self.late_us())
+        let window = begin..self.written;
+        let columns = columns(&window, cell);
+        let cost = (columns.end - columns.start + COST_BYTES) * 1000;
+        (self.credit >= cost).then_some((window, cost))
     }
 
     /// From when on what is not covered gets a repair of its own.

@@ -4,58 +4,58 @@
 /// What x^8 is.
 const REDUCED: u8 = 0x1D;
 
-/// The inverse of each element; zero, which has none, stays zero.
-const INVERSES: [u8; 256] = inverses();
+/// The powers of x, which are all elements but zero, twice over; and of which power each element is.
+const POWERS: [u8; 510] = powers();
+/// See [`POWERS`].
+const EXPONENTS: [u8; 256] = exponents();
 
 /// The product of two elements.
 pub(crate) const fn multiply(a: u8, b: u8) -> u8 {
-    let (mut a, mut b, mut product) = (a, b, 0);
-    while b > 0 {
-        if b & 1 == 1 {
-            product ^= a;
-        }
-        a = if a & 0x80 > 0 { (a << 1) ^ REDUCED } else { a << 1 };
-        b >>= 1;
+    if a == 0 || b == 0 {
+        return 0;
     }
-    product
+    POWERS[EXPONENTS[a as usize] as usize + EXPONENTS[b as usize] as usize]
 }
 
-/// The inverse of an element that is not zero.
+/// The inverse of an element that is not zero; zero, which has none, stays zero.
 pub(crate) const fn inverse(a: u8) -> u8 {
-    INVERSES[a as usize]
+    if a == 0 { 0 } else { POWERS[255 - EXPONENTS[a as usize] as usize] }
 }
 
-const fn inverses() -> [u8; 256] {
-    let mut inverses = [0; 256];
-    let mut element = 1_u8;
-    loop {
-        // 255 is the order of the group, so the 254th power is the inverse: 2 + 4 + 8 + ... + 128.
-        let (mut inverse, mut square, mut rounds) = (1, element, 0);
-        while rounds < 7 {
-            square = multiply(square, square);
-            inverse = multiply(inverse, square);
-            rounds += 1;
-        }
-        inverses[element as usize] = inverse;
-        if element == u8::MAX {
-            return inverses;
-        }
-        element += 1;
+const fn powers() -> [u8; 510] {
+    let (mut powers, mut element, mut exponent) = ([0; 510], 1_u8, 0);
+    while exponent < powers.len() {
+        powers[exponent] = element;
+        element = times_x(element);
+        exponent += 1;
     }
+    powers
+}
+
+const fn exponents() -> [u8; 256] {
+    let (mut exponents, mut exponent) = ([0; 256], 0_u8);
+    while exponent < u8::MAX {
+        exponents[POWERS[exponent as usize] as usize] = exponent;
+        exponent += 1;
+    }
+    exponents
+}
+
+const fn times_x(a: u8) -> u8 {
+    (a << 1) ^ (REDUCED & (a >> 7).wrapping_neg())
 }
 
 /// Adds `bytes` times `factor` to as many bytes of `sum`.
 pub(crate) fn add_scaled(sum: &mut [u8], bytes: &[u8], factor: u8) {
-    let mut row = [0_u8; 256];
-    for bit in 0..8 {
-        let power = 1_usize << bit;
-        let product = multiply(factor, 1 << bit);
-        for low in 0..power {
-            row[power | low] = row[low] ^ product;
-        }
-    }
+    // Without a table and a branch, so that the compiler does many at once.
+    let bits: [u8; 8] = std::array::from_fn(|bit| ((factor >> bit) & 1).wrapping_neg());
     for (sum, byte) in sum.iter_mut().zip(bytes) {
-        *sum ^= row[usize::from(*byte)];
+        let (mut power, mut product) = (*byte, 0);
+        for bit in bits {
+            product ^= power & bit;
+            power = times_x(power);
+        }
+        *sum ^= product;
     }
 }
 

@@ -7,9 +7,10 @@
 //! byte at most for each lost packet, and as many repairs as packets were lost bring them back. The factors
 //! are of a Cauchy matrix, of which every square part can be solved.
 //!
-//! The stream stays the truth: it alone is acknowledged, and nothing is taken from a repair that the stream
-//! would not have brought. What is put together goes the same way as what the stream brings, through every
-//! check.
+//! The stream stays the truth: it alone is acknowledged, and whatever it brings is taken at once, whether a
+//! repair is waited with or not. What repairs bring is taken only as whole gaps, and only where the window
+//! that a gap lies in has the check that its repair says: so what is lost, late, doubled or damaged of the
+//! repairs leaves the stream as it would be without them.
 //!
 //! [`Budget`] decides when a repair is sent and what it covers, [`Ring`] has the bytes, and [`Assembly`] puts
 //! the stream together on the other side. None of them does I/O or knows the time.
@@ -18,6 +19,7 @@ mod assembly;
 mod budget;
 mod field;
 mod ring;
+mod solution;
 
 use std::ops::Range;
 
@@ -26,6 +28,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub use assembly::Assembly;
 pub use budget::{Budget, Due};
 pub use ring::Ring;
+
+/// The variable that has a primary offer repairs, unless it says `off`.
+pub const VARIABLE: &str = "REPLICATOR_REPAIRS";
+
+/// Whether a primary offers repairs: where [`VARIABLE`] is set to anything but `off`.
+#[must_use]
+pub fn is_offered() -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|said| said != "off")
+}
 
 /// The largest cell, bytes: what one packet holds of a stream on an Ethernet, and a little more.
 pub const CELL_BYTES_MAX: u64 = 1424;
@@ -37,10 +48,10 @@ const CELLS: [u64; 3] = [356, 712, CELL_BYTES_MAX];
 pub const WINDOW_CELLS: u64 = 64;
 
 /// What a repair begins with, bytes.
-const HEADER_BYTES: usize = 18;
+const HEADER_BYTES: usize = 22;
 
 /// The kind of datagram that a repair is. Others are passed over.
-const KIND: u8 = 1;
+const KIND: u8 = 2;
 
 /// What a packet with a repair takes beside the repair's own bytes: IP, UDP, QUIC's header, seal and frame,
 /// and the repair's header.
@@ -55,6 +66,8 @@ pub struct Repair {
     pub cell: u64,
     /// The bytes of the stream that it covers, as offsets.
     pub window: Range<u64>,
+    /// CRC-32C of the window's bytes.
+    pub check: u32,
     /// The first column that it holds.
     pub column: u64,
     /// The sum, one byte for each column.
@@ -76,10 +89,12 @@ impl Repair {
         let key = datagram.get_u8();
         let (cell, column) = (u64::from(datagram.get_u16()), u64::from(datagram.get_u16()));
         let (length, begin) = (u64::from(datagram.get_u32()), datagram.get_u64());
-        let fits = (1..=CELL_BYTES_MAX).contains(&cell) && column + datagram.len() as u64 <= cell;
+        let check = datagram.get_u32();
+        let fits = CELLS.contains(&cell) && column + datagram.len() as u64 <= cell;
         // Offsets of a stream are of 62 bits.
         let window = (1..=WINDOW_CELLS * cell).contains(&length) && begin < 1 << 62;
-        (fits && window).then(|| Repair { key, cell, window: begin..begin + length, column, bytes: datagram })
+        let window = window.then(|| begin..begin + length).filter(|_| fits)?;
+        Some(Repair { key, cell, window, check, column, bytes: datagram })
     }
 
     /// It as a datagram.
@@ -94,6 +109,7 @@ impl Repair {
         datagram.put_u16(small(self.column));
         datagram.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         datagram.put_u64(self.window.start);
+        datagram.put_u32(self.check);
         datagram.put_slice(&self.bytes);
         datagram.freeze()
     }
@@ -111,11 +127,11 @@ impl Repair {
         // A window within few cells touches few columns.
         let columns = columns(&window, cell);
         let most = part_bytes.saturating_sub(HEADER_BYTES).max(1) as u64;
-        let sum = Bytes::from(sum);
+        let (sum, check) = (Bytes::from(sum), ring.check(0, window.clone()));
         let cut = |column: u64| {
             let at = |column: u64| usize::try_from(column).unwrap_or_default();
             let bytes = sum.slice(at(column)..at((column + most).min(columns.end)));
-            Repair { key, cell, window: window.clone(), column, bytes }
+            Repair { key, cell, window: window.clone(), check, column, bytes }
         };
         columns.clone().step_by(usize::try_from(most).unwrap_or(1)).map(cut).collect()
     }
@@ -151,20 +167,22 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        let repair =
-            Repair { key: 130, cell: 356, window: 1000..9000, column: 7, bytes: Bytes::from_static(b"abc") };
+        let bytes = Bytes::from_static(b"abc");
+        let repair = Repair { key: 130, cell: 356, window: 1000..9000, check: 1 << 31, column: 7, bytes };
         assert_eq!(Repair::decode(repair.encode()), Some(repair));
     }
 
     #[test]
     fn what_is_outside_the_limits_is_no_repair() {
-        let good = Repair { key: 0, cell: 10, window: 5..15, column: 0, bytes: Bytes::from_static(b"x") };
+        let bytes = Bytes::from_static(b"x");
+        let good = Repair { key: 0, cell: 356, window: 5..15, check: 0, column: 0, bytes };
         for wrong in [
             Repair { cell: 0, ..good.clone() },
             Repair { cell: CELL_BYTES_MAX + 1, ..good.clone() },
-            Repair { column: 10, ..good.clone() },
+            Repair { cell: 357, ..good.clone() },
+            Repair { column: 356, ..good.clone() },
             Repair { window: 5..5, ..good.clone() },
-            Repair { window: 5..6 + 10 * WINDOW_CELLS, ..good.clone() },
+            Repair { window: 5..6 + 356 * WINDOW_CELLS, ..good.clone() },
             Repair { window: 1 << 62..(1 << 62) + 1, ..good.clone() },
             Repair { bytes: Bytes::new(), ..good.clone() },
         ] {

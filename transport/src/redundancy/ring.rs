@@ -42,6 +42,18 @@ impl Ring {
         }
     }
 
+    /// The check of what comes before, which is `check`, and of the bytes at `place`: CRC-32C.
+    pub(super) fn check(&self, check: u32, place: Range<u64>) -> u32 {
+        let (mut offset, mut check) = (place.start, check);
+        while offset < place.end {
+            let at = size(offset % RING_BYTES);
+            let length = size(place.end - offset).min(self.bytes.len() - at);
+            check = crc32c::crc32c_append(check, &self.bytes[at..at + length]);
+            offset += length as u64;
+        }
+        check
+    }
+
     /// Adds the bytes at `place` times `factor` to the beginning of `sum`.
     pub(super) fn add_to(&self, sum: &mut [u8], place: Range<u64>, factor: u8) {
         let (mut offset, mut done) = (place.start, 0);

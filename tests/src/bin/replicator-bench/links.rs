@@ -1,6 +1,8 @@
 //! `replicator-bench controllers`: one primary and one secondary over an emulated link, under pgbench, with
 //! each congestion controller; and bulk beside a TCP flow.
 //!
+//! `replicator-bench repairs`: the same without and with repairs, and no bulk.
+//!
 //! Each congestion controller gets the same links. Lag is what an independent prober sees: a row every 40 ms,
 //! from its commit's return until it is first seen far away; one machine, so one clock.
 
@@ -25,6 +27,9 @@ const CONTROLLERS: [&str; 3] = ["cubic", "fixed:2097152", "pacing"];
 /// Losses, of a million packets.
 const LOSSES_PPM: [u32; 4] = [0, 100, 1000, 10_000];
 
+/// What stands above the rows.
+const HEAD: &str = "                  loss %   p50 ms   p99 ms   max ms    seen  unseen       tps  WAN B/t";
+
 pub(super) const PLACES: [&str; 2] = ["us-east", "eu-west"];
 const PROBE_EVERY: Duration = Duration::from_millis(40);
 
@@ -39,28 +44,54 @@ pub fn run(seconds: u64, only: Option<u64>) {
         "one primary, one secondary; 40 ms one way, 1000 Mbit/s, 50 ms of queue; \
          pgbench -c 8 -s 20, {seconds} s"
     );
-    println!(
-        "{:16} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>9} {:>8}",
-        "controller", "loss %", "p50 ms", "p99 ms", "max ms", "seen", "unseen", "tps", "WAN B/t"
-    );
+    println!("{HEAD}");
     // Without seconds, there is only bulk.
     for controller in chosen.iter().filter(|_| seconds > 0) {
         let site = Site::up(controller);
         let ends = site.ends();
         ends.prepare();
-        for loss_ppm in LOSSES_PPM {
-            let measured = ends.measure(&Road::lossy("", loss_ppm), seconds);
-            let ([p50, p99, max], (seen, unseen)) = (measured.ranks(), measured.sorted());
-            let loss = f64::from(loss_ppm) / 10_000.0;
-            println!(
-                "{controller:16} {loss:>7} {p50:>8.0} {p99:>8.0} {max:>8.0} {:>7} {unseen:>7} {:>9.0} {:>8.0}",
-                seen.len(),
-                measured.transactions_per_second,
-                measured.wan_bytes_per_transaction
-            );
-        }
+        LOSSES_PPM.iter().for_each(|loss_ppm| row(&ends, controller, *loss_ppm, seconds));
     }
     bulk(&chosen);
+}
+
+/// One primary, one secondary, without repairs and with them; only one of the two if its number is given.
+/// Between the measurements the link stays as long as it is in them, and loses nothing.
+pub fn repairs(seconds: u64, only: Option<u64>) {
+    println!(
+        "one primary, one secondary; 40 ms one way, 1000 Mbit/s, 50 ms of queue; pgbench -c 8 -s 20, {seconds} s"
+    );
+    println!("{HEAD}");
+    for (number, said) in ["off", "on"].into_iter().enumerate() {
+        if only.is_some_and(|only| usize::try_from(only) != Ok(number)) {
+            continue;
+        }
+        let calm = link(1000, 40_000, 50_000, 0);
+        let site = Site::over("pacing", said, calm.clone());
+        let ends = Ends { between: calm, ..site.ends() };
+        ends.prepare();
+        for loss_ppm in [0, 1000, 10_000] {
+            row(&ends, &format!("repairs {said}"), loss_ppm, seconds);
+        }
+        // A stream that ended and began again says so.
+        let logs = site.logs();
+        let ends =
+            logs.lines().filter(|line| line.contains("not shipping") || line.contains("no longer receiving"));
+        ends.for_each(|line| println!("{line}"));
+    }
+}
+
+/// Measures one link, and prints what it showed.
+fn row(ends: &Ends<'_>, name: &str, loss_ppm: u32, seconds: u64) {
+    let measured = ends.measure(&Road::lossy("", loss_ppm), seconds);
+    let ([p50, p99, max], (seen, unseen)) = (measured.ranks(), measured.sorted());
+    let loss = f64::from(loss_ppm) / 10_000.0;
+    println!(
+        "{name:16} {loss:>7} {p50:>8.0} {p99:>8.0} {max:>8.0} {:>7} {unseen:>7} {:>9.0} {:>8.0}",
+        seen.len(),
+        measured.transactions_per_second,
+        measured.wan_bytes_per_transaction
+    );
 }
 
 /// Two regions, each in a place of its own.
@@ -70,12 +101,20 @@ pub struct Site {
     daemons: [Option<Child>; 2],
     urls: [String; 2],
     controller: String,
+    /// What [`transport::redundancy::VARIABLE`] says.
+    repairs: &'static str,
 }
 
 impl Site {
     /// Two empty regions.
     pub fn up(controller: &str) -> Site {
+        Site::over(controller, "off", Weather::default())
+    }
+
+    /// The same over links that are so from the beginning.
+    fn over(controller: &str, repairs: &'static str, weather: Weather) -> Site {
         let wan = Wan::new(2, 1).expect("root, and `ip`");
+        wan.change_all(|w| *w = weather.clone());
         let directory = tempfile::Builder::new().prefix("rpl-links-").tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -92,7 +131,7 @@ impl Site {
         }
         std::fs::write(directory.path().join("regions.toml"), file).unwrap();
         let (urls, controller) = (Default::default(), controller.to_owned());
-        let mut site = Site { wan, directory, daemons: [None, None], urls, controller };
+        let mut site = Site { wan, directory, daemons: [None, None], urls, controller, repairs };
         assert!(site.replicator(0, &["certs"]).output().unwrap().status.success());
         (0..PLACES.len()).for_each(|place| site.start(place));
         for (place, region) in PLACES.iter().enumerate() {
@@ -108,6 +147,7 @@ impl Site {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = self.replicator(place, &["run", "--region", PLACES[place]]);
         command.env(transport::congestion::VARIABLE, &self.controller);
+        command.env(transport::redundancy::VARIABLE, self.repairs);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.daemons[place] = Some(command.spawn().unwrap());
     }
@@ -145,7 +185,7 @@ impl Site {
     }
 
     pub fn ends(&self) -> Ends<'_> {
-        Ends { wan: &self.wan, urls: &self.urls }
+        Ends { wan: &self.wan, urls: &self.urls, between: Weather::default() }
     }
 
     fn replicator(&self, place: usize, arguments: &[&str]) -> Command {

@@ -39,7 +39,8 @@ const WARM_UP: usize = 50;
 /// `replicator-bench sealed [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench flood [SECONDS [HANDSHAKES-A-SECOND]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-SYSTEM]]` or
-/// `replicator-bench controllers [PGBENCH-SECONDS [ONE-CONTROLLER]]` or `replicator-bench bring [MIB]`.
+/// `replicator-bench controllers [PGBENCH-SECONDS [ONE-CONTROLLER]]` or
+/// `replicator-bench repairs [PGBENCH-SECONDS [0 WITHOUT OR 1 WITH]]` or `replicator-bench bring [MIB]`.
 fn main() {
     match std::env::args().nth(1).as_deref() {
         // The ends of a bulk transfer, which `links` runs in places of their own.
@@ -82,6 +83,10 @@ async fn measure() {
             let work = move || roads::run(first.unwrap_or(20), second);
             runtime::task::blocking("links", work).await.expect("it runs to its end");
         }
+        "repairs" => {
+            let work = move || links::repairs(first.unwrap_or(20), second);
+            runtime::task::blocking("repairs", work).await.expect("it runs to its end");
+        }
         "controllers" => {
             let work = move || links::run(first.unwrap_or(25), second);
             runtime::task::blocking("controllers", work).await.expect("it runs to its end");
@@ -89,7 +94,7 @@ async fn measure() {
         other => {
             panic!(
                 "there is no '{other}': regions, commit, cost, growth, drill, endpoint, flood, rejoin, replicas, load, sealed, telemetry, lag, links, \
-                 controllers, bring"
+                 controllers, repairs, bring"
             )
         }
     }

@@ -141,6 +141,8 @@ impl Road {
 pub struct Ends<'a> {
     pub wan: &'a Wan,
     pub urls: &'a [String; 2],
+    /// How the links are while nothing is measured.
+    pub between: Weather,
 }
 
 impl Ends<'_> {
@@ -197,7 +199,7 @@ impl Ends<'_> {
             (committed.join().unwrap(), seen.join().unwrap(), output)
         });
         let bytes = carried() - before;
-        self.wan.change_all(|weather| *weather = Weather::default());
+        self.wan.change_all(|weather| *weather = self.between.clone());
         let report = text(&output.stdout);
         let number = |what: &str| {
             let found = report
@@ -314,11 +316,11 @@ pub fn run(seconds: u64, only: Option<u64>) {
             }
             1 => {
                 let stock = Stock::up("cubic", "off");
-                over(&Ends { wan: &stock.wan, urls: &stock.urls });
+                over(&Ends { wan: &stock.wan, urls: &stock.urls, between: Weather::default() });
             }
             _ => {
                 let stock = Stock::up(if bbr { "bbr" } else { "cubic" }, "zstd");
-                over(&Ends { wan: &stock.wan, urls: &stock.urls });
+                over(&Ends { wan: &stock.wan, urls: &stock.urls, between: Weather::default() });
             }
         }
     }
