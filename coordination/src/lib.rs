@@ -20,6 +20,7 @@ pub mod planted;
 pub mod promotion;
 pub mod region;
 pub mod register;
+pub mod succession;
 pub mod voters;
 
 pub use leadership::{Change, Leadership, Mode, Promotion, Standing, Step};

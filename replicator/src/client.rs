@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proto::ClusterId;
+use proto::messages::refusal::Kind;
 use proto::messages::{
     ControlRequest, ControlResponse, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, control_request,
     control_response, open,
@@ -20,6 +21,9 @@ pub enum AskError {
     /// The region said no.
     #[error("{0}")]
     Refused(String),
+    /// It is a host that is not its region's head, or may not be; another one may answer.
+    #[error("{0}")]
+    NotHead(String),
     /// The region did not answer in time.
     #[error("no answer within {0} ms")]
     Slow(u128),
@@ -84,6 +88,9 @@ pub async fn request_on(
     let mut stream = connection.open_stream(&open).await?;
     let answer: Option<ControlResponse> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await?;
     match answer.and_then(|a| a.body).ok_or(TransportError::Finished)? {
+        control_response::Body::Refusal(refusal) if refusal.kind() == Kind::NotHead => {
+            Err(AskError::NotHead(refusal.reason))
+        }
         control_response::Body::Refusal(refusal) => Err(AskError::Refused(refusal.reason)),
         answer => Ok(answer),
     }

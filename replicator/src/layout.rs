@@ -25,7 +25,9 @@
 //!     tablespaces/<oid>/       tablespaces whose place on the writer is another PostgreSQL's here
 //!     nodes/<node>/            everything of a node, but its zone's copies, which are in volume/:
 //!         identity/            its certificate
-//!         node.json            what its data are
+//!         node.json            what its data are; the daemon's host, beside another head: daemon.node.json
+//!         node.region.json     what the region is, where this node is its head, or was it last
+//!         node.heard.json      the head that was heard last; daemon.heard.json of the daemon's host
 //!         node.lock, node.log  its running process
 //!         events.jsonl         what happened there
 //!         pgdata/, postgresql.log   its PostgreSQL's own
@@ -41,6 +43,8 @@ use std::path::{Path, PathBuf};
 
 use proto::{NodeName, RegionName};
 use runtime::private;
+
+use crate::config::HOME;
 
 /// Paths below the data directory.
 #[derive(Debug, Clone)]
@@ -101,7 +105,7 @@ impl Layout {
     /// The directory of one region.
     #[must_use]
     pub fn region(&self, name: &RegionName) -> RegionLayout {
-        RegionLayout { directory: self.data.join("regions").join(name.as_str()) }
+        RegionLayout { directory: self.data.join("regions").join(name.as_str()), shared: None }
     }
 }
 
@@ -127,6 +131,9 @@ impl std::fmt::Display for Apart {
 #[derive(Debug, Clone)]
 pub struct RegionLayout {
     directory: PathBuf,
+    /// Where a node is the region's head: the region's own directory on that host, which has what a host has
+    /// of the region whatever part it plays.
+    shared: Option<PathBuf>,
 }
 
 impl RegionLayout {
@@ -136,10 +143,26 @@ impl RegionLayout {
         &self.directory
     }
 
+    /// The region as its host `host` has it that is its head: a node has all of it in the node's directory.
+    #[must_use]
+    pub fn headed_by(&self, host: &NodeName) -> RegionLayout {
+        if host.as_str() == HOME {
+            return self.clone();
+        }
+        RegionLayout {
+            directory: self.node(host).directory().to_owned(),
+            shared: Some(self.shared().to_owned()),
+        }
+    }
+
+    fn shared(&self) -> &Path {
+        self.shared.as_ref().unwrap_or(&self.directory)
+    }
+
     /// Its certificate and key.
     #[must_use]
     pub fn identity(&self) -> PathBuf {
-        self.directory.join("identity")
+        self.shared().join("identity")
     }
 
     /// The daemon's journal of events; what is older is beside it.
@@ -163,19 +186,19 @@ impl RegionLayout {
     /// What the region is.
     #[must_use]
     pub fn state(&self) -> PathBuf {
-        self.directory.join("region.json")
+        self.directory.join(if self.shared.is_some() { "node.region.json" } else { "region.json" })
     }
 
     /// The superuser's password.
     #[must_use]
     pub fn password(&self) -> PathBuf {
-        self.directory.join("superuser.password")
+        self.shared().join("superuser.password")
     }
 
     /// What is to be the superuser's password next.
     #[must_use]
     pub fn next_password(&self) -> PathBuf {
-        self.directory.join("superuser.next")
+        self.shared().join("superuser.next")
     }
 
     /// The superuser's password, for libpq.
@@ -187,7 +210,11 @@ impl RegionLayout {
     /// The certificate and key by which PostgreSQL's clients know it, beside the region's own.
     #[must_use]
     pub fn server_identity(&self) -> PathBuf {
-        self.identity().join("postgresql")
+        match &self.shared {
+            // Its PostgreSQL is where the node's is.
+            Some(_) => self.directory.join("identity/postgresql"),
+            None => self.identity().join("postgresql"),
+        }
     }
 
     /// What the page asks of those who are not on this machine.
@@ -199,13 +226,13 @@ impl RegionLayout {
     /// The keys that its redo is sealed with, or what they were wrapped to.
     #[must_use]
     pub fn keys(&self) -> PathBuf {
-        self.directory.join("redo.keys")
+        self.shared().join("redo.keys")
     }
 
     /// Held by the running daemon.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
-        self.directory.join("daemon.lock")
+        self.directory.join(if self.shared.is_some() { "node.lock" } else { "daemon.lock" })
     }
 
     /// Held by the running process of a zone.
@@ -223,7 +250,7 @@ impl RegionLayout {
     /// What a daemon started by `up` says.
     #[must_use]
     pub fn daemon_log(&self) -> PathBuf {
-        self.directory.join("daemon.log")
+        self.directory.join(if self.shared.is_some() { "node.log" } else { "daemon.log" })
     }
 
     /// Held by the running daemon, or by the process that is apart from it.
@@ -249,7 +276,7 @@ impl RegionLayout {
     /// The redo log.
     #[must_use]
     pub fn volume(&self) -> PathBuf {
-        self.directory.join("volume")
+        self.shared().join("volume")
     }
 
     /// Redo that a failover cut off.
@@ -300,10 +327,14 @@ impl RegionLayout {
         self.directory.join("postgresql.log")
     }
 
-    /// The directory of one node.
+    /// The directory of one node. The host of the region's daemon has the region's, also while another one is
+    /// the head.
     #[must_use]
     pub fn node(&self, name: &NodeName) -> NodeLayout {
-        NodeLayout { directory: self.directory.join("nodes").join(name.as_str()) }
+        match name.as_str() == HOME {
+            true => NodeLayout { directory: self.shared().to_owned(), home: true },
+            false => NodeLayout { directory: self.shared().join("nodes").join(name.as_str()), home: false },
+        }
     }
 }
 
@@ -311,6 +342,8 @@ impl RegionLayout {
 #[derive(Debug, Clone)]
 pub struct NodeLayout {
     directory: PathBuf,
+    /// It is the host of the region's daemon.
+    home: bool,
 }
 
 impl NodeLayout {
@@ -335,19 +368,25 @@ impl NodeLayout {
     /// What its data are.
     #[must_use]
     pub fn state(&self) -> PathBuf {
-        self.directory.join("node.json")
+        self.directory.join(if self.home { "daemon.node.json" } else { "node.json" })
+    }
+
+    /// The region's head that was heard last, where that may be another host.
+    #[must_use]
+    pub fn heard(&self) -> PathBuf {
+        self.directory.join(if self.home { "daemon.heard.json" } else { "node.heard.json" })
     }
 
     /// Held by its running process.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
-        self.directory.join("node.lock")
+        self.directory.join(if self.home { "daemon.lock" } else { "node.lock" })
     }
 
     /// What its process says that `up` started.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.directory.join("node.log")
+        self.directory.join(if self.home { "daemon.log" } else { "node.log" })
     }
 
     /// Its journal of events; what is older is beside it.

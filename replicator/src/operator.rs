@@ -192,14 +192,14 @@ impl Operator {
     /// # Errors
     /// When nobody answers, or the file has no such region.
     pub async fn url(&self, of: &UrlOf) -> Result<String, OperatorError> {
-        let of_regions = |address: fn(&RegionConfig) -> Option<SocketAddr>, only: Option<&RegionName>| {
+        let of_regions = |addresses: fn(&RegionConfig) -> Vec<SocketAddr>, only: Option<&RegionName>| {
             let regions = self.config.regions.iter();
             let regions = regions.filter(|own| only.is_none_or(|only| own.name == *only));
-            let hosts: Vec<String> = regions.filter_map(address).map(|at| at.to_string()).collect();
+            let hosts: Vec<String> = regions.flat_map(addresses).map(|at| at.to_string()).collect();
             hosts.join(",")
         };
         let all = |attributes| {
-            let hosts = of_regions(|own| Some(own.postgres), None);
+            let hosts = of_regions(RegionConfig::writers, None);
             (None, hosts, format!("target_session_attrs={attributes}&"))
         };
         let (region, hosts, attributes) = match of {
@@ -207,9 +207,9 @@ impl Operator {
             UrlOf::Writer => all("read-write"),
             UrlOf::Reader => all("prefer-standby"),
             UrlOf::Endpoint(kind, only) => {
-                let address: fn(&RegionConfig) -> Option<SocketAddr> = match kind {
-                    Of::Writer => |own| own.writer_endpoint,
-                    Of::Reader => |own| own.reader_endpoint,
+                let address: fn(&RegionConfig) -> Vec<SocketAddr> = match kind {
+                    Of::Writer => |own| own.endpoints(|host| host.writer_endpoint),
+                    Of::Reader => |own| own.endpoints(|host| host.reader_endpoint),
                 };
                 if let Some(only) = only {
                     self.region(only)?;
@@ -226,7 +226,13 @@ impl Operator {
             None => self.config.regions.first().ok_or_else(|| OperatorError::Nobody(String::new()))?,
         };
         let body = Ask::Url(UrlRequest { region: asked.name.to_string() });
-        let Answer::Url(url) = self.ask_any(None, body).await? else {
+        // Of a region whose head moves the region itself knows where its PostgreSQL is.
+        let itself = region.filter(|_| asked.take_over_after.is_some());
+        let answer = match self.ask_any(itself, body.clone()).await {
+            Err(_) if itself.is_some() => self.ask_any(None, body).await?,
+            answer => answer?,
+        };
+        let Answer::Url(url) = answer else {
             return Err(OperatorError::OtherAnswer("url"));
         };
         let (url, asks) = url.split_once('?').unwrap_or((url.as_str(), ""));

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coordination::memory::Memory;
 use coordination::{Acceptor, Leadership};
-use proto::{ClusterId, Epoch, RegionName, SystemId};
+use proto::{ClusterId, Epoch, NodeName, RegionName, SystemId};
 use serde::{Deserialize, Serialize};
+use volume::ballot::Ballot;
 
-use crate::config::Role;
-use crate::layout::write_durably;
+use crate::config::{HOME, Role};
+use crate::layout::{RegionLayout, write_durably};
 
 /// The version of the file's format.
 const FORMAT: u32 = 2;
@@ -47,6 +48,12 @@ pub struct RegionState {
     /// The writer's logical slots that its standby carries, by name, and whether their consumers can go on
     /// with them.
     pub carried: BTreeMap<String, bool>,
+    /// Under which numbers this host has opened the volume since it became the region's head, where another
+    /// host may be that as well.
+    pub writers: Vec<u64>,
+    /// The ballot with which it had the volume open first since: other hosts are told only then that they may
+    /// take over.
+    pub headed: Option<Ballot>,
 }
 
 /// The state of a running region: in memory and on disk.
@@ -195,6 +202,10 @@ struct File {
     carried: BTreeMap<String, bool>,
     #[serde(default, skip_serializing_if = "is_zero")]
     data_number: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    writers: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    headed: Option<String>,
 }
 
 /// An older daemon reads a file without what it does not know.
@@ -226,6 +237,8 @@ impl RegionState {
             aside: None,
             carried: BTreeMap::new(),
             data_number: 0,
+            writers: Vec::new(),
+            headed: None,
         }
     }
 
@@ -297,6 +310,8 @@ impl RegionState {
             aside: self.aside.clone(),
             carried: self.carried.clone(),
             data_number: self.data_number,
+            writers: self.writers.clone(),
+            headed: self.headed.map(|ballot| ballot.to_string()),
         };
         serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
@@ -350,7 +365,39 @@ impl RegionState {
             aside: file.aside,
             carried: file.carried,
             data_number: file.data_number,
+            writers: file.writers,
+            headed: file.headed.map(|ballot| ballot.parse()).transpose()?,
         })
+    }
+}
+
+/// Whether a host begins as the region's head: it was that last, as far as it knows, or nothing was ever here
+/// and it is the host of the region's daemon.
+#[must_use]
+pub fn was_head(shared: &RegionLayout, host: &NodeName) -> bool {
+    let is_new = host.as_str() == HOME && !shared.node(host).state().exists();
+    is_new || remembers(&shared.headed_by(host).state())
+}
+
+/// Whether the record at `path` is that of a host that has been the head.
+fn remembers(path: &Path) -> bool {
+    match RegionState::load(path) {
+        Ok(found) => found.is_some_and(|state| state.headed.is_some()),
+        // Whoever reads it next says what is wrong with it.
+        Err(_) => true,
+    }
+}
+
+/// Takes away the record at `path` where it is of a host that only stood, and was killed meanwhile: it has
+/// nothing to remember. The host's lock is held.
+pub fn forget_a_stand(path: &Path) {
+    if path.exists() && !remembers(path) {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::error!("{}: {e}; it is looked into again at the next start", path.display());
+            }
+            _ => {}
+        }
     }
 }
 
@@ -372,6 +419,8 @@ mod tests {
             aside: None,
             carried: BTreeMap::new(),
             data_number: 7,
+            writers: vec![3, 4],
+            headed: Some("3.5-9f3a".parse().unwrap()),
         }
     }
 

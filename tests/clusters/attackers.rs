@@ -14,7 +14,7 @@ use proto::{ClusterId, Epoch, RegionName};
 use replicator::daemon::authority::{Asked, Request, Rule, Who, rule};
 use replicator::voter::wire;
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, PATIENCE, text, until};
+use replicator_tests::{Cluster, PATIENCE, installation, text, until};
 use transport::{Connection, Endpoint, Holder, Identity, Peer, Stream, TransportError};
 
 /// What a daemon says to one who asks.
@@ -42,7 +42,7 @@ fn purpose(request: Request) -> open::Purpose {
     match request {
         Request::Replicate => P::Replicate(<_>::default()),
         Request::Seed => P::Seed(m::SeedOpen { timeline: 1, ..<_>::default() }),
-        Request::Zone => P::Zone(m::ZoneOpen { zone: "c".into(), copies: Vec::new() }),
+        Request::Zone => P::Zone(m::ZoneOpen { zone: "c".into(), ..m::ZoneOpen::default() }),
         Request::Copy => P::Copy(m::CopyOpen { copy: "a1".into(), body: None }),
         Request::Gather => P::Gather(<_>::default()),
         Request::Rewind => P::Rewind(m::RewindOpen { timeline: 1, ..<_>::default() }),
@@ -51,6 +51,7 @@ fn purpose(request: Request) -> open::Purpose {
         Request::Node => P::Node(m::NodeOpen { node: "n2".into(), process: 7 }),
         Request::Feed => P::Feed(m::FeedOpen { node: "n2".into(), ..<_>::default() }),
         Request::Backup => P::Backup(m::BackupOpen { node: "n2".into(), ..<_>::default() }),
+        Request::Client => P::Client(m::ClientOpen::default()),
         Request::RegionStatus => control(B::RegionStatus(<_>::default())),
         Request::ClusterStatus => control(B::ClusterStatus(<_>::default())),
         Request::Url => control(B::Url(m::UrlRequest { region: "us-east".into() })),
@@ -123,7 +124,7 @@ impl Thief {
             open::Purpose::Replicate(_) => heard(&mut stream, |ready: m::ReplicateReady| ready.refusal).await,
             open::Purpose::Seed(_) => heard(&mut stream, |answer: m::SeedAnswer| answer.refusal).await,
             open::Purpose::Zone(_) => heard(&mut stream, |ready: m::ZoneReady| ready.refusal).await,
-            open::Purpose::Session(_) | open::Purpose::Rehearse(_) => {
+            open::Purpose::Session(_) | open::Purpose::Client(_) | open::Purpose::Rehearse(_) => {
                 heard(&mut stream, |ready: m::SessionReady| ready.refusal).await
             }
             open::Purpose::Node(_) => heard(&mut stream, |word: m::NodeWord| word.refusal).await,
@@ -453,7 +454,7 @@ async fn another_authority_signs_what_is_requested() {
     assert!(!cluster.data().join("authority").exists(), "nobody made one");
     assert_eq!(cluster.status()["regions"].as_array().unwrap().len(), 2);
     let url = cluster.printed(&["url", "--region", "eu-west"]);
-    assert!(url.contains("sslmode=verify-full"), "{url}");
+    assert_eq!(url.contains("sslmode=verify-full"), installation().encrypts(), "{url}");
     let identity = Identity::load(&cluster.data().join("operator")).unwrap();
     assert_eq!(identity.peer, Peer::Operator(Holder::operator()));
 }

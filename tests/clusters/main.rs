@@ -16,6 +16,7 @@ mod endpoints;
 mod events;
 mod field;
 mod flood;
+mod head;
 mod held;
 mod instance;
 mod left;

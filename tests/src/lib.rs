@@ -148,6 +148,41 @@ impl Cluster {
         self.write_node(region, node, &(lines + if replica { &postgres } else { "" }));
     }
 
+    /// Adds a node that holds the copies of `zone`, may take over as the head of its region, and takes in
+    /// clients of the writer.
+    pub fn add_candidate(&self, region: &str, node: &str, zone: char) {
+        let [postgres, listen, endpoint] = [(); 3].map(|()| free_port());
+        let lines = format!(
+            "zone = \"{zone}\"\npostgres = \"127.0.0.1:{postgres}\"\nlisten = \"127.0.0.1:{listen}\"\n\
+             writer_endpoint = \"127.0.0.1:{endpoint}\""
+        );
+        self.write_node(region, node, &lines);
+    }
+
+    /// The connection string of the writer's endpoint of a node.
+    #[must_use]
+    pub fn node_endpoint(&self, region: &str, node: &str) -> String {
+        let config = Config::load(&self.file()).unwrap();
+        let found = config.region(&region.parse().unwrap()).unwrap();
+        let port = found.node(&node.parse().unwrap()).unwrap().writer_endpoint.unwrap().port();
+        self.url_at(region, port)
+    }
+
+    /// The connection string of a region, with another port.
+    fn url_at(&self, region: &str, port: u16) -> String {
+        let url = self.printed(&["url", "--region", region]);
+        let (before, rest) = url.split_once('@').unwrap();
+        let (_, after) = rest.split_once('/').unwrap();
+        format!("{before}@127.0.0.1:{port}/{after}")
+    }
+
+    /// The process of a node.
+    #[must_use]
+    pub fn node_process(&self, region: &str, node: &str) -> Pid {
+        let content = std::fs::read_to_string(self.node(region, node).join("node.lock")).unwrap();
+        Pid::from_raw(content.trim().parse().unwrap())
+    }
+
     fn write_node(&self, region: &str, node: &str, lines: &str) {
         let text = std::fs::read_to_string(self.file()).unwrap();
         std::fs::write(self.file(), text + &format!("[region.{region}.node.{node}]\n{lines}\n")).unwrap();
@@ -171,8 +206,7 @@ impl Cluster {
         let config = Config::load(&self.file()).unwrap();
         let found = config.region(&region.parse().unwrap()).unwrap();
         let port = found.node(&node.parse().unwrap()).unwrap().postgres.unwrap().port();
-        let own = format!(":{}/", found.postgres.port());
-        self.printed(&["url", "--region", region]).replace(&own, &format!(":{port}/"))
+        self.url_at(region, port)
     }
 
     /// The row that `status --json` has for a node; null where it has none.
@@ -340,6 +374,12 @@ impl Cluster {
         postmaster_in(&self.region(region))
     }
 
+    /// The same while it may be starting.
+    #[must_use]
+    pub fn try_postmaster(&self, region: &str) -> Option<Pid> {
+        try_postmaster_in(&self.region(region))
+    }
+
     /// The process of a node's PostgreSQL.
     #[must_use]
     pub fn node_postmaster(&self, region: &str, node: &str) -> Pid {
@@ -367,11 +407,20 @@ impl Cluster {
 
     /// The same, with these variables in its environment.
     pub fn start_region_with(&self, region: &str, variables: &[(&str, OsString)]) {
-        let log = self.region(region).join("daemon.log");
+        self.start_process(&["--region", region], &self.region(region).join("daemon.log"), variables);
+    }
+
+    /// Brings up one node alone, and does not wait for it.
+    pub fn start_node(&self, region: &str, node: &str) {
+        let log = self.node(region, node).join("node.log");
+        self.start_process(&["--region", region, "--node", node], &log, &[]);
+    }
+
+    fn start_process(&self, which: &[&str], log: &Path, variables: &[(&str, OsString)]) {
         let log = runtime::private::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(program());
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        command.args(["run", "--region", region, "--config"]).arg(self.file()).arg("--data").arg(self.data());
+        command.arg("run").args(which).arg("--config").arg(self.file()).arg("--data").arg(self.data());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
         // Reaped when it ends, which it does when the cluster is taken down.
@@ -479,6 +528,10 @@ impl Drop for Cluster {
         if !output.status.success() {
             eprintln!("down: {}", text(&output.stderr));
         }
+        if std::thread::panicking() && std::env::var_os("REPLICATOR_TEST_KEEP").is_some() {
+            self.directory.disable_cleanup(true);
+            eprintln!("what is left of the cluster: {}", self.directory.path().display());
+        }
         // A test that fails has said why.
         if !std::thread::panicking() {
             let trouble = self.trouble();
@@ -519,8 +572,13 @@ pub async fn connect_to(url: &str) -> PgConnection {
 
 /// The process of the PostgreSQL in `place`.
 fn postmaster_in(place: &Path) -> Pid {
-    let content = std::fs::read_to_string(place.join("pgdata/postmaster.pid")).unwrap();
-    Pid::from_raw(content.lines().next().unwrap().trim().parse().unwrap())
+    try_postmaster_in(place).unwrap()
+}
+
+/// The same while it may be starting.
+fn try_postmaster_in(place: &Path) -> Option<Pid> {
+    let content = std::fs::read_to_string(place.join("pgdata/postmaster.pid")).ok()?;
+    content.lines().next()?.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Makes a table for [`fill_bulk`]. A vacuum would write it all once more, at a moment of its own: none does.
@@ -586,8 +644,14 @@ pub fn installation() -> Installation {
 /// comes without.
 #[must_use]
 pub fn has_amcheck() -> bool {
+    has_extension("amcheck")
+}
+
+/// Whether the PostgreSQL that the tests run with has an extension.
+#[must_use]
+pub fn has_extension(name: &str) -> bool {
     let said = Command::new(postgresql("pg_config")).arg("--sharedir").output().unwrap();
-    Path::new(text(&said.stdout).trim()).join("extension/amcheck.control").exists()
+    Path::new(text(&said.stdout).trim()).join(format!("extension/{name}.control")).exists()
 }
 
 /// PostgreSQL's programs.

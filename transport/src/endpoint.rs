@@ -1,12 +1,13 @@
 //! The region's one UDP socket: connections out and in, each with both certificates verified.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::RegionName;
 use quinn::{AsyncUdpSocket, VarInt};
+use runtime::clock::now;
 use runtime::task::Tasks;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,6 +27,9 @@ const ADDRESSES_MAX: usize = 8;
 /// The wait before the next address of a name is tried beside those before it.
 const NEXT_ADDRESS: Duration = Duration::from_millis(200);
 
+/// The most addresses of a region whose head may be one of several hosts: sixteen, with two each.
+const HOSTS_ADDRESSES_MAX: usize = 32;
+
 /// The UDP socket's buffers: what may arrive while both processors are busy.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
@@ -37,6 +41,10 @@ pub struct Endpoint {
     congestion: Congestion,
     guard: Guard,
     accepted: Arc<tokio::sync::Mutex<mpsc::Receiver<Connection>>>,
+    /// Of places of several hosts the address that answered last; as many as there are regions.
+    answered: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
+    /// The address that said last that it is not the head.
+    avoided: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
     /// What accepts, and looks after connections: it ends with the last handle.
     _tasks: Arc<Tasks>,
 }
@@ -86,7 +94,16 @@ impl Endpoint {
             tasks.spawn(accepting);
         }
         let accepted = Arc::new(tokio::sync::Mutex::new(accepted));
-        Ok(Endpoint { endpoint, used, congestion, guard, accepted, _tasks: tasks })
+        Ok(Endpoint {
+            endpoint,
+            used,
+            congestion,
+            guard,
+            accepted,
+            answered: Arc::default(),
+            avoided: Arc::default(),
+            _tasks: tasks,
+        })
     }
 
     /// Lets in no certificate of these any more, by serial number or fingerprint as [`crate::peer::mark`] has
@@ -183,8 +200,9 @@ impl Endpoint {
         }
     }
 
-    /// Connects to the region `expect` at `place`, a `host:port`: at whichever of its addresses answers
-    /// first.
+    /// Connects to the region `expect` at `place`, a `host:port`, or several with commas between: at
+    /// whichever of its addresses answers first. Of several hosts only the region's head listens: the one
+    /// that answered last is tried first, and from a moment later on all.
     ///
     /// # Errors
     /// As [`Endpoint::connect_for`], of the address that failed last.
@@ -195,12 +213,89 @@ impl Endpoint {
         expect: &RegionName,
         patience: Duration,
     ) -> Result<Connection, TransportError> {
+        if place.contains(',') {
+            return self.connect_head(traffic, place, expect, patience).await;
+        }
         let unreachable = |reason: String| TransportError::Unreachable { address: place.to_owned(), reason };
         let found = tokio::net::lookup_host(place).await.map_err(|e| unreachable(e.to_string()))?;
         let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
         self.connect_any(traffic, addresses, expect, patience)
             .await?
             .ok_or_else(|| unreachable("no address".into()))
+    }
+
+    /// Connects to that of the hosts at `place` which listens, or comes to within `patience`: all are tried
+    /// again and again, as one that begins to listen does not hear what was sent before.
+    async fn connect_head(
+        &self,
+        traffic: Traffic,
+        place: &str,
+        expect: &RegionName,
+        patience: Duration,
+    ) -> Result<Connection, TransportError> {
+        let mut addresses = Vec::new();
+        for host in place.split(',') {
+            // One that has no address now may not be the head.
+            addresses.extend(tokio::net::lookup_host(host).await.into_iter().flatten());
+        }
+        addresses.truncate(HOSTS_ADDRESSES_MAX);
+        let last = self.answered().get(place).copied().filter(|last| addresses.contains(last));
+        let mut trying = JoinSet::new();
+        let until = now() + patience;
+        let mut refused = None;
+        let avoided = self.avoided().get(place).copied();
+        let mut next: Vec<SocketAddr> = match last {
+            Some(last) => vec![last],
+            None => addresses.iter().copied().filter(|address| Some(*address) != avoided).collect(),
+        };
+        loop {
+            for address in std::mem::replace(&mut next, addresses.clone()) {
+                let (endpoint, expect) = (self.clone(), expect.clone());
+                trying.spawn(async move { endpoint.connect_for(traffic, address, &expect, patience).await });
+            }
+            let round = until.min(now() + NEXT_ADDRESS);
+            while let Ok(ended) = tokio::time::timeout_at(round, next_ended(&mut trying)).await {
+                match ended {
+                    Ok(connection) => {
+                        self.answered().insert(place.to_owned(), connection.remote_address());
+                        return Ok(connection);
+                    }
+                    Err(e) => refused = Some(e),
+                }
+            }
+            if round == until {
+                let none = || TransportError::Unreachable {
+                    address: place.to_owned(),
+                    reason: format!("none of these answered within {} ms", patience.as_millis()),
+                };
+                // Who does not listen is not worth telling of.
+                let refused = refused.filter(|e| !matches!(e, TransportError::Unreachable { .. }));
+                return Err(refused.unwrap_or_else(none));
+            }
+        }
+    }
+
+    /// The host at `address` is not the head of the region at `place`, though it listens: the others are
+    /// tried before it the next time.
+    pub fn avoid(&self, place: &str, address: SocketAddr) {
+        self.answered().remove(place);
+        if place.contains(',') {
+            self.avoided().insert(place.to_owned(), address);
+        }
+    }
+
+    /// Whoever answered last at `place` may be gone: all hosts are tried the next time.
+    pub fn forget(&self, place: &str) {
+        self.answered().remove(place);
+    }
+
+    fn avoided(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {
+        self.avoided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answered(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {
+        // Each change is one insertion or removal.
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects to the region `expect` at whichever of `addresses` answers first. Each is tried a moment
@@ -242,6 +337,20 @@ impl Endpoint {
     pub async fn close(&self) {
         self.endpoint.close(VarInt::from_u32(0), b"the daemon is stopping");
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Waits for the next attempt that ends; for ever where there is none.
+async fn next_ended(
+    trying: &mut JoinSet<Result<Connection, TransportError>>,
+) -> Result<Connection, TransportError> {
+    loop {
+        match trying.join_next().await {
+            Some(Ok(ended)) => return ended,
+            // A task was lost, which says nothing.
+            Some(Err(_)) => {}
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -64,6 +64,12 @@ impl Ballots {
         &self.0
     }
 
+    /// The newest ballot; the least of all where there is none.
+    #[must_use]
+    pub fn newest(&self) -> Ballot {
+        self.0.last().map_or(Ballot::default(), |(ballot, _)| *ballot)
+    }
+
     /// The ballot under which a log that ends at `end_lsn` was last written. An entry that begins at the end
     /// counts: its writer knew all of this log.
     #[must_use]

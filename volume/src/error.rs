@@ -38,6 +38,14 @@ pub enum VolumeError {
         /// The ballot of this opening.
         own: Ballot,
     },
+    /// Another host of the region has opened the volume, or tried to, since this one did.
+    #[error(
+        "another host of this region has taken its volume with ballot {ballot}: this one is the region's head no more"
+    )]
+    Overtaken {
+        /// The ballot that a copy has promised.
+        ballot: Ballot,
+    },
     /// The directory belongs to another cluster.
     #[error("{path} is of cluster {found}, not of {expected}; give each cluster a data directory of its own")]
     OtherCluster {

@@ -80,6 +80,7 @@ impl Head {
             tail_bytes: options.tail_bytes,
             own: options.copies.iter().copied().collect(),
             sealer: options.sealer.clone(),
+            tenure: options.tenure.clone(),
         });
         let ways = (0..COPIES).map(|_| Way::default()).collect();
         Arc::new(Head {

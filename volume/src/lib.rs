@@ -41,6 +41,7 @@ use std::time::Duration;
 use proto::{Batch, ClusterId, Epoch, Lsn, Redo, Timeline, TimelineHistory};
 use runtime::task::{Task, Tasks};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use ballot::Ballot;
 use copy::{Link, Listener, SegmentInfo};
@@ -53,7 +54,7 @@ pub use claim::Claim;
 pub use cursor::{Cursor, Start};
 pub use error::VolumeError;
 pub use head::now_us;
-pub use log::Tally;
+pub use log::{Tally, Tenure};
 
 /// What a volume is made of.
 #[derive(Debug, Clone)]
@@ -85,6 +86,8 @@ pub struct VolumeOptions {
     pub share_thread: bool,
     /// Seals new segments, and opens those that are; none where all are in the clear.
     pub sealer: Option<Arc<Sealer>>,
+    /// Set where other hosts may open the volume as well.
+    pub tenure: Option<Tenure>,
 }
 
 /// What may be another while the volume works; see [`VolumeOptions`].
@@ -128,6 +131,7 @@ impl VolumeOptions {
             scrub_every: Duration::from_secs(24 * 3600),
             share_thread: true,
             sealer: None,
+            tenure: None,
         }
     }
 }
@@ -398,6 +402,40 @@ impl Volume {
     #[must_use]
     pub fn is_open(&self) -> bool {
         *self.head.phase.borrow() == Phase::Open
+    }
+
+    /// Whether this opening could still write after this was asked: a write quorum of copies, asked now, has
+    /// promised nothing above its ballot. What was done before is then known to have been done before any
+    /// later opening, by whoever, had its promises. False where too few copies answer within `patience`.
+    pub async fn still_writes(&self, patience: Duration) -> bool {
+        let Some(ballot) = self.open_ballot() else { return false };
+        let mut asking = JoinSet::new();
+        for link in CopyId::all().filter_map(|copy| self.head.link(copy)) {
+            asking.spawn(async move { link.promised().await });
+        }
+        let counting = async {
+            let mut promised = Vec::new();
+            while let Some(answer) = asking.join_next().await {
+                promised.extend(answer.ok().and_then(Result::ok));
+                if quorum::still_writes(ballot, &promised) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(patience, counting).await.unwrap_or(false)
+    }
+
+    /// Whether other hosts may open the volume as well, when this one is gone.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        self.head.options.tenure.is_some()
+    }
+
+    /// The ballot with which the volume is open, while it is.
+    #[must_use]
+    pub fn open_ballot(&self) -> Option<Ballot> {
+        self.head.look(|log| (log.phase() == Phase::Open).then(|| log.quorum().ballot()))
     }
 
     /// Empties the volume; its redo will begin at `begin_lsn` on `timeline`. On a write quorum of disks when

@@ -18,8 +18,10 @@
 
 mod fill;
 mod sealing;
+mod tenure;
 
 pub use fill::{FillStep, sealed_from};
+pub use tenure::Tenure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -73,6 +75,8 @@ pub struct LogOptions {
     pub own: BTreeSet<CopyId>,
     /// Seals what is appended; none where it is in the clear.
     pub sealer: Option<Arc<Sealer>>,
+    /// Set where other hosts may open the volume as well.
+    pub tenure: Option<Tenure>,
 }
 
 /// What is to be done, in the order in which it was decided.
@@ -155,6 +159,8 @@ pub struct Tally {
 struct Member {
     /// There is a way to it.
     reached: bool,
+    /// What it had promised when it was reached.
+    promised: Ballot,
     /// Whether commits wait for it. Four are asked first; the others write what has come together since.
     hurried: bool,
     /// How far it was at the last tick, and for how many it has been there while another one had more.
@@ -190,6 +196,10 @@ pub struct Log {
     room: Option<Room>,
     /// When redo gave way to room last, microseconds since 1970.
     gave_way_us: Option<i64>,
+    /// No copy is asked for anything yet; see [`Tenure`].
+    gathering: bool,
+    /// Where a tenure has begun: another host's ballot above this one ends it.
+    since: Option<Ballot>,
     effects: Vec<Effect>,
 }
 
@@ -215,6 +225,8 @@ impl Log {
             word: false,
             room: None,
             gave_way_us: None,
+            gathering: options.tenure.is_some(),
+            since: options.tenure.as_ref().and_then(|tenure| tenure.since),
             effects: Vec::new(),
             options,
         }
@@ -314,8 +326,13 @@ impl Log {
 
     /// A copy can be reached, and has promised this ballot.
     pub fn reached(&mut self, copy: CopyId, promised: Ballot) {
-        self.members[copy.index()].reached = true;
-        if promised >= self.quorum.ballot() && self.quorum.donor().is_none() {
+        let member = &mut self.members[copy.index()];
+        (member.reached, member.promised) = (true, promised);
+        if self.is_overtaken(promised) {
+            self.overtaken(promised);
+        } else if self.gathering {
+            self.gather();
+        } else if promised >= self.quorum.ballot() && self.quorum.donor().is_none() {
             self.open_above(promised);
         } else {
             self.handle(Input::Reached(copy));
@@ -336,7 +353,11 @@ impl Log {
     /// A copy said something over the way by which it was reached last.
     pub fn hear(&mut self, copy: CopyId, event: Event) {
         match event {
+            Event::Promised(_, vote) if self.is_overtaken(vote.ballots.newest()) => {
+                self.overtaken(vote.ballots.newest());
+            }
             Event::Promised(ballot, vote) => self.handle(Input::Promised(copy, ballot, vote)),
+            Event::Refused(ballot) if self.is_overtaken(ballot) => self.overtaken(ballot),
             Event::Refused(ballot) => self.handle(Input::Refused(copy, ballot)),
             Event::Adopted(ballot, generation, lsn) => {
                 self.handle(Input::Adopted(copy, ballot, generation, lsn));
@@ -395,6 +416,10 @@ impl Log {
         }
         if self.phase != Phase::Opening || self.quorum.donor().is_some() {
             return Err(VolumeError::NothingToRecover);
+        }
+        if self.gathering {
+            // They are asked now, and may be enough when the word is given again.
+            self.begin();
         }
         let members = self.quorum.members();
         if members < READ_QUORUM {
@@ -644,6 +669,9 @@ impl Log {
     /// since 1970), copies that promised to a writer who did not take over, disks that hang, and whether the
     /// copies' files are still there.
     pub fn tick(&mut self, now_us: i64) {
+        if self.gathering {
+            return;
+        }
         self.retain(now_us);
         self.mind_outbid();
         self.mind_hung();

@@ -38,11 +38,15 @@ pub enum Bug {
     ForgetsHistory,
     /// Redo that is not durable yet is dropped.
     DropsQueued,
+    /// A host goes on as the region's head although another one was it meanwhile.
+    ResumesOvertaken,
+    /// A head answers in its region's name without asking the copies whether it still is that.
+    VotesUnasked,
 }
 
 impl Bug {
     /// All of them but [`Bug::None`].
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 17] = [
         Bug::PromisesUnwritten,
         Bug::KeepsCut,
         Bug::FlushedEarly,
@@ -58,6 +62,8 @@ impl Bug {
         Bug::ForgetsDonor,
         Bug::ForgetsHistory,
         Bug::DropsQueued,
+        Bug::ResumesOvertaken,
+        Bug::VotesUnasked,
     ];
 }
 

@@ -76,6 +76,14 @@ impl std::str::FromStr for CopyId {
     }
 }
 
+/// Whether whoever has opened a volume with `ballot` could still write to it: of the copies that were asked
+/// just now a write quorum has promised that ballot, and no higher one.
+#[must_use]
+pub fn still_writes(ballot: Ballot, promised: &[Ballot]) -> bool {
+    let holds = promised.iter().filter(|promised| **promised == ballot).count();
+    holds >= WRITE_QUORUM || planted::is(Bug::VotesUnasked)
+}
+
 /// What a copy says of itself when it promises.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vote {

@@ -58,8 +58,12 @@ pub struct ControlData {
     pub checkpoint_redo_lsn: Lsn,
     /// The timeline of the newest checkpoint.
     pub checkpoint_timeline: Timeline,
+    /// The place up to which recovery must go at least; zero where there is no such place.
+    pub recovery_lsn: Lsn,
     /// The timeline up to which recovery must go at least; 0 where there is no such place.
     pub recovery_timeline: Timeline,
+    /// Where a backup began whose end was not applied yet; zero where there is none.
+    pub backup_start_lsn: Lsn,
     /// The size of its WAL segments.
     pub segment_size: SegmentSize,
     /// What a standby needs that applies its redo.
@@ -91,10 +95,21 @@ impl ControlData {
             checkpoint_lsn: of(text, "Latest checkpoint location")?,
             checkpoint_redo_lsn: of(text, "Latest checkpoint's REDO location")?,
             checkpoint_timeline: Timeline(of(text, "Latest checkpoint's TimeLineID")?),
+            recovery_lsn: of(text, "Minimum recovery ending location")?,
+            backup_start_lsn: of(text, "Backup start location")?,
             recovery_timeline: Timeline(of(text, "Min recovery ending loc's timeline")?),
             segment_size: segment_size.ok_or(InstanceError::ControlData("a size of WAL segments"))?,
             needs,
         })
+    }
+
+    /// Whether a standby that was shut down cleanly could go on as a writer that has crashed, with redo up to
+    /// `end_lsn` and no more: it is consistent there, and has nothing from beyond.
+    #[must_use]
+    pub fn could_write_on(&self, end_lsn: Lsn) -> bool {
+        self.state == ClusterState::ShutDownInRecovery
+            && self.backup_start_lsn == Lsn::ZERO
+            && self.recovery_lsn <= end_lsn
     }
 
     /// The newest timeline that the data are on for good: what a crash now leads back to.
@@ -150,6 +165,7 @@ Latest checkpoint's TimeLineID:       1
 Latest checkpoint's PrevTimeLineID:   1
 Minimum recovery ending location:     0/40CDF90
 Min recovery ending loc's timeline:   3
+Backup start location:                0/0
 Bytes per WAL segment:                16777216
 max_connections setting:              250
 ";
@@ -165,7 +181,9 @@ max_connections setting:              250
                 checkpoint_lsn: Lsn(0x400_0060),
                 checkpoint_redo_lsn: Lsn(0x400_0028),
                 checkpoint_timeline: Timeline(1),
+                recovery_lsn: Lsn(0x40C_DF90),
                 recovery_timeline: Timeline(3),
+                backup_start_lsn: Lsn::ZERO,
                 segment_size: SegmentSize::new(16 << 20).unwrap(),
                 needs: NEEDED.map(|(_, setting)| Need {
                     setting,
@@ -174,6 +192,11 @@ max_connections setting:              250
             }
         );
         assert_eq!(control.timeline(), Timeline(3));
+        let stopped = ControlData { state: ClusterState::ShutDownInRecovery, ..control };
+        assert!(stopped.could_write_on(Lsn(0x40C_DF90)) && !control.could_write_on(Lsn(0x40C_DF90)));
+        assert!(!stopped.could_write_on(Lsn(0x40C_DF8F)), "it has something from beyond");
+        let within = ControlData { backup_start_lsn: Lsn(0x400_0028), ..stopped };
+        assert!(!within.could_write_on(Lsn(0x40C_DF90)), "the end of its backup is not applied");
     }
 
     #[test]
@@ -182,7 +205,7 @@ max_connections setting:              250
         {
             let without = TEXT.replace(&format!("{line}\n"), "");
             let parsed = ControlData::parse(&without);
-            let needed = !["Prev", "Minimum", "max_"].iter().any(|part| line.contains(part));
+            let needed = !["Prev", "max_"].iter().any(|part| line.contains(part));
             assert_eq!(parsed.is_err(), needed, "{line}");
         }
         let strange = TEXT.replace("in archive recovery", "on holiday");

@@ -58,6 +58,9 @@ struct Known {
     epoch: Epoch,
 }
 
+/// How long the copies may take to say whether this host still has the volume.
+const STILL: Duration = Duration::from_millis(500);
+
 /// Ships until `stop`.
 pub(crate) async fn run(
     options: Arc<PrimaryOptions>,
@@ -206,8 +209,13 @@ impl Shipping {
         Open { protocol: PROTOCOL_VERSION, cluster_id, purpose: Some(purpose) }
     }
 
-    /// Connects and asks how far the region is.
+    /// Connects and asks how far the region is. A host that may not be its region's head any more does not
+    /// even ask: it would end what another one sends.
     async fn probe(&mut self) -> Input {
+        let volume = &self.options.volume;
+        if volume.may_move() && !volume.still_writes(STILL).await {
+            return Input::Lost("another host of this region may be its head".into());
+        }
         match tokio::time::timeout(PROBE_TIMEOUT, self.ask_position()).await {
             Ok(Ok((history, ready))) => self.answered(history, ready).await,
             Ok(Err(e)) => Input::Lost(e.to_string()),
@@ -265,6 +273,12 @@ impl Shipping {
 
     async fn answered(&self, history: TimelineHistory, ready: ReplicateReady) -> Input {
         if let Some(refusal) = ready.refusal {
+            if let Some((connection, _)) =
+                self.link.as_ref().filter(|_| refusal.kind() == refusal::Kind::NotHead)
+            {
+                self.options.endpoint.avoid(&self.target.address, connection.remote_address());
+                return Input::Lost(refusal.reason);
+            }
             return refused(&refusal);
         }
         let volume = &self.options.volume;

@@ -84,6 +84,12 @@ pub(super) enum Command {
         /// Zones that run by themselves, besides those of the file
         #[arg(long, value_name = "ZONES", value_delimiter = ',', value_parser = ["a", "b", "c"])]
         own_process: Vec<String>,
+        /// What this host becomes in a region where another one may be the head; it starts itself again so
+        #[arg(long, hide = true, value_parser = ["head", "node"])]
+        part: Option<String>,
+        /// For how long this host had heard no head of its region when it started itself again
+        #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
+        silent_ms: u64,
     },
     /// Show or check a region's volume: its six copies
     Volume {

@@ -25,6 +25,7 @@ mod voters;
 mod watch;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +42,7 @@ use crate::logs::lines::Lines;
 use crate::logs::{DaemonLog, FORMAT_VARIABLE};
 use crate::operator::{Operator, UrlOf, superuser_url};
 use crate::verdict::Level;
-use crate::{local, node, region, witness, zone};
+use crate::{local, node, region, region_file, witness, zone};
 use args::{Cli, Command, PasswordAction};
 
 type AnyResult = Result<(), Box<dyn Error>>;
@@ -129,12 +130,14 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             Ok(())
         }
         Command::Certs(asked) => certs::run(&config, &layout, &asked),
-        Command::Run { region, az, node, own_process } => {
+        Command::Run { region, az, node, own_process, part, silent_ms } => {
             let file = std::path::absolute(cli.places.config())?;
             let (region, apart) = args::what_to_run(region, az, node)?;
             log.is_of(region.as_str(), apart.as_ref());
             log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
-            run_daemon(config, file, log, layout, region, apart, &own_process).await
+            let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
+            let part = part.map(|part| (part, Duration::from_millis(silent_ms)));
+            run_daemon(Daemon { config, file, log, layout, name: region, apart, own_process, part }).await
         }
         Command::Up { detach, zones, timeout } => {
             let mut config = config;
@@ -218,46 +221,93 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
 }
 
 /// A region's daemon, a witness, a node, or a zone's process, until a signal.
-async fn run_daemon(
+/// A daemon to be run.
+struct Daemon {
     config: Config,
     file: PathBuf,
     log: DaemonLog,
     layout: Layout,
     name: RegionName,
     apart: Option<Apart>,
-    own_process: &[String],
-) -> AnyResult {
+    own_process: Vec<char>,
+    /// What it is to be where it may be the region's head or a node, and for how long its host had heard no
+    /// head.
+    part: Option<(String, Duration)>,
+}
+
+async fn run_daemon(daemon: Daemon) -> AnyResult {
+    let Daemon { config, file, log, layout, name, apart, own_process, part } = daemon;
     let (stop, _listening) = signal::on_signal()?;
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
-    match apart {
-        Some(Apart::Zone(zone)) => {
-            let holder = zone::Holder { zone, node: None };
-            return Ok(zone::run(config, layout, name, holder, stop).await?);
-        }
-        Some(Apart::Node(node)) => {
-            let source = node::Source { file, again, log };
-            return Ok(node::run(config, source, layout, name, node, stop).await?);
-        }
-        None => {}
+    if let Some(Apart::Zone(zone)) = apart {
+        let holder = zone::Holder { zone, node: None };
+        return Ok(zone::run(config, layout, name, holder, None, stop).await?);
     }
     if let Some(own) = config.witnesses.iter().find(|own| own.name == name).cloned() {
-        let source = node::Source { file, again, log };
+        let source = node::Source { file, again, log, silent: Duration::ZERO };
         return Ok(witness::run(config, source, layout, own, stop).await?);
     }
-    let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
-    let source = region::reload::Source { file, own_process, again };
+    let node = match apart {
+        Some(Apart::Node(node)) => Some(node),
+        _ => None,
+    };
+    let host = region::head::host_name(node.as_ref()).ok_or("the host has no name")?;
+    let is_head = match (config.region(&name).map(|own| own.candidates()), &part) {
+        (Some(all), Some((part, _))) if all.iter().any(|host_of| host_of.name == host) => part == "head",
+        (Some(all), None) if all.iter().any(|host_of| host_of.name == host) => {
+            region_file::was_head(&layout.region(&name), &host)
+        }
+        _ => node.is_none(),
+    };
+    let silent = part.as_ref().map(|(_, silent)| *silent).unwrap_or_default();
+    if !is_head {
+        let source = node::Source { file, again, log, silent };
+        return match Box::pin(node::run(config, source, layout, name, host, stop)).await? {
+            node::Ended::Stopped => Ok(()),
+            node::Ended::Stands(silent) => start_again(Some(("head", silent))),
+        };
+    }
+    let stands = part.is_some();
+    let source = region::reload::Source { file, own_process, again, host, stands, silent };
     match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
-        region::Ended::StartAgain => {
-            tracing::info!("starting again");
-            let mut again = std::process::Command::new(std::env::current_exe()?);
-            // It returns only when that cannot be done. Files, sockets and locks of this one are closed with
-            // it.
-            Err(again.args(std::env::args_os().skip(1)).exec().into())
-        }
+        region::Ended::StartAgain => start_again(None),
+        region::Ended::Follows(silent) => start_again(Some(("node", silent))),
     }
 }
+
+/// Starts this program again in place of this process, as what it is to be. Files, sockets and locks of this
+/// one are closed with it.
+fn start_again(part: Option<(&str, Duration)>) -> AnyResult {
+    tracing::info!("starting again");
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut typed = std::env::args_os().skip(1);
+    while let Some(argument) = typed.next() {
+        match argument == PART || argument == SILENT {
+            true => drop(typed.next()),
+            false => arguments.push(argument),
+        }
+    }
+    if let Some((part, silent)) = part {
+        arguments.extend([PART.into(), part.into(), SILENT.into(), silent.as_millis().to_string().into()]);
+    }
+    // It returns only when that cannot be done.
+    Err(std::process::Command::new(program()?).args(arguments).exec().into())
+}
+
+/// This program's file: the new one, where it was replaced since this one was started.
+fn program() -> std::io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let replaced = own.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(replaced.filter(|path| path.exists()).unwrap_or(own))
+}
+
+/// The option that says what a daemon that starts itself again becomes.
+const PART: &str = "--part";
+
+/// And the one that says for how long its host had heard no head of its region.
+const SILENT: &str = "--silent-ms";
 
 /// Asks on the terminal whether to go on with `what`. No answer is a no.
 fn confirm(what: &str) -> AnyResult {

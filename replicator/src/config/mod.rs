@@ -14,9 +14,9 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use model::{
-    Config, EncryptionConfig, EndpointsConfig, FailoverConfig, KeyProvider, KmsConfig, LogFormat, LogsConfig,
-    NODES_MAX, NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, Server, TelemetryConfig, VaultConfig,
-    WITNESSES_MAX, WitnessConfig,
+    Config, EncryptionConfig, EndpointsConfig, FailoverConfig, HOME, KeyProvider, KmsConfig, LogFormat,
+    LogsConfig, NODES_MAX, NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, Server, TelemetryConfig,
+    VaultConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 

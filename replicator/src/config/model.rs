@@ -18,6 +18,9 @@ pub const SECONDARIES_MAX: usize = 5;
 /// The most nodes a region may have besides the host of its daemon.
 pub const NODES_MAX: usize = 15;
 
+/// The name of the host of a region's daemon among its hosts, where another one may take over.
+pub const HOME: &str = "home";
+
 /// The most witnesses a cluster may have: more voters than regions make nothing safer.
 pub const WITNESSES_MAX: usize = 3;
 
@@ -231,6 +234,9 @@ pub struct RegionConfig {
     pub nodes: Vec<NodeConfig>,
     /// How its redo is sealed: its own word, or that for all; in the clear without either.
     pub encryption: Option<EncryptionConfig>,
+    /// How long the region's head must not have been heard before another host takes over; none does where
+    /// this is none.
+    pub take_over_after: Option<Duration>,
 }
 
 /// How a region's redo is sealed at rest.
@@ -316,13 +322,83 @@ pub struct NodeConfig {
     pub zone: Option<char>,
     /// Where applications reach its PostgreSQL, which follows the region's redo; it runs none without this.
     pub postgres: Option<SocketAddr>,
+    /// Its QUIC address when it is the region's head; it never is without.
+    pub listen: Option<SocketAddr>,
+    /// Where others reach it then, `host:port`; empty without an address.
+    pub advertise: String,
+    /// Where it takes in clients of the writer.
+    pub writer_endpoint: Option<SocketAddr>,
+    /// Where it takes in clients that read.
+    pub reader_endpoint: Option<SocketAddr>,
 }
 
 impl RegionConfig {
-    /// Where its daemon is reached.
+    /// Where its daemon is reached: at one of these, with commas between, where other hosts may take over.
     #[must_use]
     pub fn place(&self) -> Place {
-        Place { name: self.name.clone(), advertise: self.advertise.clone() }
+        let mut advertise = self.advertise.clone();
+        if self.take_over_after.is_some() {
+            for node in self.nodes.iter().filter(|node| node.listen.is_some()) {
+                advertise = format!("{advertise},{}", node.advertise);
+            }
+        }
+        Place { name: self.name.clone(), advertise }
+    }
+
+    /// The host of the region's daemon, as a node beside another head.
+    #[must_use]
+    pub fn home(&self) -> Option<NodeConfig> {
+        let apart = self.zones_apart();
+        Some(NodeConfig {
+            name: HOME.parse().ok()?,
+            zone: ['a', 'b', 'c'].into_iter().find(|zone| !apart.contains(zone)),
+            postgres: Some(self.postgres),
+            listen: Some(self.listen),
+            advertise: self.advertise.clone(),
+            writer_endpoint: self.writer_endpoint,
+            reader_endpoint: self.reader_endpoint,
+        })
+    }
+
+    /// The hosts that may be the region's head, in the order in which they take over: none where none may
+    /// but that of its daemon.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<NodeConfig> {
+        let nodes = self.nodes.iter().filter(|node| node.listen.is_some()).cloned();
+        let hosts = self.home().into_iter().chain(nodes);
+        hosts.filter(|_| self.take_over_after.is_some()).collect()
+    }
+
+    /// Where clients find its endpoint of writers, or of readers: on each host that has one.
+    #[must_use]
+    pub fn endpoints(&self, of: impl Fn(&NodeConfig) -> Option<SocketAddr>) -> Vec<SocketAddr> {
+        self.home().iter().chain(&self.nodes).filter_map(of).collect()
+    }
+
+    /// Where its writer can be, if it leads: on each host that may be its head.
+    #[must_use]
+    pub fn writers(&self) -> Vec<SocketAddr> {
+        let others = self.candidates().into_iter().skip(1).filter_map(|host| host.postgres);
+        [self.postgres].into_iter().chain(others).collect()
+    }
+
+    /// The region as its node `head` has it that is its head: it is where that is, and the host of its
+    /// daemon is one of the others. The page stays with that host.
+    #[must_use]
+    pub fn headed_by(&self, head: &NodeName) -> Option<RegionConfig> {
+        let node = self.node(head)?.clone();
+        let others = self.nodes.iter().filter(|other| other.name != *head).cloned();
+        Some(RegionConfig {
+            listen: node.listen?,
+            postgres: node.postgres?,
+            nodes: self.home().into_iter().chain(others).collect(),
+            advertise: node.advertise,
+            own_process: Vec::new(),
+            writer_endpoint: node.writer_endpoint,
+            reader_endpoint: node.reader_endpoint,
+            http: None,
+            ..self.clone()
+        })
     }
 
     /// The copies that the region's own daemon holds.

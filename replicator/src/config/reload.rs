@@ -226,6 +226,7 @@ impl Keys {
             bin_dir,
             nodes,
             encryption,
+            take_over_after,
         } = new;
         let (here, daemon) = (name == own, Fate::Needs(Need::Daemon));
         let if_here = |fate: Fate| if here { fate } else { Fate::Elsewhere };
@@ -248,8 +249,12 @@ impl Keys {
         self.add(&key("encryption"), old.encryption == *encryption, if_here(daemon));
         // Replicas come and go while everything goes on; who holds a copy is settled at the start.
         let same_copies = old.zones_apart() == new.zones_apart();
-        let fate = if same_copies { Fate::Now } else { daemon };
+        let same_heads = old.candidates() == new.candidates();
+        let fate = if same_copies && same_heads { Fate::Now } else { daemon };
         self.add(&key("node"), old.nodes == *nodes, if_here(fate));
+        // All hosts of the region go by it, and others reach it where they are.
+        let same = old.take_over_after == *take_over_after;
+        self.add(&key("take_over_after"), same, Fate::Needs(Need::EveryDaemon));
     }
 
     fn witness(&mut self, old: &WitnessConfig, new: &WitnessConfig) {

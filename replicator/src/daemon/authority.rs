@@ -111,6 +111,8 @@ requests! {
     Feed = "feed",
     /// Send a node a base backup.
     Backup = "backup",
+    /// Bring a client of a node's endpoint to PostgreSQL.
+    Client = "client",
     /// Say how far the region is.
     RegionStatus = "region_status",
     /// Say how far all regions are.
@@ -181,6 +183,7 @@ impl Request {
             Purpose::Node(_) => Request::Node,
             Purpose::Feed(_) => Request::Feed,
             Purpose::Backup(_) => Request::Backup,
+            Purpose::Client(_) => Request::Client,
             Purpose::Control(request) => match request.body.as_ref()? {
                 Body::RegionStatus(_) => Request::RegionStatus,
                 Body::ClusterStatus(_) => Request::ClusterStatus,
@@ -315,12 +318,13 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
             _ => Refused,
         },
         (Asked::Region, Who::Own) => match request {
-            R::Zone | R::Node | R::Feed | R::Backup => Allowed,
+            R::Zone | R::Node | R::Feed | R::Backup | R::Client => Allowed,
             _ => Refused,
         },
         // It keeps copies, and follows: it has no vote, and does not speak for the region.
         (Asked::Region, Who::Node) => match request {
             R::Zone | R::Node | R::Feed | R::Backup => OnlyIf(Condition::Itself),
+            R::Client => Allowed,
             _ => Refused,
         },
         (Asked::Witness, Who::Operator) => match request {
@@ -433,6 +437,7 @@ mod tests {
         node                           -         -        -            -        y    itself  -
         feed                           -         -        -            -        y    itself  -
         backup                         -         -        -            -        y    itself  -
+        client                         -         -        -            -        y    y       -
         region_status                  y         y        y            -        -    -       -
         cluster_status                 y         y        -            -        -    -       -
         url                            y         -        -            -        -    -       -
@@ -470,6 +475,7 @@ mod tests {
         node                           -         -        -            -        -    -       -
         feed                           -         -        -            -        -    -       -
         backup                         -         -        -            -        -    -       -
+        client                         -         -        -            -        -    -       -
         region_status                  -         -        -            -        -    -       -
         cluster_status                 -         -        -            -        -    -       -
         url                            -         -        -            -        -    -       -
@@ -507,6 +513,7 @@ mod tests {
         node                           -         -        -            -        -    -       -
         feed                           -         -        -            -        -    -       -
         backup                         -         -        -            -        -    -       -
+        client                         -         -        -            -        -    -       -
         region_status                  -         -        -            -        -    -       -
         cluster_status                 -         -        -            -        -    -       -
         url                            -         -        -            -        -    -       -

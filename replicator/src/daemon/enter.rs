@@ -7,6 +7,7 @@ use transport::{Identity, IdentityError, Peer};
 
 use super::lock::{DaemonLock, LockError};
 use super::tree::{self, ExposedError};
+use crate::config::HOME;
 use crate::layout::{RegionLayout, make_passable};
 
 /// Why a daemon cannot begin.
@@ -61,7 +62,8 @@ pub fn enter(
 
 /// The same for node `node` of region `name`; also where its certificate is.
 ///
-/// A node that has none of its own goes on with its region's, as all did before nodes had any.
+/// A node that has none of its own goes on with its region's, as all did before nodes had any. The host
+/// of the region's daemon is a node while another host is the region's head: it has its region's.
 ///
 /// # Errors
 /// As [`enter`].
@@ -72,6 +74,10 @@ pub fn enter_node(
     node: &NodeName,
 ) -> Result<(DaemonLock, Identity, PathBuf), EnterError> {
     let lock = take(places, lock)?;
+    if node.as_str() == HOME {
+        let identity = identity_of(places.identity(), name, |peer| peer.voter() == Some(name))?;
+        return Ok((lock, identity, places.identity()));
+    }
     let own = places.node(node).identity();
     if own.join("cert.pem").exists() || !places.identity().join("cert.pem").exists() {
         let expected = Peer::Node(name.clone(), node.clone());

@@ -43,8 +43,10 @@ impl DaemonLock {
             Ok(file) => file,
             Err((mut file, _)) => return Err(LockError::Held(read_pid(&mut file).map_err(io)?)),
         };
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        // In one write, over what was there: whoever looks meanwhile finds a number.
+        let line = format!("{:<10}\n", std::process::id());
+        let written = file.rewind().and_then(|()| file.write_all(line.as_bytes()));
+        written.and_then(|()| file.set_len(line.len() as u64)).map_err(io)?;
         Ok(DaemonLock { _file: file })
     }
 

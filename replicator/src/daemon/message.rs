@@ -56,7 +56,7 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
             false => Err("the redo asked for ends before it begins".into()),
         },
         open::Purpose::Session(m::SessionOpen { of: None }) => Err("it is not said what is wanted".into()),
-        open::Purpose::Session(_) | open::Purpose::Rehearse(_) => Ok(()),
+        open::Purpose::Session(_) | open::Purpose::Client(_) | open::Purpose::Rehearse(_) => Ok(()),
         open::Purpose::Zone(open) => zone(open),
         open::Purpose::Node(open) => node(&open.node),
         open::Purpose::Feed(open) => node(&open.node),
@@ -270,7 +270,10 @@ mod tests {
         let copy = |name: &str| m::ZoneCopy { name: name.into(), ..m::ZoneCopy::default() };
         let offer = |copies: &[&str]| {
             let copies = copies.iter().map(|name| copy(name)).collect();
-            check(&open::Purpose::Zone(m::ZoneOpen { zone: "b".into(), copies }), &names())
+            check(
+                &open::Purpose::Zone(m::ZoneOpen { zone: "b".into(), copies, ..m::ZoneOpen::default() }),
+                &names(),
+            )
         };
         assert_eq!(offer(&["b1", "b2"]), Ok(()));
         for bad in [&["a1"][..], &["b1", "b1"], &["b1", "b2", "b3"], &["nonsense"]] {

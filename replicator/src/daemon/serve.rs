@@ -182,7 +182,7 @@ async fn answer_refusal(
         Some(open::Purpose::Rewind(_)) => {
             stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
         }
-        Some(open::Purpose::Session(_) | open::Purpose::Rehearse(_)) => {
+        Some(open::Purpose::Session(_) | open::Purpose::Client(_) | open::Purpose::Rehearse(_)) => {
             stream.send(&SessionReady { refusal: Some(refusal) }).await?;
         }
         Some(open::Purpose::Zone(_)) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,

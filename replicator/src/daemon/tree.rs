@@ -46,7 +46,19 @@ const OURS: [&str; 15] = [
 ];
 
 /// The same below a node's directory.
-const OURS_OF_NODE: [&str; 3] = ["events.", "identity", "node."];
+const OURS_OF_NODE: [&str; 11] = [
+    "aside",
+    "audit.",
+    "configuration.seen",
+    "drill",
+    "events.",
+    "identity",
+    "load",
+    "lost",
+    "node.",
+    "page.",
+    "superuser.",
+];
 
 /// What a file system has at its root.
 const OF_FILE_SYSTEM: &str = "lost+found";

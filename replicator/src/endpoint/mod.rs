@@ -8,12 +8,15 @@
 //! - [`way`]: where a client goes, and how long it stays. Pure: it decides by the record of who leads, and
 //!   asks nobody.
 //! - [`door`]: takes clients in at an address, and holds them, as many and as long as is allowed.
+//! - [`regional`]: brings those of a region's daemon to a PostgreSQL. Those of a node go through that daemon
+//!   (`node/guide.rs`).
 //! - [`tunnel`]: the way to another region.
 //! - [`relay`]: passes bytes to and fro.
 //! - [`tally`]: what an endpoint did, as numbers.
 
 pub mod door;
 mod farewell;
+pub mod regional;
 pub mod relay;
 pub mod tally;
 pub mod tunnel;

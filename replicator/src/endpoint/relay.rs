@@ -44,6 +44,27 @@ pub async fn pass(mut client: TcpStream, far: Far, cut: &CancellationToken) -> E
     }
 }
 
+/// As [`pass`], where the client's end is a stream, too.
+pub async fn between((sender, receiver): (Sender, Receiver), far: Far, cut: &CancellationToken) -> Ended {
+    match far {
+        Far::Near(postgres) => pass(postgres, Far::Stream(sender, receiver), cut).await,
+        Far::Stream(far_sender, far_receiver) => tokio::select! {
+            biased;
+            () = cut.cancelled() => Ended::Cut,
+            _ = async { tokio::try_join!(across(receiver, far_sender), across(far_receiver, sender)) } => Ended::Over,
+        },
+    }
+}
+
+/// Passes bytes from one stream to another until they end.
+async fn across(mut from: Receiver, mut to: Sender) -> io::Result<()> {
+    while let Some(said) = from.read().await.map_err(lost)? {
+        to.write(said).await.map_err(lost)?;
+    }
+    to.finish().await;
+    Ok(())
+}
+
 /// As `copy_bidirectional`, where one end is a stream. An end that finishes its half is heard to the end of
 /// the other; an end that fails ends both.
 async fn over_stream(client: TcpStream, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {

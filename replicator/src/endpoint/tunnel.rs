@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto::messages::refusal::Kind;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, SessionOpen, SessionReady, open, session_open,
 };
@@ -85,7 +86,14 @@ impl Tunnels {
         let mut stream = connection.open_stream(&open).await.map_err(words)?;
         let ready: Option<SessionReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await.map_err(words)?;
         match ready {
-            Some(SessionReady { refusal: Some(refusal) }) => Err(refusal.reason),
+            Some(SessionReady { refusal: Some(refusal) }) => {
+                if refusal.kind() == Kind::NotHead {
+                    // The next one goes to another host of the region; sessions on this connection go on.
+                    self.endpoint.avoid(&place.advertise, connection.remote_address());
+                    *way.lock().await = None;
+                }
+                Err(refusal.reason)
+            }
             Some(SessionReady { refusal: None }) => Ok(stream.split()),
             None => Err("it ended the session before it began".into()),
         }

@@ -76,6 +76,8 @@ pub enum Unfit {
     Doubt,
     /// The region has no data yet.
     NoData,
+    /// It has had too few copies for so long that another host may be the region's head.
+    NoQuorum,
 }
 
 impl fmt::Display for Unfit {
@@ -88,6 +90,7 @@ impl fmt::Display for Unfit {
             Unfit::GivenUp => "it gives the leadership up",
             Unfit::Doubt => "it does not know yet whether its redo is all that it wrote",
             Unfit::NoData => "it has no data yet",
+            Unfit::NoQuorum => "it has too few copies, and another host may be the region's head",
         })
     }
 }
@@ -235,7 +238,9 @@ impl Knows {
         let leads = |epoch: Epoch| epoch == term.epoch;
         term.region != self.me
             || match (&self.part, &self.own) {
-                (Part::Leading { epoch }, Own::WritesNot(why)) => leads(*epoch) && *why != Unfit::Lease,
+                (Part::Leading { epoch }, Own::WritesNot(why)) => {
+                    leads(*epoch) && !matches!(why, Unfit::Lease | Unfit::NoQuorum)
+                }
                 // A writer that stops tells its clients itself.
                 (Part::Leading { epoch } | Part::Stopping { epoch }, _) => leads(*epoch),
                 _ => false,

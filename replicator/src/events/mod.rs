@@ -105,6 +105,10 @@ kinds! {
     DaemonStarted = "daemon-started", Plain;
     /// A daemon was told to stop, and has.
     DaemonStopped = "daemon-stopped", Plain;
+    /// This host has become its region's head: it took over from another one.
+    HeadTaken = "head-taken", Warning;
+    /// This host is its region's head no more.
+    HeadLeft = "head-left", Warning;
     /// The file says something else than at the last start, or was read again.
     ConfigurationChanged = "configuration-changed", Plain;
     /// A region plays another part.

@@ -219,7 +219,9 @@ fn serves(directory: &Path, names: &[String]) -> bool {
 pub(super) fn names_of_servers(config: &Config) -> Vec<String> {
     let mut names = BTreeSet::new();
     for region in &config.regions {
-        let nodes = region.nodes.iter().filter_map(|node| node.postgres);
+        let nodes = region.nodes.iter();
+        let nodes = nodes.flat_map(|node| [node.postgres, node.writer_endpoint, node.reader_endpoint]);
+        let nodes = nodes.flatten();
         let own =
             [Some(region.postgres), region.writer_endpoint, region.reader_endpoint].into_iter().flatten();
         for ip in own.chain(nodes).map(|address| address.ip()).filter(|ip| !ip.is_unspecified()) {
@@ -228,7 +230,8 @@ pub(super) fn names_of_servers(config: &Config) -> Vec<String> {
                 names.insert("localhost".into());
             }
         }
-        if let Some((host, _)) = region.advertise.rsplit_once(':') {
+        let advertised = region.nodes.iter().map(|node| &node.advertise).chain([&region.advertise]);
+        for (host, _) in advertised.filter_map(|place| place.rsplit_once(':')) {
             let host = host.trim_start_matches('[').trim_end_matches(']');
             // As a certificate has it.
             let address = host.parse::<std::net::IpAddr>().map(|address| address.to_string());

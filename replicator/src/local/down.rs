@@ -15,7 +15,7 @@ use super::LocalResult;
 use crate::config::{Config, NodeConfig, RegionConfig, Role};
 use crate::daemon::lock::{DaemonLock, LockError};
 use crate::layout::{Apart, Layout};
-use crate::region_file::RegionState;
+use crate::region_file::{RegionState, was_head};
 
 /// Stops every region on this machine: the primary first, so that the secondaries get its last redo.
 ///
@@ -33,19 +33,23 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
         for role in [Role::Primary, Role::Secondary] {
             let of_role: Vec<_> = regions.iter().filter(|r| role_of(r) == role).collect();
             for region in &of_role {
-                if let Some(pid) = DaemonLock::holder(&layout.region(&region.name).lock())? {
-                    // It may be ending by itself just now.
-                    let _ = kill(pid, Signal::SIGTERM);
+                for lock in heads(layout, region) {
+                    if let Some(pid) = DaemonLock::holder(&lock)? {
+                        // It may be ending by itself just now.
+                        let _ = kill(pid, Signal::SIGTERM);
+                    }
                 }
             }
             for region in of_role {
                 let places = layout.region(&region.name);
-                until_free(&places.lock()).await?;
+                for lock in heads(layout, region) {
+                    until_free(&lock).await?;
+                }
                 // The zones last: the region's last redo goes to them.
                 let zones = ['a', 'b', 'c'].map(Apart::Zone).into_iter();
                 let nodes = region.nodes.iter().map(|node| Apart::Node(node.name.clone()));
-                let locks: Vec<PathBuf> =
-                    zones.chain(nodes).map(|apart| places.lock_of(Some(&apart))).collect();
+                let apart = zones.chain(nodes).map(|apart| places.lock_of(Some(&apart)));
+                let locks: Vec<PathBuf> = [places.lock()].into_iter().chain(apart).collect();
                 // A node has the lock of its zone as well, and ends at once when it is told twice.
                 let holders = locks.iter().map(|lock| DaemonLock::holder(lock));
                 let holders: Result<Vec<Option<Pid>>, LockError> = holders.collect();
@@ -81,6 +85,15 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
         )
         .into()),
     }
+}
+
+/// The locks of the hosts here that are the region's head, or may be: one, but where it moved just now.
+fn heads(layout: &Layout, region: &RegionConfig) -> Vec<PathBuf> {
+    let places = layout.region(&region.name);
+    let candidates = region.candidates().into_iter().map(|host| host.name);
+    let heads = candidates.filter(|host| was_head(&places, host));
+    let heads: Vec<PathBuf> = heads.map(|host| places.node(&host).lock()).collect();
+    if heads.is_empty() { vec![places.lock()] } else { heads }
 }
 
 /// Waits until no process holds a lock.

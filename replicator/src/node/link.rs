@@ -1,7 +1,10 @@
 //! A node's talk with its region's daemon: it says how it is, and hears what it has to know.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use proto::messages::refusal::Kind;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeReport, NodeWord, Open, PROTOCOL_VERSION, open,
 };
@@ -13,6 +16,9 @@ use super::REPORT;
 use super::plan::{Origin, Word};
 use crate::client;
 use crate::config::Place;
+use crate::layout::RegionLayout;
+use crate::secrets::{self, Clients};
+use crate::zone::hearing::{ANOTHER, Hearing};
 
 /// The wait before going to the region's daemon again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -33,8 +39,21 @@ pub(super) struct Link {
     pub(super) endpoint: Endpoint,
     /// What the region's daemon said last.
     pub(super) word: watch::Sender<Option<Word>>,
+    /// Where another host may take over: what was heard of the head.
+    pub(super) hearing: Option<Arc<Hearing>>,
+    /// Where this host may take over.
+    pub(super) keeps_password: Option<KeepsPassword>,
     /// The connection, while there is one.
     pub(super) way: watch::Sender<Option<Connection>>,
+}
+
+/// Where the superuser's password is kept, for when this host takes over.
+pub(super) struct KeepsPassword {
+    pub(super) layout: RegionLayout,
+    /// The role that applications use.
+    pub(super) owner: String,
+    /// Where they reach PostgreSQL.
+    pub(super) listen: SocketAddr,
 }
 
 impl Link {
@@ -66,7 +85,8 @@ impl Link {
         report: &impl Fn() -> NodeReport,
         last: &mut String,
     ) -> Result<(), TransportError> {
-        let connection = client::connect(&self.endpoint, &self.place, PATIENCE).await?;
+        let patience = self.hearing.as_ref().map_or(PATIENCE, |_| ANOTHER);
+        let connection = client::connect(&self.endpoint, &self.place, patience).await?;
         let node = NodeOpen { node: self.node.to_string(), process: self.process };
         let stream = connection.open_stream(&self.open(open::Purpose::Node(node))).await?;
         let (mut sender, mut receiver) = stream.split();
@@ -79,8 +99,9 @@ impl Link {
         let hearing = async {
             loop {
                 let word = receiver.receive::<NodeWord>(MAX_CONTROL_MESSAGE_BYTES);
+                let patience = self.hearing.as_ref().map_or(SILENT, |hearing| hearing.patience().min(SILENT));
                 let silent = |_| Err(TransportError::Lost("the region's daemon is silent".into()));
-                let word = tokio::time::timeout(SILENT, word).await.unwrap_or_else(silent)?;
+                let word = tokio::time::timeout(patience, word).await.unwrap_or_else(silent)?;
                 self.take(word.ok_or(TransportError::Finished)?, &connection, last)?;
             }
         };
@@ -90,10 +111,30 @@ impl Link {
         }
     }
 
+    /// Keeps the superuser's password, which the head says with each word.
+    fn keep_password(&self, password: &str) {
+        let Some(KeepsPassword { layout, owner, listen }) = &self.keeps_password else { return };
+        let is_kept = || secrets::load(layout).is_ok_and(|kept| kept == password);
+        if !password.is_empty()
+            && !is_kept()
+            && let Err(e) = secrets::keep(layout, password, Clients { owner, listen: *listen })
+        {
+            tracing::warn!("the superuser's password is not kept: {e}; it is tried again");
+        }
+    }
+
     fn take(&self, word: NodeWord, connection: &Connection, last: &mut String) -> Result<(), TransportError> {
         if let Some(refusal) = word.refusal {
+            self.endpoint.avoid(&self.place.advertise, connection.remote_address());
+            if let Some(hearing) = self.hearing.as_ref().filter(|_| refusal.kind() == Kind::NotHead) {
+                hearing.note_stands();
+            }
             return Err(TransportError::Lost(refusal.reason));
         }
+        if let Some(hearing) = &self.hearing {
+            hearing.note(&word);
+        }
+        self.keep_password(&word.password);
         if self.way.borrow().is_none() {
             tracing::info!("the daemon of region {} is reached", self.place.name);
             last.clear();

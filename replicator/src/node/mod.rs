@@ -5,7 +5,8 @@
 //! ([`link`]; over there it is `region/nodes.rs`). What it does with its PostgreSQL is decided in [`plan`].
 
 mod feed;
-mod file;
+pub(crate) mod file;
+mod guide;
 mod link;
 pub mod plan;
 mod replica;
@@ -15,23 +16,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coordination::succession::{Claim, Facts, stands};
 use postgres::installation::InstallationError;
 use postgres::instance::account::AccountError;
 use proto::messages::NodeReport;
 use proto::{NodeName, RegionName};
-use runtime::task::Task;
+use runtime::task::{Task, Tasks};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use transport::{Endpoint, TransportError};
 
-use crate::config::Config;
+use crate::config::{Config, NodeConfig};
 use crate::daemon::enter::{EnterError, enter_node};
 use crate::daemon::{manager, renewal};
+use crate::endpoint::Kind;
+use crate::endpoint::door::Doors;
 use crate::layout::{Layout, make_passable};
 use crate::logs::DaemonLog;
+use crate::region_file::forget_a_stand;
+use crate::zone::hearing::{Hearing, LastHead};
 use crate::zone::{self, ZoneError};
 use file::NodeFileError;
-use link::Link;
+use guide::ThroughHead;
+use link::{KeepsPassword, Link};
+use plan::Origin;
 use replica::Replica;
 
 /// How often the node says how it is, and the region's daemon what the node has to know.
@@ -90,9 +98,74 @@ pub struct Source {
     pub again: Arc<Notify>,
     /// What this process says, whose limits the file has.
     pub log: DaemonLog,
+    /// For how long this host had heard no head of its region when the process began.
+    pub silent: Duration,
 }
 
-/// Runs node `node` of region `name` until `stop`.
+/// How often it is looked whether this host is to take over.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It stands for the region's head, which was not heard for so long. PostgreSQL goes on; all else is to
+    /// end with the process.
+    Stands(Duration),
+}
+
+/// A host that may take over as the region's head.
+struct Candidate {
+    hearing: Arc<Hearing>,
+    /// What it was as the head, if it was.
+    record: PathBuf,
+    own: NodeName,
+    /// Those that may, in the order of the file.
+    all: Vec<NodeName>,
+}
+
+impl Candidate {
+    /// Returns once this host stands.
+    async fn until_it_stands(&self, replica: &Replica) -> Duration {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let last = self.hearing.last();
+            if self.hearing.in_this_process() && self.record.exists() {
+                // Another host is the head: what this one remembers is old from now on.
+                tracing::info!("another host is the region's head: this one follows");
+                if let Err(e) = std::fs::remove_file(&self.record) {
+                    tracing::error!("{}: {e}; trying again", self.record.display());
+                }
+            }
+            let follows = |last: &LastHead| {
+                let same = |origin: Origin| !last.origin.is_empty() && origin.0 == last.origin;
+                last.may_be_followed && replica.could_lead().is_some_and(same)
+            };
+            let claim = match &last {
+                _ if self.record.exists() => Claim::Resumes,
+                Some(last) if follows(last) => Claim::Replica,
+                _ => Claim::None,
+            };
+            let last = last.map(|last| last.name).unwrap_or_default();
+            let before = self.all.iter().take_while(|name| **name != self.own);
+            let rank = u32::try_from(before.filter(|name| name.as_str() != last).count()).unwrap_or(u32::MAX);
+            let (silent, after) = (self.hearing.silent_here(), self.hearing.after);
+            let another_stands = self.hearing.another_stands();
+            let before = self.hearing.before();
+            if stands(&Facts { claim, silent, before, another_stands, after, rank }) {
+                let silent = self.hearing.silent();
+                tracing::warn!(
+                    "the region's head was not heard for {} ms: this host stands for it",
+                    silent.as_millis()
+                );
+                return silent;
+            }
+        }
+    }
+}
+
+/// Runs node `node` of region `name` until `stop`, or until it stands for the region's head.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -103,12 +176,13 @@ pub async fn run(
     name: RegionName,
     node: NodeName,
     stop: CancellationToken,
-) -> Result<(), NodeError> {
+) -> Result<Ended, NodeError> {
     let region = config
         .region(&name)
         .cloned()
         .ok_or_else(|| NodeError::UnknownRegion { name: name.clone(), known: config.region_names() })?;
-    let own = region.node(&node).cloned().ok_or_else(|| {
+    let home = region.home().filter(|home| home.name == node && region.take_over_after.is_some());
+    let own = region.node(&node).cloned().or(home).ok_or_else(|| {
         let known: Vec<&str> = region.nodes.iter().map(|node| node.name.as_str()).collect();
         NodeError::Unknown { region: name.clone(), name: node.clone(), known: known.join(", ") }
     })?;
@@ -118,7 +192,24 @@ pub async fn run(
     tracing::info!("node {node} of region {name}");
     let endpoint = Endpoint::bind(None, &identity)?;
     endpoint.deny(config.denied.clone());
+    let heard = places.node(&node).heard();
+    let hearing = region.take_over_after.map(|after| Arc::new(Hearing::new(after, heard, source.silent)));
+    let candidates = region.candidates();
+    let as_head = places.headed_by(&node);
+    let may_lead = candidates.iter().any(|candidate| candidate.name == node);
+    forget_a_stand(&as_head.state());
+    if region.take_over_after.is_none() {
+        // Whom this host heard before that was taken out says nothing by the time it is put in again.
+        let _ = std::fs::remove_file(places.node(&node).heard());
+    }
+    let keeps_password = own.postgres.filter(|_| may_lead).map(|listen| KeepsPassword {
+        layout: as_head.clone(),
+        owner: config.owner.clone(),
+        listen,
+    });
     let link = Link {
+        hearing: hearing.clone(),
+        keeps_password,
         place: region.place(),
         node: node.clone(),
         process: runtime::random::draw(),
@@ -132,10 +223,27 @@ pub async fn run(
         Some(listen) => Some(Arc::new(Replica::new(&config, &layout, &region, &own, listen, link.clone())?)),
         None => None,
     };
+    let candidate = hearing.clone().filter(|_| may_lead).map(|hearing| Candidate {
+        hearing,
+        record: as_head.state(),
+        own: node.clone(),
+        all: candidates.into_iter().map(|candidate| candidate.name).collect(),
+    });
+    if let Some(replica) = replica.as_ref().filter(|_| may_lead) {
+        replica.note()?;
+    }
+    let doors = Doors::new(
+        format!("node {node} of region {name}"),
+        places.node(&node).server_identity(),
+        config.endpoints,
+        ThroughHead::new(link.clone()),
+    );
+    let clients = serve_clients(Arc::new(doors), own.clone(), stop.clone());
     // The copies are served whatever PostgreSQL's disk does: in a task of their own.
     let serving = own.zone.map(|zone| {
         let holder = zone::Holder { zone, node: Some(node.clone()) };
-        Task::spawn("hold a zone's copies", zone::run(config, layout, name.clone(), holder, stop.clone()))
+        let running = zone::run(config, layout, name.clone(), holder, hearing, stop.clone());
+        Task::spawn("hold a zone's copies", running)
     });
     let copies = async {
         match serving {
@@ -167,12 +275,36 @@ pub async fn run(
         Ok::<(), NodeError>(())
     };
     let works = Box::pin(async { tokio::try_join!(copies, follows, stops) });
+    let standing = async {
+        match (&candidate, &replica) {
+            (Some(candidate), Some(replica)) => candidate.until_it_stands(replica).await,
+            _ => std::future::pending().await,
+        }
+    };
     let renewing = Box::pin(renewal::watch(&link.endpoint, shown, &identity, |_| {}));
     tokio::select! {
         done = works => drop(done?),
+        never = clients => match never {},
+        // Nobody is waited for who may be gone.
+        silent = standing => return Ok(Ended::Stands(silent)),
         never = renewing => match never {},
         never = manager::tell(in_words) => match never {},
     }
     tracing::info!("node {node} of region {name} has stopped");
-    Ok(())
+    Ok(Ended::Stopped)
+}
+
+/// Takes clients in where the file says so; those that are there when it is dropped are let go.
+async fn serve_clients(
+    doors: Arc<Doors<ThroughHead>>,
+    own: NodeConfig,
+    stop: CancellationToken,
+) -> std::convert::Infallible {
+    let open = Tasks::new();
+    let given = [(Kind::Writer, own.writer_endpoint), (Kind::Reader, own.reader_endpoint)];
+    for (kind, address) in given.into_iter().filter_map(|(kind, address)| Some((kind, address?))) {
+        open.spawn(doors.clone().open(kind, address, stop.clone()));
+    }
+    doors.guide().watch().await;
+    std::future::pending().await
 }

@@ -14,6 +14,12 @@ impl Origin {
     pub fn new(data: u64) -> Origin {
         Origin(format!("{data:016x}"))
     }
+
+    /// The number; none where it is none.
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
+        u64::from_str_radix(&self.0, 16).ok().filter(|number| *number != 0)
+    }
 }
 
 /// Data of a node.

@@ -149,9 +149,14 @@ impl Replica {
         })
     }
 
-    /// Keeps PostgreSQL following until `stop`, and stops it then.
+    /// Keeps PostgreSQL following until `stop`, and stops it then. Where this is dropped PostgreSQL goes on.
     pub(super) async fn run(&self, source: &Source, stop: &CancellationToken) {
         let mut following = None;
+        if !self.instance.is_standby()
+            && let Err(e) = self.instance.stop(Stop::Immediate, LEFT_RUNNING).await
+        {
+            tracing::error!("the writer of the time as the head: {e}");
+        }
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.link.talk(|| self.said.report(self.data())) => {}
@@ -178,9 +183,21 @@ impl Replica {
         *self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The data that are here, whole.
+    /// The data that are here, whole. Those that a writer had here may have what nobody else has.
     fn data(&self) -> Option<Data> {
-        self.file.data().filter(|_| self.instance.exists())
+        self.file.data().filter(|_| self.instance.exists() && self.instance.is_standby())
+    }
+
+    /// What the data are a copy of with which this host could take over.
+    pub(super) fn could_lead(&self) -> Option<Origin> {
+        let data = self.data().filter(|_| !self.said.copying.load(Ordering::Relaxed))?;
+        let missing = self.link.word.borrow().as_ref().and_then(|word| word.missing);
+        (missing != Some(data.id)).then_some(data.origin)
+    }
+
+    /// Notes that this host has a record of its own as a node, whatever is in it.
+    pub(super) fn note(&self) -> Result<(), NodeFileError> {
+        self.file.set(self.file.data())
     }
 
     /// Does what is to be done, for ever.
@@ -398,6 +415,7 @@ impl Replica {
         let installed = blocking("put a copy in place", move || unpacked.install()).await;
         installed.map_err(|e| CopyError::Blocking(e.to_string()))??;
         // Zero is none's.
+        self.instance.configure(Part::Standby)?;
         let id = runtime::random::draw::<u64>().max(1);
         self.file.set(Some(Data { id, origin: Origin(ready.origin) }))?;
         tracing::info!(lsn = %consistent_lsn, "the copy is in place; it is consistent from {consistent_lsn} on");

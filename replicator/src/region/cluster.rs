@@ -6,10 +6,11 @@ use std::time::Duration;
 use coordination::Redo;
 use coordination::lineage::timeline_of;
 use coordination::region::Database;
-use postgres::instance::Stop;
+use postgres::instance::{Part, Stop};
 use postgres::protocol::client::ReplicationClient;
 use proto::messages::{Finding, GatherOpen, Open, PROTOCOL_VERSION, open};
 use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
+use runtime::clock::now;
 use runtime::task::blocking;
 
 use super::Parts;
@@ -30,6 +31,9 @@ const STOP_NOW: Duration = Duration::from_secs(30);
 
 /// How long is waited for what the volume was given to be durable.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long the replica of a host that takes over may take to apply what the volume has, before that is said.
+const SUCCEED: Duration = Duration::from_secs(20);
 
 /// How often PostgreSQL is asked whether it takes writes, while that is waited for.
 const TRY: Duration = Duration::from_millis(2);
@@ -115,6 +119,64 @@ impl RegionalCluster {
         }
     }
 
+    /// Makes the replica of a host that has taken over as its region's head the writer that the last head
+    /// had, where that has begun `timeline`: it is given all that the volume has, and is stopped. Started
+    /// without its `standby.signal` it is a writer that has crashed, and goes on where that one would have.
+    async fn succeed(&self, timeline: Timeline) -> Result<(), Trouble> {
+        let Parts { instance, volume, heading, .. } = &*self.parts;
+        let (state, bounds) = (self.parts.state(), volume.bounds());
+        let has_data = state.system_id.is_some() && !state.rejoining && instance.is_standby();
+        // The first epoch goes on on whatever timeline its data are on.
+        let begun = bounds.timeline == timeline || timeline == Timeline(1);
+        let has_redo = volume.is_open() && !volume.is_empty() && begun;
+        if heading.is_none() || !has_data || !has_redo || self.leader().is_some() {
+            return Ok(());
+        }
+        let begin = now();
+        let follower = self.following().await?;
+        let given = tokio::time::timeout(SUCCEED, follower.until_applied(bounds.durable_lsn)).await;
+        given.map_err(|_| Trouble::new("the replica has not applied yet what the volume has; it goes on"))?;
+        if let Some(engine) = self.take_over_engine().await {
+            // A clean stop: what it has applied, and on which timeline, is in its control file then.
+            engine.stop().await.map_err(Trouble::new)?;
+        }
+        let looked = instance.clone();
+        let control = blocking("pg_controldata", move || looked.control_data()).await;
+        let control = control.map_err(Trouble::new)?.map_err(Trouble::new)?;
+        let found = control.timeline();
+        if !control.could_write_on(bounds.durable_lsn) {
+            return Err(Trouble::new(format!(
+                "the replica is not one that could go on at {}, where the volume's redo ends: its control file says {:?}, backup from \
+                 {}, consistent from {}",
+                bounds.durable_lsn, control.state, control.backup_start_lsn, control.recovery_lsn
+            )));
+        }
+        if found != bounds.timeline {
+            return Err(Trouble::new(format!(
+                "the replica is on timeline {} after it has applied all redo, and the writer was on {}",
+                found.0, bounds.timeline.0
+            )));
+        }
+        let part = Part::Writer { synchronous: self.parts.config.commit.waits() };
+        instance.configure(part).map_err(Trouble::new)?;
+        tracing::info!(
+            "the replica has all redo up to {}, after {} ms: it becomes the writer",
+            bounds.durable_lsn,
+            begin.elapsed().as_millis()
+        );
+        Ok(())
+    }
+
+    /// Stops at once what takes writes: nobody gets an answer any more.
+    pub(super) async fn stop_at_once(&self) -> Result<(), Trouble> {
+        let leader = self.playing().leader.take();
+        match leader {
+            Some(leader) => leader.stop_now().await.map_err(Trouble::new),
+            None if self.parts.instance.is_standby() => Ok(()),
+            None => self.parts.instance.stop(Stop::Immediate, STOP_NOW).await.map_err(Trouble::new),
+        }
+    }
+
     /// The engine of the standby that was promoted, and nothing follows any more.
     async fn take_over_engine(&self) -> Option<Engine> {
         let follower = self.follower()?;
@@ -141,6 +203,7 @@ impl Cluster for RegionalCluster {
     }
 
     async fn database(&self, timeline: Timeline) -> Result<Database, Trouble> {
+        self.succeed(timeline).await?;
         let instance = self.parts.instance.clone();
         let look = move || match instance.exists() {
             false => Ok(Database::Absent),

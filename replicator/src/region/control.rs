@@ -76,6 +76,24 @@ impl Region {
 
     /// Answers what was let in (see [`crate::daemon::authority`]), or what this daemon asks itself.
     async fn answer(&self, body: Ask) -> Answer {
+        let votes = matches!(
+            body,
+            Ask::Accept(_)
+                | Ask::Prepare(_)
+                | Ask::Survey(_)
+                | Ask::HandOver(_)
+                | Ask::GetReady(_)
+                | Ask::Lead(_)
+        );
+        let answer = self.answer_any(body).await;
+        // What is answered in the region's name is on disk by now.
+        match if votes { self.is_head().await } else { Ok(()) } {
+            Err(refusal) => refused(refusal),
+            Ok(()) => answer,
+        }
+    }
+
+    async fn answer_any(&self, body: Ask) -> Answer {
         let answered = match body {
             Ask::RegionStatus(_) => Ok(Answer::RegionStatus(self.view().await)),
             Ask::ClusterStatus(_) => Ok(Answer::ClusterStatus(self.cluster_status().await)),
@@ -101,7 +119,10 @@ impl Region {
             }
             Ask::Lead(request) => self.owner.ask_lead(request).await.map(|()| Answer::Done(true)),
             Ask::Prepare(number) => self.owner.promise(number).await,
-            Ask::Revote(_) => self.voter.answer_revote().await,
+            Ask::Revote(_) => match self.has_headed() {
+                Ok(()) => self.voter.answer_revote().await,
+                Err(refusal) => Err(refusal),
+            },
             // Answered where the asker is known.
             Ask::Support(_) | Ask::Recall(_) | Ask::Learn(_) => {
                 Err(Refusal::new(Kind::Protocol, "a voter does not ask itself that"))

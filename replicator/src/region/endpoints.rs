@@ -12,6 +12,7 @@ use super::{Parts, Region};
 use crate::config::RegionConfig;
 use crate::endpoint::Kind;
 use crate::endpoint::door::Doors;
+use crate::endpoint::regional::Regional;
 use crate::endpoint::tunnel::Tunnels;
 use crate::endpoint::way::{Knows, Own, Unfit};
 use crate::facts::{FollowerFacts, LeaderFacts};
@@ -20,9 +21,9 @@ use crate::facts::{FollowerFacts, LeaderFacts};
 /// behind a standby is.
 const LOOK: Duration = Duration::from_millis(20);
 
-impl Doors {
+impl Doors<Regional> {
     /// The endpoints of the daemon that is made of these.
-    pub(super) fn of(parts: &Parts) -> Doors {
+    pub(super) fn of(parts: &Parts) -> Doors<Regional> {
         let knows = Knows {
             me: parts.own.name.clone(),
             view: parts.voter.view(),
@@ -34,8 +35,9 @@ impl Doors {
         let places = others.map(RegionConfig::place);
         let regions = parts.config.regions.iter().map(|region| region.name.clone()).collect();
         let tunnels = Tunnels::new(parts.endpoint.clone(), parts.cluster_id, places);
-        let certificate = parts.layout.server_identity();
-        Doors::new(knows, parts.own.postgres, certificate, regions, tunnels, parts.config.endpoints)
+        let guide = Regional::new(knows, parts.own.postgres, regions, tunnels);
+        let whose = format!("region {}", parts.own.name);
+        Doors::new(whose, parts.layout.server_identity(), parts.config.endpoints, guide)
     }
 }
 
@@ -54,7 +56,7 @@ impl Region {
             let changed = self.voter.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            self.doors.learn(self.knows().await);
+            self.doors.guide().learn(self.knows().await);
             tokio::select! {
                 () = stop.cancelled() => return open.ended().await,
                 () = &mut changed => {}
@@ -67,6 +69,7 @@ impl Region {
         let cluster = self.owner.cluster();
         let silent = self.health.is_silent();
         let own = match (cluster.leader(), cluster.follower()) {
+            (Some(_), _) if self.is_doubtful() => Own::WritesNot(Unfit::NoQuorum),
             (Some(leader), _) => writes(&leader.facts(), silent),
             (None, Some(follower)) => reads(&follower.facts().await, silent),
             (None, None) => Own::Closed(Unfit::Starts),

@@ -127,7 +127,7 @@ impl Leader {
         let force = parts.in_force();
         let targets = force.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
             name: r.name.clone(),
-            address: r.advertise.clone(),
+            address: r.place().advertise,
             bandwidth_bits_per_second: r.bandwidth_bits_per_second,
             url: secrets::url(r.postgres, &config.owner, None),
         });

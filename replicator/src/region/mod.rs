@@ -11,6 +11,7 @@ mod cluster;
 mod control;
 mod endpoints;
 mod follower;
+pub mod head;
 mod health;
 mod leader;
 mod load;
@@ -33,6 +34,7 @@ mod voters;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use coordination::Leadership;
 use coordination::region::Part;
@@ -52,11 +54,13 @@ use crate::daemon::enter::{EnterError, enter};
 use crate::daemon::manager;
 use crate::daemon::serve::Door;
 use crate::endpoint::door::Doors;
+use crate::endpoint::regional::Regional;
 use crate::engine::LEFT_RUNNING;
 use crate::events::{Journal, Kind};
 use crate::keys;
 use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
+use crate::node::file::NodeFileError;
 use crate::observe;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
@@ -64,12 +68,16 @@ use crate::voter::{Peers, Seat, Voter};
 use chronicle::Chronicle;
 use cluster::RegionalCluster;
 use follower::{FollowError, Hold};
+use head::Heading;
 use health::Health;
 use leader::LeaderError;
 use reload::{InForce, Source};
 use runtime::task::Task;
 use tablespaces::OwnPlaces;
 use telemetry::trace::Tracer;
+
+/// How long a host that is the head no more takes to tell its peers.
+const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Why a region's daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +123,12 @@ pub enum RegionError {
     /// See [`InstanceError`].
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// See [`NodeFileError`].
+    #[error(transparent)]
+    NodeFile(#[from] NodeFileError),
+    /// It was to take over.
+    #[error("this host has no replica with which it could take over as the region's head")]
+    NothingToLeadWith,
 }
 
 impl RegionError {
@@ -147,6 +161,8 @@ pub(crate) struct Parts {
     pub(crate) certificate_ends_s: AtomicI64,
     /// The same of the certificate of its PostgreSQL; never where there is none.
     pub(crate) server_certificate_ends_s: AtomicI64,
+    /// Where another host may take over.
+    pub(crate) heading: Option<Heading>,
     pub(crate) journal: Journal,
     pub(crate) audit: Audit,
     pub(crate) chronicle: Chronicle,
@@ -171,7 +187,7 @@ pub(crate) struct Region {
     load: load::Known,
     slots: slots::Known,
     nodes: nodes::Nodes,
-    doors: Arc<Doors>,
+    doors: Arc<Doors<Regional>>,
     /// Commits whose clients would not wait.
     cancelled: cancelled::Cancelled,
     /// Places for sessions of rehearsals.
@@ -193,10 +209,12 @@ pub enum Ended {
     Stopped,
     /// Its data are to be set aside, which nothing may use meanwhile: it is to be started again.
     StartAgain,
+    /// Another host is the region's head, or is to be: this one follows, and has heard of none for so long.
+    Follows(Duration),
 }
 
-/// Runs the daemon of `name` until `stop`. Its configuration is `config`, as it was read from `source`, and
-/// `log` is what it says.
+/// Runs the daemon of `name` until `stop`, or until this host is not the region's head any more. Its
+/// configuration is `config`, as it was read from `source`, and `log` is what it says.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -208,11 +226,15 @@ pub async fn run(
     name: RegionName,
     stop: CancellationToken,
 ) -> Result<Ended, RegionError> {
+    let shared = layout.region(&name);
+    let places = shared.headed_by(&source.host);
+    let in_file = config.region(&name);
+    // What is wrong with it is said where it is read next.
+    let record = RegionState::load(&places.state()).ok().flatten();
+    let heading = in_file.and_then(|own| Heading::of(own, &source, record.as_ref()));
     let config = source.complete(config, &name);
     let own = config.region(&name).cloned().ok_or_else(|| RegionError::unknown(&config, &name))?;
-    let places = layout.region(&name);
-    let (_lock, identity) = enter(&places, &places.lock(), &name)?;
-    let state = load_state(&places, &identity, &config, &name)?;
+    let (_lock, identity) = enter(&shared, &places.lock(), &name)?;
     let journal = Journal::open(&places.events())?;
     let audit = Audit::new(places.directory());
     let installations = Installations::find(config.bin_dir_of(&own))?;
@@ -229,11 +251,22 @@ pub async fn run(
         hba: config.rules(),
         certificate: Some(places.server_identity()),
     });
+    let mut state = match heading.as_ref().filter(|heading| heading.takes_over()) {
+        Some(heading) => head::begin(&places, &config, &name, identity.cluster_id, (heading, &instance))?,
+        None => load_state(&places, &identity, &config, &name)?,
+    };
     if state.aside.is_some() {
         // What an earlier daemon left running would go on in the directory that is moved.
         instance.stop(Stop::Immediate, LEFT_RUNNING).await?;
     }
-    let state = reseed::set_aside(&places, state, &own.zones_apart())?;
+    state = reseed::set_aside(&places, state, &own.zones_apart())?;
+    let writer = runtime::random::draw();
+    // What was a head's stays that, also where the file says no more that another host may take over: the
+    // copies tell whether one has.
+    let tenure = match heading.is_some() || state.headed.is_some() {
+        true => Some(head::note_writer(&mut state, &places, writer)?),
+        false => None,
+    };
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
     let Some(sealer) = keys::start(&own, &places, identity.cluster_id, &stop).await? else {
@@ -248,6 +281,8 @@ pub async fn run(
             epoch: state.epoch(),
             repair_bytes_per_second: config.repair_bytes_per_second,
             scrub_every: config.scrub_every,
+            writer,
+            tenure,
             ..VolumeOptions::new(places.volume(), identity.cluster_id)
         },
         "start",
@@ -279,6 +314,7 @@ pub async fn run(
         voter: voter.clone(),
         again: CancellationToken::new(),
         certificate_ends_s: AtomicI64::new(identity.ends_s),
+        heading,
         journal,
         audit,
         chronicle,
@@ -326,13 +362,24 @@ pub async fn run(
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
-        deposed = region.volume.deposed() => Err(deposed.into()),
-        failed = region.volume_failed() => Err(failed.into()),
+        why = region.until_no_head() => {
+            tracing::warn!("this host is the region's head no more: {why}; it follows");
+            region.let_go(true).await;
+            Ok(Ended::Follows(region.heard_none_for()))
+        }
+        deposed = region.volume.deposed() => region.overtaken(deposed).await,
+        failed = region.volume_failed() => region.overtaken(failed).await,
         () = region.owner.clone().run() => Ok(Ended::Stopped),
-        () = region.voter.clone().watch() => Ok(Ended::Stopped),
+        () = region.vote() => Ok(Ended::Stopped),
         // In one task with the owner and the voter: where that does not go on, no sign of life comes.
         never = manager::tell(|| region.in_words()) => match never {},
     };
+    if let Ok(Ended::Follows(_)) = ended {
+        // Nobody who waits for this host is to wait longer: the standby goes on, and all else ends with the
+        // process.
+        let _ = tokio::time::timeout(FAREWELL, region.endpoint.close()).await;
+        return ended;
+    }
     manager::stopping(match region.owner.part() {
         Part::Leading { .. } => "the secondaries are given the last redo, and PostgreSQL is stopped",
         _ => "PostgreSQL is stopped",
@@ -398,7 +445,7 @@ impl observe::facts::Source for Region {
                 stored_bytes: self.volume.stored_bytes(),
                 postgres,
                 load: self.in_force().telemetry.load.then(|| self.load.told()),
-                endpoints: self.doors.counts(),
+                endpoints: self.doors.all_counts(),
                 nodes: self.node_rows(),
                 promoting: record.promotion.is_some(),
                 past: record.history,
@@ -410,6 +457,23 @@ impl observe::facts::Source for Region {
 }
 
 impl Region {
+    /// Ends this daemon as another one has the region's volume.
+    async fn overtaken(&self, why: VolumeError) -> Result<Ended, RegionError> {
+        if self.heading.is_none() || !head::is_overtaken(&why) {
+            return Err(why.into());
+        }
+        tracing::warn!("{why}; it follows");
+        self.let_go(false).await;
+        Ok(Ended::Follows(self.heard_none_for()))
+    }
+
+    /// Votes for as long as it lives. Where another host may have been the head, it first shuts that out of
+    /// the volume: what the region has promised is asked only then.
+    async fn vote(&self) {
+        self.become_head().await;
+        self.voter.clone().watch().await;
+    }
+
     /// How the region is, for whoever has started the daemon.
     fn in_words(&self) -> String {
         let seen = self.seen();

@@ -233,7 +233,7 @@ impl Region {
 
     /// Hears how a node is, and tells it what it has to know, until it goes.
     pub(super) async fn attend(&self, open: NodeOpen, mut stream: Stream) -> Result<(), TransportError> {
-        let own = match self.its_node(&open.node) {
+        let own = match self.has_headed().and_then(|()| self.its_node(&open.node)) {
             Ok(own) => own,
             Err(refusal) => {
                 stream.send(&NodeWord { refusal: Some(refusal), ..NodeWord::default() }).await?;
@@ -281,7 +281,18 @@ impl Region {
                 }
                 let origin = self.origin().map(|(origin, _)| origin.0).unwrap_or_default();
                 let missing = node.missing.load(Ordering::Relaxed);
-                sender.send(&NodeWord { refusal: None, origin, missing }).await?;
+                let (may_lead, password, head) = match &self.heading {
+                    Some(heading) => {
+                        // To those alone that may take over.
+                        let may = own.listen.and(own.zone).and(own.postgres).is_some();
+                        let password =
+                            if may { secrets::load(&self.layout).unwrap_or_default() } else { String::new() };
+                        (true, password, heading.host.to_string())
+                    }
+                    None => Default::default(),
+                };
+                let word = NodeWord { refusal: None, origin, missing, may_lead, password, head };
+                sender.send(&word).await?;
                 tokio::time::sleep(REPORT).await;
             }
             let refusal = self.its_node(&open.node).err();

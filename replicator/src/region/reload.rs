@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use postgres::instance::{Own, ReloadError, Took};
-use proto::RegionName;
 use proto::messages::reloaded_key::Outcome;
 use proto::messages::{Reloaded, ReloadedKey};
+use proto::{NodeName, RegionName};
 use runtime::task::{Task, blocking};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,12 @@ pub struct Source {
     pub own_process: Vec<char>,
     /// Told when the file is to be read again.
     pub again: Arc<Notify>,
+    /// Which host of the region this is.
+    pub host: NodeName,
+    /// It takes over from another host, or goes on as the head.
+    pub stands: bool,
+    /// For how long it had heard no head when the process began.
+    pub silent: Duration,
 }
 
 impl Source {
@@ -38,6 +45,9 @@ impl Source {
     pub fn complete(&self, mut config: Config, own: &RegionName) -> Config {
         for own in config.regions.iter_mut().filter(|region| region.name == *own) {
             own.own_process.extend(&self.own_process);
+            if let Some(headed) = own.headed_by(&self.host) {
+                *own = headed;
+            }
         }
         config
     }

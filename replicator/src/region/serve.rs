@@ -5,8 +5,8 @@ use std::sync::Arc;
 use coordination::leadership::Change;
 use proto::messages::control_response::Body as Answer;
 use proto::messages::{
-    ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, RewindOpen, SeedOpen,
-    control_request, open, refusal::Kind,
+    ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, ReplicateReady, RewindOpen,
+    SeedOpen, SessionReady, ZoneReady, control_request, open, refusal::Kind,
 };
 use proto::{BatchId, Epoch, Lsn, NodeName, RegionName};
 use runtime::task::Tasks;
@@ -145,6 +145,11 @@ impl Daemon for Region {
         }
         match purpose {
             open::Purpose::Replicate(open) => {
+                if let Err(refusal) = self.serves() {
+                    stream.send(&ReplicateReady { refusal: Some(refusal), ..<_>::default() }).await?;
+                    stream.finish().await;
+                    return Ok(());
+                }
                 if let Some(follower) = self.owner.cluster().follower() {
                     let (epoch, peer) = (Epoch(open.epoch), connection.peer().clone());
                     let wanted = || peer.voter().is_some_and(|name| self.owner.still_admits(name, epoch));
@@ -169,9 +174,20 @@ impl Daemon for Region {
                 let newest = open.newest.as_ref().map(BatchId::from_message);
                 secondary::gather::serve(&self.volume, wanted, newest, stream).await
             }
+            open::Purpose::Session(_) | open::Purpose::Client(_) if self.serves().is_err() => {
+                stream.send(&SessionReady { refusal: self.serves().err() }).await?;
+                stream.finish().await;
+                Ok(())
+            }
             open::Purpose::Session(open) => self.doors.bring(&open, stream).await,
+            open::Purpose::Client(open) => self.doors.bring_client(&open, stream).await,
             open::Purpose::Rehearse(_) => self.bring_rehearsal(stream).await,
             open::Purpose::Zone(open) => {
+                if let Err(refusal) = self.admits(&open).await {
+                    stream.send(&ZoneReady { refusal: Some(refusal) }).await?;
+                    stream.finish().await;
+                    return Ok(());
+                }
                 let local = self.own.local_copies();
                 zone::join(&self.volume, &local, self.cluster_id, connection, open, stream).await
             }
@@ -180,7 +196,10 @@ impl Daemon for Region {
             open::Purpose::Backup(open) => self.send_backup(open, stream).await,
             open::Purpose::Control(ControlRequest { body: Some(body) }) if of_a_voter(&body) => {
                 let Some(name) = connection.peer().voter() else { return Ok(()) };
-                let answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
+                let mut answer = self.voter.answer(name, body).unwrap_or_else(Answer::Refusal);
+                if let Err(refusal) = self.is_head().await {
+                    answer = Answer::Refusal(refusal);
+                }
                 stream.send(&ControlResponse { body: Some(answer) }).await?;
                 stream.finish().await;
                 Ok(())

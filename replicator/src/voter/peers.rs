@@ -42,12 +42,17 @@ impl Peers {
                 match client::request_on(&connection, self.cluster_id, body.clone()).await {
                     // It may have been restarted, and then it did not hear this.
                     Err(AskError::Transport(_)) => drop(self.lock().remove(&place.name)),
+                    Err(AskError::NotHead(_)) => self.avoid(place, &connection),
                     answer => return answer,
                 }
             }
             let connection = client::connect(&self.endpoint, place, patience).await?;
             self.lock().insert(place.name.clone(), connection.clone());
-            client::request_on(&connection, self.cluster_id, body).await
+            let answer = client::request_on(&connection, self.cluster_id, body).await;
+            if let Err(AskError::NotHead(_)) = answer {
+                self.avoid(place, &connection);
+            }
+            answer
         };
         let answer = tokio::time::timeout(patience, asking).await;
         if answer.is_err() {
@@ -55,6 +60,12 @@ impl Peers {
             self.lock().remove(&place.name);
         }
         answer.unwrap_or(Err(AskError::Slow(patience.as_millis())))
+    }
+
+    /// Asks another host of the region the next time.
+    fn avoid(&self, place: &Place, connection: &Connection) {
+        self.endpoint.avoid(&place.advertise, connection.remote_address());
+        drop(self.lock().remove(&place.name));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RegionName, Connection>> {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use transport::stream::{Receiver, Sender};
 use transport::{Connection, Stream, TransportError};
 use volume::VolumeError;
+use volume::ballot::Ballot;
 use volume::copy::{Answer, Contents, Link, Listener, Order, Put, Scrubbed, SegmentInfo, Stored};
 use volume::quorum::CopyId;
 use volume::segment::SEGMENT_BYTES_MAX;
@@ -117,6 +118,14 @@ impl Link for RemoteLink {
 
     fn place(&self) -> String {
         self.place.clone()
+    }
+
+    fn promised(&self) -> Answer<'_, Ballot> {
+        Box::pin(self.in_time(async {
+            let mut stream = self.ask(copy_open::Body::Promised(m::CopyNothing {})).await?;
+            let found: m::CopyPromised = self.receive(&mut stream).await?;
+            wire::to_ballot(found.ballot).map_err(|e| self.failed(e))
+        }))
     }
 
     fn contents(&self) -> Answer<'_, Contents> {

@@ -4,6 +4,7 @@
 //! and offers them. The daemon then opens streams on that connection: one of orders for each copy, and one
 //! for each question.
 
+pub mod hearing;
 pub mod link;
 pub mod wire;
 
@@ -37,6 +38,7 @@ use crate::daemon::enter::{EnterError, enter, enter_node};
 use crate::daemon::serve::{Door, first_message};
 use crate::daemon::{manager, renewal};
 use crate::layout::Layout;
+use hearing::{ANOTHER, Hearing};
 use wire::MAX_ANSWER_BYTES;
 
 /// The wait before going to the region's daemon again.
@@ -93,11 +95,13 @@ struct Zone {
     copies: Mutex<Vec<(CopyId, Arc<LocalCopy>)>>,
     /// Appends to both.
     lane: Arc<Lane>,
+    hearing: Option<Arc<Hearing>>,
     /// The region's daemon has taken the copies.
     joined: AtomicBool,
 }
 
-/// Holds the copies of a zone of region `name` until `stop`.
+/// Holds the copies of a zone of region `name` until `stop`. `hearing`: what its host has heard of the
+/// region's head, where another host may take over.
 ///
 /// # Errors
 /// When it cannot start; what to do is in the error's words.
@@ -106,6 +110,7 @@ pub async fn run(
     layout: Layout,
     name: RegionName,
     Holder { zone, node }: Holder,
+    hearing: Option<Arc<Hearing>>,
     stop: CancellationToken,
 ) -> Result<(), ZoneError> {
     let own = config
@@ -133,6 +138,7 @@ pub async fn run(
         endpoint,
         copies: Mutex::new(Vec::new()),
         lane: Lane::start(),
+        hearing,
         joined: AtomicBool::new(false),
     };
     let telling = async {
@@ -155,6 +161,10 @@ pub async fn run(
     zone.endpoint.close().await;
     tracing::info!("zone {} of region {name} has stopped", zone.zone);
     Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Zone {
@@ -211,7 +221,8 @@ impl Zone {
 
     /// Offers the copies to the region's daemon, and serves it until the connection ends.
     async fn offer(&self) -> Result<(), TransportError> {
-        let connection = client::connect(&self.endpoint, &self.own.place(), PATIENCE).await?;
+        let patience = self.hearing.as_ref().map_or(PATIENCE, |_| ANOTHER);
+        let connection = client::connect(&self.endpoint, &self.own.place(), patience).await?;
         let copies: Vec<ZoneCopy> = {
             let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
             let offered = |(id, copy): &(CopyId, Arc<LocalCopy>)| ZoneCopy {
@@ -222,16 +233,24 @@ impl Zone {
             copies.iter().map(offered).collect()
         };
         let missing = copies.len() < usize::from(volume::quorum::COPIES_PER_ZONE);
+        let heard = self.hearing.as_ref();
+        let offer = ZoneOpen {
+            zone: self.zone.to_string(),
+            copies,
+            silent_ms: heard.map_or(0, |heard| millis(heard.silent())),
+            origin: heard.and_then(|heard| heard.last()).map(|last| last.origin).unwrap_or_default(),
+        };
         let open = Open {
             protocol: PROTOCOL_VERSION,
             cluster_id: self.cluster_id.0.to_vec().into(),
-            purpose: Some(open::Purpose::Zone(ZoneOpen { zone: self.zone.to_string(), copies })),
+            purpose: Some(open::Purpose::Zone(offer)),
         };
         let mut stream = connection.open_stream(&open).await?;
         let answer =
             tokio::time::timeout(PATIENCE, stream.receive::<ZoneReady>(MAX_CONTROL_MESSAGE_BYTES)).await;
         let answer = answer.unwrap_or(Err(TransportError::Lost("no answer in time".into())))?;
         if let Some(refusal) = answer.ok_or(TransportError::Finished)?.refusal {
+            self.endpoint.avoid(&self.own.place().advertise, connection.remote_address());
             return Err(TransportError::Lost(refusal.reason));
         }
         self.joined.store(true, Ordering::Relaxed);
@@ -247,8 +266,20 @@ impl Zone {
             failed.cancelled().await;
             tokio::time::sleep(REOPEN).await;
         };
+        // A head that is gone is known to be by its silence sooner than by the connection.
+        let silent = async {
+            match &self.hearing {
+                Some(hearing) => hearing.until_silent().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = serving => {}
+            () = silent => {
+                tracing::warn!("zone {}: the region's head is silent; looking for it, or another", self.zone);
+                self.endpoint.avoid(&self.own.place().advertise, connection.remote_address());
+                connection.close("the region's head is silent");
+            }
             () = reopen => {
                 // Both are opened again: which one failed is said in the log.
                 self.copies.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -289,6 +320,9 @@ async fn answer(
     let link = copy.link(Arc::new(|_| {}));
     match open.body.ok_or(TransportError::Finished)? {
         copy_open::Body::Orders(_) => return obey(copy, stream, failed).await,
+        copy_open::Body::Promised(_) => {
+            stream.send(&m::CopyPromised { ballot: Some(wire::ballot(copy.promised())) }).await?;
+        }
         copy_open::Body::Contents(_) => stream.send(&wire::contents(link.contents().await)).await?,
         copy_open::Body::Read(lsn) => stream.send(&wire::records(link.read(proto::Lsn(lsn)).await)).await?,
         copy_open::Body::Fetch(segment) => match link.fetch(wire::to_segment(segment)).await {

@@ -181,6 +181,9 @@ pub trait Link: Send + Sync + fmt::Debug {
     fn order(&self, order: Order);
     /// Where the copy lies, for people.
     fn place(&self) -> String;
+    /// The ballot that the copy has promised by now: whoever is answered a ballot could still write under it
+    /// after asking.
+    fn promised(&self) -> Answer<'_, Ballot>;
     /// What the copy holds.
     fn contents(&self) -> Answer<'_, Contents>;
     /// Records that follow each other, from the one that holds `lsn` on; some, and at least one. Each with
@@ -202,7 +205,6 @@ pub struct LocalCopy {
     id: CopyId,
     directory: PathBuf,
     cluster_id: ClusterId,
-    promised: Ballot,
     queue: Arc<Queue>,
     reading: Arc<Mutex<Reading>>,
     /// Ends when the queue is closed, as it is when this is dropped.
@@ -213,6 +215,8 @@ pub struct LocalCopy {
 
 /// What readers share with the copy's thread.
 struct Reading {
+    /// What the copy has promised, set before anybody hears of the promise.
+    promised: Ballot,
     segments: Segments,
     log_directory: PathBuf,
     /// The reader that was used last: a catch-up goes on where it was.
@@ -281,15 +285,15 @@ impl LocalCopy {
         lane: Option<Arc<Lane>>,
     ) -> Result<Arc<LocalCopy>, VolumeError> {
         let disk = Disk::open(&directory, cluster_id, id)?;
-        let promised = disk.promised();
-        let reading = Reading { segments: disk.segments(), log_directory: disk.log_directory(), last: None };
+        let (promised, segments) = (disk.promised(), disk.segments());
+        let reading = Reading { promised, segments, log_directory: disk.log_directory(), last: None };
         let reading = Arc::new(Mutex::new(reading));
         let queue = Arc::new(Queue { lane: lane.as_ref().map(|lane| lane.shared()), ..Queue::default() });
         let keeper = Keeper::new(id, Files { disk, reading: reading.clone() });
         let tasks = queue.clone();
         let thread = Thread::spawn(&format!("copy-{id}"), move || keep(keeper, &tasks));
         let _thread = thread.map_err(errors::at(&directory))?;
-        Ok(Arc::new(LocalCopy { id, directory, cluster_id, promised, queue, reading, _thread, _lane: lane }))
+        Ok(Arc::new(LocalCopy { id, directory, cluster_id, queue, reading, _thread, _lane: lane }))
     }
 
     /// A way to the copy; `listener` hears what comes of the orders that go this way.
@@ -298,10 +302,10 @@ impl LocalCopy {
         LocalLink { copy: self.clone(), listener }
     }
 
-    /// The ballot it had promised when it was opened.
+    /// The ballot that it has promised by now.
     #[must_use]
     pub fn promised(&self) -> Ballot {
-        self.promised
+        guard(&self.reading).promised
     }
 
     fn place_of(&self, segment: SegmentInfo) -> PathBuf {
@@ -354,6 +358,10 @@ impl Link for LocalLink {
 
     fn place(&self) -> String {
         self.copy.directory.display().to_string()
+    }
+
+    fn promised(&self) -> Answer<'_, Ballot> {
+        Box::pin(std::future::ready(Ok(self.copy.promised())))
     }
 
     fn contents(&self) -> Answer<'_, Contents> {
@@ -651,7 +659,9 @@ impl Store for Files {
     }
 
     fn write_meta(&mut self, meta: Meta) -> Result<(), VolumeError> {
-        self.disk.write_meta(meta)
+        let written = self.disk.write_meta(meta);
+        guard(&self.reading).promised = self.disk.meta().promised;
+        written
     }
 
     fn cut(&mut self, lsn: Lsn) -> Result<(), VolumeError> {
@@ -662,6 +672,7 @@ impl Store for Files {
 
     fn begin_anew(&mut self, meta: Meta) -> Result<(), VolumeError> {
         let begun = self.disk.begin_anew(meta);
+        guard(&self.reading).promised = self.disk.meta().promised;
         self.renew();
         begun
     }

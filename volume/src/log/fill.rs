@@ -173,6 +173,7 @@ mod tests {
             tail_bytes: 1 << 20,
             own: CopyId::all().collect(),
             sealer: None,
+            tenure: None,
         }
     }
 

@@ -382,8 +382,12 @@ async fn a_second_opening_fences_the_first() {
     first.append(writer.batch(500)).await.unwrap();
     until_durable(&first, writer.end_lsn).await;
 
+    let patience = Duration::from_secs(20);
+    assert!(first.still_writes(patience).await);
     let (second, _second_joined) = open().await;
     assert_eq!(second.bounds().durable_lsn, writer.end_lsn, "it found what was acknowledged");
+    assert!(!first.still_writes(patience).await, "the copies say so before the first one hears of it");
+    assert!(second.still_writes(patience).await);
     let mut fenced = Writer::new(writer.end_lsn);
     first.append(fenced.batch(700)).await.unwrap();
     writer.compressor.end_context();
@@ -505,6 +509,10 @@ impl Link for Apart {
 
     fn place(&self) -> String {
         self.orders.place()
+    }
+
+    fn promised(&self) -> Answer<'_, Ballot> {
+        self.questions.promised()
     }
 
     fn contents(&self) -> Answer<'_, Contents> {

@@ -8,6 +8,7 @@ mod commit;
 mod encryption;
 mod endpoints;
 mod failover;
+mod heads;
 mod logs;
 mod nodes;
 mod postgresql;
@@ -63,6 +64,7 @@ impl Reader {
         self.owner(table, &mut config);
         self.failover(table, &mut config);
         config.denied = self.denied(table);
+        self.heads(table, &config);
         Some(config)
     }
 }

@@ -6,7 +6,7 @@ use proto::NodeName;
 use toml::de::DeTable;
 
 use super::regions::{ADDRESS, parse_address, parse_zone};
-use crate::config::model::{NODES_MAX, NodeConfig};
+use crate::config::model::{HOME, NODES_MAX, NodeConfig};
 use crate::config::read::{Key, Reader, Value};
 
 impl Reader {
@@ -24,13 +24,23 @@ impl Reader {
 
     fn node(&mut self, key: &Key<'_>, value: &Value<'_>, taken: &mut BTreeSet<char>) -> Option<NodeConfig> {
         let name = match key.get_ref().parse::<NodeName>() {
+            Ok(name) if name.as_str() == HOME => {
+                let what =
+                    "'home' is what the host of the region's daemon is called; call the node otherwise";
+                self.mistake(key.span(), what)
+            }
             Ok(name) => Some(name),
             Err(e) => self.mistake(key.span(), e.to_string()),
         };
         let Some(table) = value.get_ref().as_table() else {
             return self.mistake(value.span(), "a node is a table: postgres, zone");
         };
-        self.known_keys(table, &["postgres", "zone"]);
+        self.known_keys(
+            table,
+            &["postgres", "zone", "listen", "advertise", "writer_endpoint", "reader_endpoint"],
+        );
+        let listen = self.optional(table, "listen", ADDRESS, parse_address);
+        let advertise = self.advertise(table).or(listen.map(|listen| listen.to_string()));
         let zone =
             self.optional(table, "zone", "one of the region's zones: \"a\", \"b\" or \"c\"", parse_zone);
         let postgres = self.optional(table, "postgres", ADDRESS, parse_address);
@@ -51,13 +61,27 @@ impl Reader {
             );
             let _: Option<()> = self.mistake(given.span(), what);
         }
-        if !table.contains_key("zone") && !table.contains_key("postgres") {
+        let writer_endpoint = self.optional(table, "writer_endpoint", ADDRESS, parse_address);
+        let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
+        if !["zone", "postgres", "writer_endpoint", "reader_endpoint"]
+            .iter()
+            .any(|key| table.contains_key(*key))
+        {
             let what = format!(
-                "node {} does nothing: give it `postgres`, where its PostgreSQL is reached, or the `zone` whose copies it holds, or both",
+                "node {} does nothing: give it `postgres`, where its PostgreSQL is reached, the `zone` whose copies it holds, or a \
+                 `writer_endpoint` or `reader_endpoint` for clients",
                 key.get_ref()
             );
             return self.mistake(key.span(), what);
         }
-        Some(NodeConfig { name: name?, zone, postgres })
+        Some(NodeConfig {
+            name: name?,
+            zone,
+            postgres,
+            listen,
+            advertise: advertise.unwrap_or_default(),
+            writer_endpoint,
+            reader_endpoint,
+        })
     }
 }

@@ -12,7 +12,7 @@ use crate::config::read::{Key, Reader, Value};
 use crate::units;
 
 /// The keys of a region's table.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "role",
     "listen",
     "advertise",
@@ -26,6 +26,7 @@ const KEYS: [&str; 13] = [
     "http",
     "writer_endpoint",
     "reader_endpoint",
+    "take_over_after",
 ];
 
 impl Reader {
@@ -74,6 +75,7 @@ impl Reader {
         let reader_endpoint = self.optional(table, "reader_endpoint", ADDRESS, parse_address);
         let nodes = self.nodes(table, &own_process);
         let encryption = self.encryption(table, true);
+        let take_over_after = self.take_over_after(table);
         let (name, role, listen, postgres) = (name?, role?, listen?, postgres?);
         let advertise = advertise.unwrap_or_else(|| listen.to_string());
         Some(RegionConfig {
@@ -91,6 +93,7 @@ impl Reader {
             bin_dir,
             nodes,
             encryption,
+            take_over_after,
         })
     }
 
@@ -185,12 +188,15 @@ impl Reader {
         table: &DeTable<'_>,
     ) -> (Option<SocketAddr>, Option<String>) {
         let listen = self.required(key, table, "listen", ADDRESS, parse_address);
-        let advertise =
-            self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
-                let (host, port) = text.rsplit_once(':')?;
-                (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
-            });
-        (listen, advertise)
+        (listen, self.advertise(table))
+    }
+
+    /// Where others reach it.
+    pub(super) fn advertise(&mut self, table: &DeTable<'_>) -> Option<String> {
+        self.optional(table, "advertise", "a host and a port, such as \"eu.example.org:7402\"", |text| {
+            let (host, port) = text.rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0)).then(|| text.to_owned())
+        })
     }
 }
 

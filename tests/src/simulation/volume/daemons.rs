@@ -13,6 +13,7 @@ use volume::log::{Appended, Effect, FillStep, Phase, Told, sealed_from};
 use volume::quorum::{CopyId, CopyState, Writer};
 use volume::{Durable, VolumeError};
 
+use super::tenures::Record;
 use super::{CALM_APPENDS_US, Event, Fill, Putting, Seals, Way, World, forked, id, log_of, place};
 
 impl World {
@@ -41,7 +42,8 @@ impl World {
         let head = &mut self.heads[index];
         head.alive = true;
         head.life += 1;
-        head.log = log_of(writer, sealer);
+        let tenure = self.tenures.then(|| head.record.begin(writer));
+        head.log = log_of(writer, sealer, tenure);
         (head.links, head.fills) = ([None; 6], [None; 6]);
         head.content.clear();
         (head.checked, head.reset) = (Durable::default(), None);
@@ -68,6 +70,7 @@ impl World {
         self.agenda.after(after, Event::Tick { head: index, life });
         let now_us = self.wall_us();
         self.heads[index].log.tick(now_us);
+        self.begin_vote(index);
         for copy in 0..6 {
             if let Some(way) = self.way(index, id(copy))
                 && self.dice.one_in(3)
@@ -105,6 +108,11 @@ impl World {
             self.agenda.after(after, Event::Reach { head: index, life, copy });
             return Ok(());
         }
+        if self.tenures && !self.admits_new(index, copy) {
+            let after = 10_000 + self.dice.below(50_000);
+            self.agenda.after(after, Event::Reach { head: index, life, copy });
+            return Ok(());
+        }
         let link = self.number();
         self.lives.insert(link, self.copies[copy].life);
         self.heads[index].links[copy] = Some(link);
@@ -113,6 +121,7 @@ impl World {
             true => Ballot::default(),
             false => self.copies[copy].disk().meta().promised,
         };
+        let promised = if self.tenures { self.copies[copy].disk().meta().promised } else { promised };
         self.heads[index].log.let_go(id(copy));
         self.heads[index].log.reached(id(copy), promised);
         self.carry_out(index)
@@ -229,12 +238,14 @@ impl World {
             }
             Effect::Tell(Told::Deposed(why)) => {
                 self.note(|| format!("daemon {index}: {why}"));
+                self.heads[index].record = Record::default();
                 self.kill_head(index);
                 self.agenda.after(500_000, Event::StartHead(index));
             }
             Effect::Tell(Told::Open(lsn, ballot)) => {
                 self.note(|| format!("daemon {index} is open: redo up to {}, ballot {ballot}", lsn.0));
                 self.report.openings += 1;
+                self.become_head(index, ballot);
             }
             Effect::Tell(told) => self.note(|| format!("daemon {index}: {told:?}")),
         }

@@ -11,6 +11,9 @@
 //! - a copy takes nothing from a ballot below the one it has promised;
 //! - where redo is sealed, as it is in every second seed: no nonce is used for two records, and every record
 //!   of every disk opens in its place, whoever sealed it, also after the region's key has turned over;
+//! - in every third seed the two daemons are on hosts that follow each other as the region's head: one votes
+//!   by what it remembers, once the copies have said that it still is the head, only as long as no other one
+//!   has asked what the region has promised;
 //! - a volume that is open knows the history of its redo's timeline;
 //! - and whenever faults stop, between bouts of them and in the end, the volume comes to be open, and all
 //!   six copies to hold the same.
@@ -21,6 +24,7 @@ mod daemons;
 mod disk;
 mod faults;
 mod seals;
+mod tenures;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +34,7 @@ use tokio::sync::oneshot;
 use volume::ballot::Ballot;
 use volume::copy::keeper::{Keeper, Task};
 use volume::copy::{Contents, Event as Said, Order, Put, Stored};
-use volume::log::{Log, LogOptions};
+use volume::log::{Log, LogOptions, Tenure};
 pub use volume::planted::Bug;
 use volume::quorum::{CopyId, Writer};
 use volume::retention::Policy;
@@ -40,6 +44,7 @@ use volume::{Durable, VolumeError};
 use self::checks::Ledger;
 use self::disk::Disk;
 use self::seals::Seals;
+use self::tenures::{Record, Vote};
 use super::{Agenda, Dice};
 
 /// How long faults go on, microseconds of virtual time, all bouts of them together.
@@ -65,6 +70,8 @@ pub struct Report {
     pub resets: u64,
     /// Timelines begun.
     pub timelines: u64,
+    /// Votes that a head gave.
+    pub votes: u64,
     /// Faults of all kinds.
     pub faults: u64,
 }
@@ -76,16 +83,17 @@ impl Report {
         self.openings += other.openings;
         self.resets += other.resets;
         self.timelines += other.timelines;
+        self.votes += other.votes;
         self.faults += other.faults;
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Report { durable, openings, resets, timelines, faults } = self;
+        let Report { durable, openings, resets, timelines, votes, faults } = self;
         write!(
             f,
-            "{durable} batches durable, {openings} openings, {resets} resets, {timelines} timelines, {faults} faults; nothing lost"
+            "{durable} batches durable, {openings} openings, {resets} resets, {timelines} timelines, {votes} votes, {faults} faults; nothing lost"
         )
     }
 }
@@ -182,6 +190,15 @@ enum Event {
     Tick {
         head: usize,
         life: u64,
+    },
+    /// The copy is asked what it has promised, for a vote.
+    Ask {
+        vote: u64,
+        way: Way,
+    },
+    /// A vote is given, or is not.
+    Voted {
+        vote: u64,
     },
     StartHead(usize),
     StartCopy(usize),
@@ -287,6 +304,8 @@ struct Head {
     checked: Durable,
     /// The reset that is not done, as the volume repeats it.
     reset: Option<(u64, Durable)>,
+    /// What its host keeps on disk of being the region's head.
+    record: Record,
 }
 
 struct World {
@@ -314,6 +333,11 @@ struct World {
     bouts: u64,
     /// How many of them are over.
     bouts_over: u64,
+    /// The daemons are on hosts that follow each other as the region's head.
+    tenures: bool,
+    /// How often a head that had just become that has asked what the region has promised.
+    memories: u64,
+    votes: BTreeMap<u64, Vote>,
     report: Report,
     trace: VecDeque<String>,
     verbose: bool,
@@ -332,7 +356,7 @@ pub fn run(seed: u64, bug: Bug, verbose: bool) -> Result<Report, String> {
     })
 }
 
-fn log_of(writer: u64, sealer: Option<Arc<Sealer>>) -> Log {
+fn log_of(writer: u64, sealer: Option<Arc<Sealer>>, tenure: Option<Tenure>) -> Log {
     // A sealed record is longer, and as many are to fit.
     let scale = if sealer.is_some() { 2 } else { 1 };
     Log::new(LogOptions {
@@ -343,6 +367,7 @@ fn log_of(writer: u64, sealer: Option<Arc<Sealer>>) -> Log {
         tail_bytes: 10_000,
         own: CopyId::all().collect(),
         sealer,
+        tenure,
     })
 }
 
@@ -351,12 +376,13 @@ impl World {
         let head = || Head {
             alive: false,
             life: 0,
-            log: log_of(0, None),
+            log: log_of(0, None, None),
             links: [None; 6],
             fills: [None; 6],
             content: BTreeMap::new(),
             checked: Durable::default(),
             reset: None,
+            record: Record::default(),
         };
         let mut dice = Dice::new(seed);
         let spoken = Spoken::default();
@@ -378,6 +404,9 @@ impl World {
             turned_us: 0,
             bouts,
             bouts_over: 0,
+            tenures: seed % 3 == 2,
+            memories: 0,
+            votes: BTreeMap::new(),
             report: Report::default(),
             trace: VecDeque::new(),
             verbose,
@@ -469,6 +498,8 @@ impl World {
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Fault => self.fault(),
+            Event::Ask { vote, way } => self.ask(vote, way),
+            Event::Voted { vote } => return self.voted(vote),
             Event::StartHead(head) => self.start_head(head),
             Event::StartCopy(copy) => self.start_copy(copy),
             Event::WorstHour(zone) => self.worst_hour(zone),

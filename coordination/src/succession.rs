@@ -1,0 +1,235 @@
+//! Which host of a region is its head, where several may be: when one takes over that was silent, whom the
+//! copies of another zone go with, and when a head steps down.
+//!
+//! Nothing here is needed for safety, which is the volume's: a head has the promises of four of six copies,
+//! and hears of another one by theirs. What is decided here is that a head that serves is not disturbed, and
+//! that a region whose head is gone has another one soon.
+
+use std::time::Duration;
+
+/// How much later each host takes over than the one before it in the file.
+pub const STAGGER: Duration = Duration::from_millis(500);
+
+/// For how long a host stands for which too few copies come. It then follows whoever is the head by that
+/// time, and stands again no sooner than any other host would.
+pub const STANDS: Duration = Duration::from_secs(4);
+
+/// The longest that a host which has stood in vain waits besides before it stands again.
+pub const IN_VAIN_MAX: Duration = Duration::from_secs(60);
+
+/// For how long a host that was seen to stand is given its turn.
+pub const ITS_TURN: Duration = Duration::from_secs(1);
+
+/// What a host could be the head with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing.
+    None,
+    /// It was the head, and has heard of no other one since: it goes on with what it remembers, if the copies
+    /// say that nobody was the head meanwhile.
+    Resumes,
+    /// A replica of what the last head had.
+    Replica,
+}
+
+/// What a host knows that is not the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What it could be the head with.
+    pub claim: Claim,
+    /// How long it has heard no head, or has been running as a host that is none.
+    pub silent: Duration,
+    /// How long it had heard none before it was running so: longer where it has stood in vain.
+    pub before: Duration,
+    /// How long ago another host was seen to stand; none where none was.
+    pub another_stands: Option<Duration>,
+    /// How long a head must not have been heard.
+    pub after: Duration,
+    /// How many hosts, but for the last head, are before it in the file.
+    pub rank: u32,
+}
+
+/// Whether a host that is not the head asks the copies to make it that.
+#[must_use]
+pub fn stands(facts: &Facts) -> bool {
+    // Whoever has stood in vain cuts off its own clients each time: less and less often.
+    let after = facts.after + (facts.before / 2).min(IN_VAIN_MAX);
+    match facts.claim {
+        Claim::None => false,
+        Claim::Resumes => facts.silent >= after,
+        Claim::Replica if facts.another_stands.is_some_and(|ago| ago < ITS_TURN) => false,
+        Claim::Replica => facts.silent >= after + STAGGER * facts.rank,
+    }
+}
+
+/// A zone that offers its copies to a host that stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// How long its host has heard no head.
+    pub silent: Duration,
+    /// The last head that it heard had the data of which the replica here is a copy.
+    pub same_origin: bool,
+    /// Its copies have promised somebody something.
+    pub has_promised: bool,
+}
+
+/// Why a zone's copies are not taken; see [`admits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// Its head may be serving.
+    #[error("the zone has heard its head not long ago: this host does not take its place")]
+    HeardAHead,
+    /// The replica may be of data that are no more.
+    #[error("the zone's last head had other data than the replica here")]
+    OtherOrigin,
+    /// This host has nothing of what the copies are of.
+    #[error("this host has nothing of the region's data, and the zone's copies are in use: it follows")]
+    Empty,
+}
+
+/// Whether a host that stands takes a zone's copies. One that resumes shuts nobody out: the copies tell
+/// whether another was the head. One that is started for the first time takes none that are in use.
+///
+/// # Errors
+/// Why not.
+pub fn admits(claim: Claim, after: Duration, offer: Offer) -> Result<(), NotAdmitted> {
+    match claim {
+        Claim::Replica if offer.silent < after => Err(NotAdmitted::HeardAHead),
+        Claim::Replica if !offer.same_origin => Err(NotAdmitted::OtherOrigin),
+        Claim::None if offer.has_promised => Err(NotAdmitted::Empty),
+        Claim::Replica | Claim::Resumes | Claim::None => Ok(()),
+    }
+}
+
+/// What another host answers that is asked for the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Other {
+    /// Nothing.
+    Silent,
+    /// It stands, and is after this one in the file.
+    StandsAfter,
+    /// It stands, and is before this one in the file.
+    StandsBefore,
+    /// It is the head, as far as it knows.
+    Leads,
+}
+
+/// What a host knows that is the head, or stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// With what it began.
+    pub claim: Claim,
+    /// Its volume was open since.
+    pub opened: bool,
+    /// How long it has been standing or the head.
+    pub since: Duration,
+    /// How long it has had no write quorum of copies.
+    pub without_quorum: Duration,
+    /// How long a head must not have been heard before another host takes over.
+    pub after: Duration,
+    /// What the others answer that were asked since: the most of it.
+    pub other: Other,
+}
+
+/// Whether it is of use to find out what the other hosts answer.
+#[must_use]
+pub fn looks_around(head: &Head) -> bool {
+    match (head.opened, head.claim) {
+        (false, Claim::Replica) => true,
+        _ => head.without_quorum >= head.after,
+    }
+}
+
+/// Whether a head, or a host that stands, is neither any more. Of two that stand the one that is later in the
+/// file gives way, so that its zone's copies can go with the other.
+#[must_use]
+pub fn steps_down(head: &Head) -> bool {
+    let stands = head.claim == Claim::Replica && !head.opened;
+    let given_up = stands && head.since >= STANDS;
+    let gives_way = match head.other {
+        Other::Silent | Other::StandsAfter => false,
+        // Of two that resume, too, but not in the first moment: its zones may be on their way.
+        Other::StandsBefore => stands || !head.opened && head.without_quorum >= head.after,
+        Other::Leads => looks_around(head),
+    };
+    given_up || gives_way
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AFTER: Duration = Duration::from_secs(3);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_host_stands_once_no_head_was_heard_and_one_after_the_other() {
+        let facts = |claim, silent, rank| Facts {
+            claim,
+            silent: ms(silent),
+            before: Duration::ZERO,
+            another_stands: None,
+            after: AFTER,
+            rank,
+        };
+        assert!(!stands(&facts(Claim::Replica, 2_999, 0)));
+        assert!(stands(&facts(Claim::Replica, 3_000, 0)));
+        assert!(!stands(&facts(Claim::Replica, 3_499, 1)), "the one before it is given a moment");
+        assert!(stands(&facts(Claim::Replica, 3_500, 1)), "and takes its turn where that one does not");
+        assert!(stands(&facts(Claim::Resumes, 3_000, 4)));
+        assert!(!stands(&facts(Claim::None, 60_000, 0)), "it has nothing to go on with");
+        let again = |silent, before| Facts { before: ms(before), ..facts(Claim::Replica, silent, 0) };
+        assert!(!stands(&again(6_499, 7_000)) && stands(&again(6_500, 7_000)), "it has stood in vain");
+        assert!(stands(&again(63_000, 3_600_000)));
+        let beside = |ago| Facts { another_stands: Some(ms(ago)), ..facts(Claim::Replica, 4_000, 1) };
+        assert!(!stands(&beside(999)) && stands(&beside(1_000)), "one that stands is given its turn");
+    }
+
+    #[test]
+    fn a_zone_that_heard_its_head_goes_with_nobody_else() {
+        let offer = |silent, same_origin| Offer { silent: ms(silent), same_origin, has_promised: true };
+        assert_eq!(admits(Claim::Replica, AFTER, offer(2_999, true)), Err(NotAdmitted::HeardAHead));
+        assert_eq!(admits(Claim::Replica, AFTER, offer(3_000, true)), Ok(()));
+        assert_eq!(admits(Claim::Replica, AFTER, offer(9_000, false)), Err(NotAdmitted::OtherOrigin));
+        assert_eq!(admits(Claim::Resumes, AFTER, offer(0, false)), Ok(()), "a head that was started again");
+        assert_eq!(admits(Claim::None, AFTER, offer(0, false)), Err(NotAdmitted::Empty));
+        let new = Offer { has_promised: false, ..offer(0, false) };
+        assert_eq!(admits(Claim::None, AFTER, new), Ok(()), "a region that is made");
+    }
+
+    #[test]
+    fn a_head_steps_down_where_it_is_of_no_use_and_not_before() {
+        let head = Head {
+            claim: Claim::Replica,
+            opened: true,
+            since: ms(60_000),
+            without_quorum: ms(0),
+            after: AFTER,
+            other: Other::Leads,
+        };
+        assert!(!steps_down(&head), "it has its quorum, whoever else answers");
+        assert!(!steps_down(&Head { without_quorum: ms(2_999), ..head }));
+        assert!(steps_down(&Head { without_quorum: ms(3_000), ..head }));
+        for other in [Other::Silent, Other::StandsAfter, Other::StandsBefore] {
+            let alone = Head { without_quorum: ms(60_000), other, ..head };
+            assert!(looks_around(&alone) && !steps_down(&alone), "nobody else serves");
+        }
+        let stands =
+            Head { opened: false, without_quorum: ms(100), since: ms(100), other: Other::Silent, ..head };
+        assert!(looks_around(&stands) && !steps_down(&stands));
+        assert!(!steps_down(&Head { other: Other::StandsAfter, ..stands }), "the other one gives way");
+        assert!(steps_down(&Head { other: Other::StandsBefore, ..stands }));
+        assert!(steps_down(&Head { other: Other::Leads, ..stands }));
+        let resumes = Head { claim: Claim::Resumes, other: Other::StandsBefore, ..stands };
+        assert!(!steps_down(&resumes), "the copies say whether it still is the head");
+        let for_long = Head { without_quorum: AFTER, ..resumes };
+        assert!(steps_down(&for_long), "two that resume do not wait for each other");
+        assert!(!steps_down(&Head { other: Other::StandsAfter, ..for_long }));
+        let too_long = Head { since: STANDS, ..stands };
+        assert!(steps_down(&too_long), "too few copies come");
+        assert!(!steps_down(&Head { claim: Claim::Resumes, ..too_long }), "there may be no other");
+    }
+}
