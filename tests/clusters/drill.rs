@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, has_amcheck, program, text, until};
+use replicator_tests::{Cluster, PATIENCE, has_amcheck, now, pause, program, text, until};
 use sqlx::Executor;
 
 fn rehearse(cluster: &Cluster, region: &str) -> (bool, serde_json::Value) {
@@ -75,8 +75,19 @@ async fn a_rehearsal_under_load_passes_and_leaves_nothing() {
 async fn file_on_disk(cluster: &Cluster, region: &str, table: &str) -> PathBuf {
     let mut primary = cluster.connect("us-east").await;
     primary.execute("CHECKPOINT").await.unwrap();
-    cluster.until_level().await;
+    let end = sqlx::query_scalar::<_, String>("SELECT pg_current_wal_lsn()::text").fetch_one(&mut primary);
+    let applied = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", end.await.unwrap());
     let mut standby = cluster.connect(region).await;
+    // A standby's checkpoint goes back to the last one of the primary's that it has applied.
+    let start = now();
+    while !sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(applied.clone()))
+        .fetch_one(&mut standby)
+        .await
+        .unwrap()
+    {
+        assert!(start.elapsed() < PATIENCE, "the standby does not apply the primary's checkpoint");
+        pause().await;
+    }
     standby.execute("CHECKPOINT").await.unwrap();
     let query = format!("SELECT pg_relation_filepath('{table}')");
     let path: String = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut standby).await.unwrap();

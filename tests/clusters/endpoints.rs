@@ -143,6 +143,8 @@ fn is_ending(e: &sqlx::Error) -> bool {
         "EOF",
         "close_notify",
         "end of file",
+        // A client that asks for encryption, where PostgreSQL has none to offer, words an end so.
+        "unexpected response from SSLRequest: 0x00",
     ]
     .iter()
     .any(|known| words.contains(known))

@@ -117,6 +117,10 @@ async fn clients_are_let_in_encrypted_and_only_trust_a_server_of_the_cluster() {
 /// between regions breaks, and no commit is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_and_the_authority_turn_over_under_load() {
+    if !installation().encrypts() {
+        println!("not tested: this PostgreSQL was built without encryption");
+        return;
+    }
     let cluster = Cluster::new(2);
     cluster.configure("commit = { regions = 1 }\n");
     cluster.add_witness("third-site");
@@ -188,6 +192,10 @@ async fn certificates_and_the_authority_turn_over_under_load() {
 /// certificate. What is no pair is not taken, whatever happens to PostgreSQL meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_comes_to_a_running_region_and_only_with_its_key() {
+    if !installation().encrypts() {
+        println!("not tested: this PostgreSQL was built without encryption");
+        return;
+    }
     let cluster = Cluster::new(0);
     cluster.start();
     let place = cluster.region("us-east").join("identity/postgresql");

@@ -1,7 +1,7 @@
 //! Voters are added and removed while clients write, and a failover counts those who vote by then.
 
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, Ordered, free_port, text, until};
+use replicator_tests::{Cluster, Ordered, bin_dir, free_port, text, until};
 
 /// What the daemons of different files say of each other, and what an old primary says that comes back.
 const EXPECTED: [&str; 2] = ["differs from that of", "does not lead any more"];
@@ -37,8 +37,9 @@ async fn a_region_is_added_and_another_removed_and_the_new_majority_fails_over()
         free_port(),
         free_port()
     );
+    let programs = bin_dir().map_or(String::new(), |at| format!("bin_dir = \"{}\"\n", at.display()));
     let file = std::fs::read_to_string(cluster.file()).unwrap();
-    std::fs::write(cluster.file(), file + &table).unwrap();
+    std::fs::write(cluster.file(), file + &table + &programs).unwrap();
     for region in ["eu-west", "ap-northeast", "us-east"] {
         cluster.kill(region, false).await;
         cluster.start_region(region);
