@@ -284,11 +284,6 @@ impl Endpoint {
         }
     }
 
-    /// Whoever answered last at `place` may be gone: all hosts are tried the next time.
-    pub fn forget(&self, place: &str) {
-        self.answered().remove(place);
-    }
-
     fn avoided(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {
         self.avoided.lock().unwrap_or_else(PoisonError::into_inner)
     }

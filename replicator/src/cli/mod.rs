@@ -220,7 +220,6 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
     }
 }
 
-/// A region's daemon, a witness, a node, or a zone's process, until a signal.
 /// A daemon to be run.
 struct Daemon {
     config: Config,
@@ -235,6 +234,7 @@ struct Daemon {
     part: Option<(String, Duration)>,
 }
 
+/// A region's daemon, a witness, a node, or a zone's process, until a signal.
 async fn run_daemon(daemon: Daemon) -> AnyResult {
     let Daemon { config, file, log, layout, name, apart, own_process, part } = daemon;
     let (stop, _listening) = signal::on_signal()?;

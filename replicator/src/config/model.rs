@@ -345,7 +345,8 @@ impl RegionConfig {
         Place { name: self.name.clone(), advertise }
     }
 
-    /// The host of the region's daemon, as a node beside another head.
+    /// The host of the region's daemon, as a node beside another head. Of the region as the file has it, and
+    /// not as [`RegionConfig::headed_by`] gives it.
     #[must_use]
     pub fn home(&self) -> Option<NodeConfig> {
         let apart = self.zones_apart();
@@ -361,7 +362,7 @@ impl RegionConfig {
     }
 
     /// The hosts that may be the region's head, in the order in which they take over: none where none may
-    /// but that of its daemon.
+    /// but that of its daemon. Of the region as the file has it.
     #[must_use]
     pub fn candidates(&self) -> Vec<NodeConfig> {
         let nodes = self.nodes.iter().filter(|node| node.listen.is_some()).cloned();

@@ -22,8 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The way of clients through the region's daemon.
 pub(super) struct ThroughHead {
     link: Arc<Link>,
-    /// A connection for sessions, to the host to which the node's own goes; and what cuts them off. Made when
-    /// it is wanted first.
+    /// A connection for sessions, to the host to which the node's own goes. Made when it is wanted first.
     sessions: tokio::sync::Mutex<Option<Connection>>,
     /// Cuts off the sessions of the head that is heard now.
     cut: Mutex<CancellationToken>,
