@@ -6,8 +6,9 @@
 //! Source: `basebackup.c` and `tar.c` of PostgreSQL, and POSIX's ustar: a name is what stands in `prefix`, a
 //! slash, and what stands in `name`. PostgreSQL leaves `prefix` empty.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::path::PathBuf;
 
 use bytes::{Buf, Bytes};
 
@@ -33,6 +34,8 @@ pub struct Merge {
     left: u64,
     /// The present archive is over.
     over: bool,
+    /// The tablespaces whose archives have begun, by their directories' names.
+    tablespaces: HashSet<PathBuf>,
 }
 
 impl Merge {
@@ -47,7 +50,8 @@ impl Merge {
         }
         self.over = false;
         self.prefix = of.map_or_else(String::new, |oid| link_of(oid).display().to_string());
-        if of.is_some() {
+        if let Some(oid) = of {
+            self.tablespaces.insert(link_of(oid));
             out.push_back(directory(&self.prefix));
         }
         Ok(())
@@ -94,6 +98,13 @@ impl Merge {
                 let length = header.entry_size().unwrap_or(0).min(FILE_BYTES_MAX);
                 self.left = length.next_multiple_of(BLOCK as u64);
             }
+            // From 16 on a tablespace in the data directory has its directory in the archive of that, too.
+            tar::EntryType::Directory
+                if self.prefix.is_empty()
+                    && header.path().is_ok_and(|name| self.tablespaces.contains(name.as_ref())) =>
+            {
+                return None;
+            }
             _ => {}
         }
         if !self.prefix.is_empty() {
@@ -128,13 +139,18 @@ mod tests {
     use crate::backup::archive::{Part, Reader};
     use proptest::prelude::*;
 
-    fn archive(files: &[(&str, usize)], link: bool) -> Bytes {
+    /// With `top`, the data directory's: it has a link to one tablespace, and another's directory.
+    fn archive(files: &[(&str, usize)], top: bool) -> Bytes {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
-        if link {
+        if top {
             header.set_size(0);
             header.set_entry_type(tar::EntryType::Symlink);
             builder.append_link(&mut header.clone(), "pg_tblspc/7", "/elsewhere").unwrap();
+            header.set_entry_type(tar::EntryType::Directory);
+            for name in ["pg_tblspc/", "pg_tblspc/4294967295/"] {
+                builder.append_data(&mut header.clone(), name, &[][..]).unwrap();
+            }
         }
         header.set_entry_type(tar::EntryType::Regular);
         for (name, length) in files {
@@ -180,6 +196,7 @@ mod tests {
             ("pg_tblspc/7/PG_15_1/5/16385", 700),
             ("pg_tblspc/7/PG_15_1/5/empty", 0),
             ("pg_tblspc/4294967295", 0),
+            ("pg_tblspc", 0),
             ("base/1/1259", 512),
             ("global/pg_control", 9),
         ];
