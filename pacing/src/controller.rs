@@ -8,7 +8,7 @@
 
 use crate::arithmetic::{SECOND_US, mul_div};
 use crate::cubic::Cubic;
-use crate::model::{Bandwidth, Deliveries, Peak, Propagation};
+use crate::model::{Bandwidth, Deliveries, Peak, Propagation, Standing};
 
 /// Packets in flight before anything is known, paced over a round trip.
 const INITIAL_PACKETS: u64 = 32;
@@ -74,6 +74,13 @@ const FILLED_US: (u64, u64) = (9_000, 30_000);
 const TRIAL_APART_US: u64 = 3 * SECOND_US;
 const TRIAL_LATEST_US: u64 = 6 * SECOND_US;
 const TRIAL_ROUNDS: u32 = 3;
+
+/// Rounds after this flow has given way in which the queue shows whether it was its own.
+const GAVE_WAY_ROUNDS: u32 = 4;
+
+/// A link that had so many times as much has become smaller. What is less of a difference may be a
+/// neighbour's share.
+const SMALLER: u64 = 4;
 
 /// A neighbour seen so lately is taken for the same one, after so many rounds.
 const LATELY_US: u64 = 15 * SECOND_US;
@@ -179,6 +186,9 @@ pub struct Controller {
     bandwidth: Bandwidth,
     peak: Peak,
     propagation: Propagation,
+    standing: Standing,
+    /// The queue that this flow gave way to, microseconds, and for how many rounds it is still watched.
+    gave_way: Option<(u64, u32)>,
     round: Round,
     resume: Option<Remembered>,
     lost_at_start: bool,
@@ -237,6 +247,8 @@ impl Controller {
             bandwidth: Bandwidth::default(),
             peak: Peak::default(),
             propagation: Propagation::default(),
+            standing: Standing::default(),
+            gave_way: None,
             round: Round { begin_us: now_us, ..Round::default() },
             resume: resume.filter(|r| {
                 (1..BYTES_MAX).contains(&r.bandwidth) && (1..TIME_MAX_US).contains(&r.propagation_us)
@@ -402,6 +414,9 @@ impl Controller {
             marked: round.marked,
             in_flight: round.in_flight_max,
         };
+        if self.watch_for_a_longer_path(now_us, &seen) {
+            return;
+        }
         match self.phase {
             Phase::Startup => self.startup(now_us, &seen),
             Phase::Steady => self.steady(now_us, &seen),
@@ -444,6 +459,7 @@ impl Controller {
 
     fn steady(&mut self, now_us: u64, seen: &Seen) {
         let headroom = self.headroom();
+        self.watch_for_a_smaller_link(now_us, seen);
         self.watch_for_neighbours(now_us, seen);
         if self.phase != Phase::Steady {
             return;
@@ -485,6 +501,18 @@ impl Controller {
         }
     }
 
+    /// A queue that goes when this flow gives way was its own: the link has become smaller.
+    fn watch_for_a_smaller_link(&mut self, now_us: u64, seen: &Seen) {
+        let Some((queue, rounds)) = self.gave_way else { return };
+        if seen.queue <= queue / 4 && self.bandwidth.get() < self.peak.get() / SMALLER {
+            self.peak.reset(now_us, self.bandwidth.get());
+            self.filled.rounds = 0;
+            self.gave_way = None;
+        } else {
+            self.gave_way = rounds.checked_sub(1).map(|rounds| (queue, rounds));
+        }
+    }
+
     /// Gives way to congestion. Whether there was any.
     fn congested(&mut self, now_us: u64, seen: &Seen) -> bool {
         let headroom_us = self.headroom_us();
@@ -500,6 +528,9 @@ impl Controller {
         let lossy = lossy && !self.cut.as_ref().is_some_and(Cut::was_vain);
         self.quiet = if lossy { 0 } else { self.quiet.saturating_add(1) };
         if long || seen.marked || lossy_queue || certain {
+            if long {
+                self.gave_way = Some((seen.queue, GAVE_WAY_ROUNDS));
+            }
             // What came through is what there is.
             self.bandwidth.reset(seen.rate);
             let there = mul_div(seen.rate, seen.least, SECOND_US).saturating_add(self.headroom() / 2);
@@ -537,6 +568,24 @@ impl Controller {
             self.cut = Some(Cut { loss, rounds: 0, least_after: loss });
         }
         certain
+    }
+
+    /// Whether what looked like a queue is the path, which has become longer. Its bandwidth is looked for
+    /// anew, from what this flow had before it gave way.
+    fn watch_for_a_longer_path(&mut self, now_us: u64, seen: &Seen) -> bool {
+        if seen.queue <= (seen.least / 2).max(FILLED_US.0) {
+            self.standing.clear(seen.queue);
+            return false;
+        }
+        let standing = self.standing.round(seen.rtt, seen.queue, seen.in_flight, self.decision().window);
+        let Some((rtt_us, window)) = standing else { return false };
+        self.propagation.lengthen(now_us, rtt_us);
+        self.standing.clear(0);
+        self.filled = Filled::default();
+        (self.cubic, self.cut, self.plateau, self.velocity, self.long_rounds) = (None, None, (0, 0), 1, 0);
+        self.window = self.window.max(window);
+        self.enter(now_us, Phase::Startup);
+        true
     }
 
     /// A queue that stays although this flow gives way is a neighbour's.

@@ -144,6 +144,11 @@ impl Peak {
         self.current.max(self.previous)
     }
 
+    /// The link has become smaller: only `bandwidth` is known of it.
+    pub(crate) fn reset(&mut self, now_us: u64, bandwidth: u64) {
+        *self = Peak { current: bandwidth, previous: 0, begin_us: now_us };
+    }
+
     pub(crate) fn update(&mut self, now_us: u64, bandwidth: u64, span_us: u64) {
         if now_us.saturating_sub(self.begin_us) >= span_us {
             (self.previous, self.current, self.begin_us) = (self.current, 0, now_us);
@@ -175,6 +180,11 @@ impl Propagation {
         self.met_us
     }
 
+    /// The path has become longer: what it was before does not count any more.
+    pub(crate) fn lengthen(&mut self, now_us: u64, rtt_us: u64) {
+        *self = Propagation { current_us: Some(rtt_us), previous_us: None, begin_us: now_us, met_us: now_us };
+    }
+
     pub(crate) fn update(&mut self, now_us: u64, rtt_us: u64, span_us: u64) {
         if now_us.saturating_sub(self.begin_us) >= span_us && self.current_us.is_some() {
             (self.previous_us, self.current_us, self.begin_us) = (self.current_us, None, now_us);
@@ -183,6 +193,60 @@ impl Propagation {
         if self.get().is_some_and(|least| rtt_us <= least + (least / 64).max(500)) {
             self.met_us = now_us;
         }
+    }
+}
+
+/// Rounds after the first with a long queue that show whether it follows what is in flight: one in which
+/// less is sent, one in which that comes back, and one more.
+const STANDING_ROUNDS: u32 = 3;
+
+/// A path becomes longer from one round to the next, or to the second where one is a mixture.
+const STANDING_BEGINS: u32 = 2;
+
+/// A queue that came at once and stands still. One of this flow's making becomes shorter when less is in
+/// flight, and a neighbour's grows before it stands: what does neither is no queue, but a longer path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The queue of the last round that was not long, microseconds; and how many rounds ago that was.
+    short_us: u64,
+    ago: u32,
+    rounds: u32,
+    shortest_us: u64,
+    /// In flight in the first of these rounds, bytes.
+    in_flight: u64,
+    /// The window before this flow gave way, bytes.
+    window: u64,
+    gave_way: bool,
+}
+
+impl Standing {
+    /// A round is over, whose queue was not long.
+    pub(crate) fn clear(&mut self, queue_us: u64) {
+        *self = Standing { short_us: queue_us, ..Standing::default() };
+    }
+
+    /// A round is over, whose shortest round trip is by `queue_us` more than the propagation delay. When that
+    /// is the path's length: its round trip, and the window that this flow had before it gave way.
+    pub(crate) fn round(
+        &mut self,
+        rtt_us: u64,
+        queue_us: u64,
+        in_flight: u64,
+        window: u64,
+    ) -> Option<(u64, u64)> {
+        self.ago = self.ago.saturating_add(1);
+        let stands = self.shortest_us.abs_diff(rtt_us) <= (queue_us / 8).max(1000);
+        if self.rounds == 0 || !stands {
+            let begins = self.ago <= STANDING_BEGINS && self.short_us <= queue_us / 4;
+            self.rounds = u32::from(begins);
+            (self.shortest_us, self.in_flight, self.gave_way) = (rtt_us, in_flight, false);
+            self.window = self.window.max(window);
+            return None;
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        self.shortest_us = self.shortest_us.min(rtt_us);
+        self.gave_way |= in_flight <= self.in_flight / 4 * 3;
+        (self.gave_way && self.rounds > STANDING_ROUNDS).then_some((self.shortest_us, self.window))
     }
 }
 

@@ -147,6 +147,19 @@ fn it_follows_a_rate_that_drops_to_a_tenth_and_comes_back() {
 }
 
 #[test]
+fn a_link_that_becomes_smaller_is_not_taken_for_a_neighbour() {
+    for (part, delay_us) in [(4, 20_000), (10, 5_000), (10, 20_000), (30, 5_000), (30, 20_000)] {
+        let mut simulation = bulk(Path::new(300, delay_us, 100_000));
+        simulation.run(5 * SECOND);
+        simulation.path.rate /= part;
+        simulation.run(8 * SECOND);
+        let share = shares(&mut simulation, 17 * SECOND)[0];
+        let queue_ms = simulation.queued.rank(990);
+        assert!(share >= 90 && queue_ms < 25, "1/{part}, {delay_us} us: {share} %, {queue_ms} ms");
+    }
+}
+
+#[test]
 fn an_application_that_sends_little_is_not_held_up_and_poisons_nothing() {
     for loss in [0, 10, 100] {
         // 9.6 Mbit/s in bursts of ten packets; then all that is let through.
@@ -238,5 +251,40 @@ fn a_thousand_drawn_paths() {
         let share = shares(&mut simulation, 10 * SECOND)[0];
         let queue_ms = simulation.queued.rank(900);
         assert!(share >= 80 && queue_ms < 30, "seed {seed}: {share} %, queue {queue_ms} ms, {path:?}");
+    }
+}
+
+/// An application of 1.8 MB/s, on a path that becomes longer after so many seconds: how long its packets
+/// waited at the sender from then on, milliseconds: 99th percentile and longest.
+fn held_when_longer(before_us: u64, after_us: u64, loss: u32, seconds: u64, seed: u64) -> (u64, u64) {
+    let application = Application::Bursts { packets: 2, every_us: 1_300 };
+    let path = Path::new(1000, before_us, 50_000);
+    let flow = Flow::new(Control::pacing(), application);
+    let mut simulation = Simulation::new(path, seed, vec![flow]);
+    simulation.run(seconds * SECOND);
+    simulation.path.delay_us = after_us;
+    simulation.path.loss = loss;
+    simulation.path.loss_back = loss;
+    let from = simulation.flows[0].held_us.len();
+    simulation.run((seconds + 20) * SECOND);
+    let mut held = simulation.flows[0].held_us.split_off(from);
+    held.sort_unstable();
+    (held[(held.len() - 1) * 99 / 100] / 1000, held[held.len() - 1] / 1000)
+}
+
+#[test]
+fn a_path_that_becomes_longer_is_soon_believed() {
+    for (before_us, after_us) in [(50, 40_000), (50, 5_000), (5_000, 40_000), (20_000, 100_000)] {
+        for loss in [0, 10, 100] {
+            for seconds in [1, 5, 20] {
+                // Four to six rounds: until it is seen, and until the window has grown.
+                let most_ms = 200 + 2 * after_us * 6 / 1000;
+                let (p99, longest) = held_when_longer(before_us, after_us, loss, seconds, seconds);
+                assert!(
+                    p99 <= most_ms && longest <= most_ms,
+                    "{before_us} to {after_us} us, loss {loss}, after {seconds} s: {p99}, {longest} ms"
+                );
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ mod network;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use network::{Dice, Weather, hosts};
+use network::{Dice, Host, Weather, hosts};
 use proto::messages::{Batch, Open, Progress};
 use proto::{ClusterId, RegionName, frame};
 use replicator_transport::{Authority, Connection, Endpoint, Identity, Peer, Receiver, Sender};
@@ -42,6 +42,8 @@ struct Run {
     load: Load,
     there: Weather,
     back: Weather,
+    /// The delay each way from the middle of the run on, where it becomes another one.
+    later_us: Option<u64>,
     seconds: u64,
     seed: u64,
 }
@@ -106,6 +108,7 @@ async fn converse(identities: &[Identity; 2], run: Run) -> Outcome {
                 send(&connection, sender, run),
                 receive(receiver, &received, run),
             ) } => (written, outcome),
+            () = change(run, &here, &there) => unreachable!("it stays as it is then"),
             () = report(answer, received.subscribe()) => panic!("the connection is lost"),
             () = hear(answers) => panic!("the connection is lost"),
         }
@@ -167,6 +170,16 @@ async fn send(connection: &Connection, mut sender: Sender, run: Run) -> u64 {
     sent
 }
 
+/// The path becomes another one in the middle of the run.
+async fn change(run: Run, here: &Host, there: &Host) {
+    tokio::time::sleep(Duration::from_millis(run.seconds * 500)).await;
+    if let Some(delay_us) = run.later_us {
+        here.weather(Weather { delay_us, ..run.there }, run.seed ^ 1);
+        there.weather(Weather { delay_us, ..run.back }, !run.seed ^ 1);
+    }
+    std::future::pending().await
+}
+
 fn content(number: u64, bytes: usize) -> Vec<u8> {
     let mut dice = Dice(number);
     (0..bytes).map(|_| u8::try_from(dice.below(256)).unwrap()).collect()
@@ -218,7 +231,7 @@ fn path(loss_ppm: u64) -> Weather {
 
 fn run(loss_ppm: u64, seed: u64) -> Run {
     let (there, back) = (path(loss_ppm), path(loss_ppm));
-    Run { sends: true, takes: true, load: PGBENCH, there, back, seconds: 10, seed }
+    Run { sends: true, takes: true, load: PGBENCH, there, back, later_us: None, seconds: 10, seed }
 }
 
 fn without(run: Run) -> Run {
@@ -250,6 +263,23 @@ fn what_a_path_loses_is_there_before_its_retransmission() {
             assert!(with.p50 <= without.p50 && with.p99 < without.p99, "{with:?}, without {without:?}");
             assert!(with.bytes * 10 <= without.bytes * 11, "{with:?}, without {without:?}");
             assert!(with.repaired > 0 && with.refuted == 0, "{with:?}");
+        }
+    }
+}
+
+/// A route that changes while a connection lives: from a near region to a far one.
+#[test]
+fn a_path_that_becomes_longer_holds_redo_up_for_less_than_a_second() {
+    let identities = identities();
+    for (loss_ppm, before_us) in [(0, 100), (0, 5_000), (1000, 100), (10_000, 100)] {
+        for seed in 0..2 {
+            let longer = run(loss_ppm, seed);
+            let delayed = |weather| Weather { delay_us: before_us, ..weather };
+            let (there, back) = (delayed(longer.there), delayed(longer.back));
+            let run = without(Run { there, back, later_us: Some(DELAY_US), ..longer });
+            let outcome = simulate(&identities, run);
+            println!("{loss_ppm} ppm, from {before_us} us, seed {seed}: {outcome:?}");
+            assert!(outcome.longest < 1000, "{loss_ppm} ppm, from {before_us} us, seed {seed}: {outcome:?}");
         }
     }
 }
