@@ -1,5 +1,7 @@
 //! Seeds that are interrupted go on where they were: what has arrived, and is still right, is not sent again.
 
+use std::os::unix::fs::FileExt;
+
 use replicator_tests::{Cluster, text, until};
 use sqlx::{Executor, PgConnection};
 
@@ -68,4 +70,35 @@ async fn a_seed_that_is_cut_twice_sends_what_is_there_only_once() {
     cluster.assert_identical().await;
     assert!(!cluster.region("eu-west").join("pgdata.seeding").exists(), "nothing is left");
     assert!(!cluster.region("eu-west").join("pgdata/replicator.seed").exists());
+}
+
+/// A region that is seeded from data with a page that rotted gets them as they are, and the file and what to
+/// do are told; it is not seeded again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_of_data_with_a_rotted_page_arrives_and_the_page_is_told() {
+    let cluster = Cluster::up(1);
+    let mut writer = cluster.connect("us-east").await;
+    writer
+        .execute("CREATE TABLE t AS SELECT g, repeat('x', 900) AS pad FROM generate_series(1, 100) g")
+        .await
+        .unwrap();
+    writer.execute("CHECKPOINT").await.unwrap();
+    let path: String =
+        sqlx::query_scalar("SELECT pg_relation_filepath('t')").fetch_one(&mut writer).await.unwrap();
+    let file = cluster.region("us-east").join("pgdata").join(&path);
+    std::fs::File::options().write(true).open(file).unwrap().write_at(b"rot", 8192 * 3 + 5000).unwrap();
+    cluster.until_level().await;
+    let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
+    until("the page is told of, by its file", || async {
+        let status = text(&cluster.run(&["status", "--region", "us-east", "--json"]).stdout);
+        let events = text(&cluster.run(&["events", "--region", "us-east"]).stdout);
+        let told = format!("{path}\\\", block 3");
+        status.contains(&told) && events.contains("page-damaged")
+    })
+    .await;
+    cluster.until_streams("eu-west").await;
+    writer.execute("INSERT INTO t VALUES (101, '')").await.unwrap();
+    cluster.until_level().await;
+    let log = std::fs::read_to_string(cluster.region("eu-west").join("daemon.log")).unwrap();
+    assert_eq!(log.matches("the seed is in place").count(), 2, "its first one, and this one");
 }

@@ -129,6 +129,8 @@ kinds! {
     CommitsHeld = "commits-held", Grave;
     /// Commits returned before they were durable, as their clients cancelled the wait.
     CommitsCancelled = "commits-cancelled", Grave;
+    /// A page of the data is damaged.
+    PageDamaged = "page-damaged", Grave;
     /// Commits return again.
     CommitsReturn = "commits-return", Good;
     /// A copy of the volume does not take redo.

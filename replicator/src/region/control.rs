@@ -208,7 +208,7 @@ impl Region {
     /// What needs somebody soon, though the region serves.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.health.low_disks();
-        warnings.extend(self.cancelled.warning());
+        warnings.extend(self.logged.warnings());
         let gave_way_us = self.volume.gave_way_us().filter(|at_us| wall_us() - at_us < GAVE_WAY_US);
         if let Some(at_us) = gave_way_us {
             let minutes = (wall_us() - at_us) / 60_000_000;

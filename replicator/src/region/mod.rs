@@ -4,7 +4,6 @@
 //! ([`crate::part`]) on them, and answers operators and other regions.
 
 mod automatic;
-mod cancelled;
 mod certificates;
 mod chronicle;
 mod cluster;
@@ -15,6 +14,7 @@ pub mod head;
 mod health;
 mod leader;
 mod load;
+mod logged;
 mod logs;
 mod look;
 pub mod lost;
@@ -189,7 +189,7 @@ pub(crate) struct Region {
     nodes: nodes::Nodes,
     doors: Arc<Doors<Regional>>,
     /// Commits whose clients would not wait.
-    cancelled: cancelled::Cancelled,
+    logged: logged::Logged,
     /// Places for sessions of rehearsals.
     rehearsing: tokio::sync::Semaphore,
 }
@@ -332,7 +332,7 @@ pub async fn run(
         slots: slots::Known::default(),
         nodes: nodes::Nodes::default(),
         doors,
-        cancelled: cancelled::Cancelled::default(),
+        logged: logged::Logged::default(),
         rehearsing: tokio::sync::Semaphore::new(rehearse::SESSIONS_MAX),
     });
     let seat: Arc<dyn Seat> = region.clone();
@@ -349,7 +349,7 @@ pub async fn run(
     let _carrying = Task::spawn("carry logical slots", region.clone().carry_slots());
     let _looking =
         Task::spawn("look at the load, if that is asked for", region.clone().watch_load_if_asked());
-    let _finding = Task::spawn("find cancelled commits", region.clone().find_cancelled());
+    let _finding = Task::spawn("read PostgreSQL's log", region.clone().read_postgresql_log());
     let _logging = Task::spawn("put PostgreSQL's log aside", region.clone().put_logs_aside());
     let _keeping = Task::spawn("keep the superuser's password", region.clone().keep_password());
     let _leading = Task::spawn("fail over when the primary is gone", region.clone().fail_over_when_gone());
