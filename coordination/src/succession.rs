@@ -2,8 +2,8 @@
 //! copies of another zone go with, and when a head steps down.
 //!
 //! Nothing here is needed for safety, which is the volume's: a head has the promises of four of six copies,
-//! and hears of another one by theirs. What is decided here is that a head that serves is not disturbed, and
-//! that a region whose head is gone has another one soon.
+//! and hears of another one by theirs. What is decided here is that a head that serves is not disturbed, that
+//! a region whose head is gone has another one soon, and whether a head may be moved on an operator's word.
 
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub struct Facts {
     pub before: Duration,
     /// How long ago another host was seen to stand; none where none was.
     pub another_stands: Option<Duration>,
+    /// The head has said, as its last word, that it hands over to this host. It only shortens the wait.
+    pub handed_over: bool,
     /// How long a head must not have been heard.
     pub after: Duration,
     /// How many hosts, but for the last head, are before it in the file.
@@ -57,6 +59,7 @@ pub fn stands(facts: &Facts) -> bool {
     match facts.claim {
         Claim::None => false,
         Claim::Resumes => facts.silent >= after,
+        Claim::Replica if facts.handed_over => true,
         Claim::Replica if facts.another_stands.is_some_and(|ago| ago < ITS_TURN) => false,
         Claim::Replica => facts.silent >= after + STAGGER * facts.rank,
     }
@@ -71,6 +74,8 @@ pub struct Offer {
     pub same_origin: bool,
     /// Its copies have promised somebody something.
     pub has_promised: bool,
+    /// The last head that its host heard has handed over to the host that is asked.
+    pub handed_over: bool,
 }
 
 /// Why a zone's copies are not taken; see [`admits`].
@@ -94,7 +99,7 @@ pub enum NotAdmitted {
 /// Why not.
 pub fn admits(claim: Claim, after: Duration, offer: Offer) -> Result<(), NotAdmitted> {
     match claim {
-        Claim::Replica if offer.silent < after => Err(NotAdmitted::HeardAHead),
+        Claim::Replica if offer.silent < after && !offer.handed_over => Err(NotAdmitted::HeardAHead),
         Claim::Replica if !offer.same_origin => Err(NotAdmitted::OtherOrigin),
         Claim::None if offer.has_promised => Err(NotAdmitted::Empty),
         Claim::Replica | Claim::Resumes | Claim::None => Ok(()),
@@ -155,6 +160,100 @@ pub fn steps_down(head: &Head) -> bool {
     given_up || gives_way
 }
 
+/// A replica that lacks more redo than this is not waited for by a head that is to move, bytes.
+pub const NEAR_BYTES: u64 = 16 << 20;
+
+/// So many copies make a volume writable.
+const WRITE_QUORUM: usize = 4;
+
+/// The host to which a head is to move, as the head knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The file has no such host.
+    Unknown,
+    /// The head itself.
+    Itself,
+    /// Another host.
+    Other {
+        /// The file gives it a zone, a PostgreSQL and an address to listen at.
+        may_lead: bool,
+        /// Its process is connected.
+        connected: bool,
+        /// Its replica follows the very data that the head has.
+        follows: bool,
+        /// How much durable redo its replica has not applied, bytes; none where it does not say.
+        behind_bytes: Option<u64>,
+    },
+}
+
+/// What a head knows that is to move on an operator's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// The file lets several hosts be the region's head.
+    pub may_move: bool,
+    /// Where to.
+    pub target: Target,
+    /// It plays its region's part: the writer takes writes, or the standby follows.
+    pub serves: bool,
+    /// A promotion of a region is in progress.
+    pub promoting: bool,
+    /// How many copies that other hosts hold are live.
+    pub copies_elsewhere: usize,
+}
+
+/// Why a head does not move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hindrance {
+    /// Only the host of the region's daemon may be its head.
+    Fixed,
+    /// There is no such host.
+    Unknown,
+    /// That host may not be the head.
+    Unable,
+    /// That host is not connected.
+    Away,
+    /// Its replica does not follow.
+    Apart,
+    /// Its replica lacks so many bytes of redo, or nobody knows how many.
+    Behind(Option<u64>),
+    /// Only so many copies are live on other hosts: without this one there would be no write quorum.
+    TooFewCopies(usize),
+    /// A promotion goes on.
+    Promoting,
+    /// The head itself does not serve.
+    Idle,
+}
+
+/// Whether a head may move, and has to.
+///
+/// # Errors
+/// All that hinders it. Nothing was touched by then.
+pub fn moves(facts: &Move) -> Result<bool, Vec<Hindrance>> {
+    let mut found = Vec::new();
+    match facts.target {
+        _ if !facts.may_move => return Err(vec![Hindrance::Fixed]),
+        Target::Unknown => return Err(vec![Hindrance::Unknown]),
+        Target::Itself => return Ok(false),
+        Target::Other { may_lead: false, .. } => return Err(vec![Hindrance::Unable]),
+        Target::Other { connected: false, .. } => found.push(Hindrance::Away),
+        Target::Other { follows: false, .. } => found.push(Hindrance::Apart),
+        Target::Other { behind_bytes, .. } if behind_bytes.is_none_or(|bytes| bytes > NEAR_BYTES) => {
+            found.push(Hindrance::Behind(behind_bytes));
+        }
+        Target::Other { .. } => {}
+    }
+    if facts.copies_elsewhere < WRITE_QUORUM {
+        found.push(Hindrance::TooFewCopies(facts.copies_elsewhere));
+    }
+    if facts.promoting {
+        found.push(Hindrance::Promoting);
+    }
+    if !facts.serves {
+        found.push(Hindrance::Idle);
+    }
+    if found.is_empty() { Ok(true) } else { Err(found) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +271,7 @@ mod tests {
             silent: ms(silent),
             before: Duration::ZERO,
             another_stands: None,
+            handed_over: false,
             after: AFTER,
             rank,
         };
@@ -189,13 +289,71 @@ mod tests {
     }
 
     #[test]
+    fn a_host_to_which_the_head_hands_over_stands_at_once_and_nobody_else() {
+        let told = |claim, handed_over| Facts {
+            claim,
+            silent: ms(0),
+            before: ms(7_000),
+            another_stands: Some(ms(1)),
+            handed_over,
+            after: AFTER,
+            rank: 3,
+        };
+        assert!(stands(&told(Claim::Replica, true)));
+        assert!(!stands(&told(Claim::Replica, false)));
+        assert!(!stands(&told(Claim::None, true)), "it has nothing to lead with, whatever is said");
+        assert!(!stands(&told(Claim::Resumes, true)), "what it remembers is looked into as ever");
+    }
+
+    #[test]
+    fn a_head_moves_only_where_nothing_hinders_it() {
+        let other = |connected, follows, behind_bytes| Target::Other {
+            may_lead: true,
+            connected,
+            follows,
+            behind_bytes,
+        };
+        let able = Move {
+            may_move: true,
+            target: other(true, true, Some(NEAR_BYTES)),
+            serves: true,
+            promoting: false,
+            copies_elsewhere: 4,
+        };
+        assert_eq!(moves(&able), Ok(true));
+        assert_eq!(moves(&Move { target: Target::Itself, ..able }), Ok(false), "it is there already");
+        let of = |target| moves(&Move { target, ..able }).unwrap_err();
+        assert_eq!(of(Target::Unknown), [Hindrance::Unknown]);
+        assert_eq!(of(other(false, false, None)), [Hindrance::Away]);
+        assert_eq!(of(other(true, false, Some(0))), [Hindrance::Apart]);
+        assert_eq!(of(other(true, true, None)), [Hindrance::Behind(None)]);
+        let far = NEAR_BYTES + 1;
+        assert_eq!(of(other(true, true, Some(far))), [Hindrance::Behind(Some(far))]);
+        let unable = Target::Other { may_lead: false, connected: true, follows: true, behind_bytes: Some(0) };
+        assert_eq!(of(unable), [Hindrance::Unable]);
+        assert_eq!(moves(&Move { may_move: false, ..able }), Err(vec![Hindrance::Fixed]));
+        let all = Move { serves: false, promoting: true, copies_elsewhere: 3, ..able };
+        let found = [Hindrance::TooFewCopies(3), Hindrance::Promoting, Hindrance::Idle];
+        assert_eq!(moves(&all), Err(found.to_vec()), "all that hinders is said at once");
+    }
+
+    #[test]
     fn a_zone_that_heard_its_head_goes_with_nobody_else() {
-        let offer = |silent, same_origin| Offer { silent: ms(silent), same_origin, has_promised: true };
+        let offer = |silent, same_origin| Offer {
+            silent: ms(silent),
+            same_origin,
+            has_promised: true,
+            handed_over: false,
+        };
         assert_eq!(admits(Claim::Replica, AFTER, offer(2_999, true)), Err(NotAdmitted::HeardAHead));
         assert_eq!(admits(Claim::Replica, AFTER, offer(3_000, true)), Ok(()));
         assert_eq!(admits(Claim::Replica, AFTER, offer(9_000, false)), Err(NotAdmitted::OtherOrigin));
         assert_eq!(admits(Claim::Resumes, AFTER, offer(0, false)), Ok(()), "a head that was started again");
         assert_eq!(admits(Claim::None, AFTER, offer(0, false)), Err(NotAdmitted::Empty));
+        let told = |same_origin| Offer { handed_over: true, ..offer(0, same_origin) };
+        assert_eq!(admits(Claim::Replica, AFTER, told(true)), Ok(()), "its head has handed over to this one");
+        assert_eq!(admits(Claim::Replica, AFTER, told(false)), Err(NotAdmitted::OtherOrigin));
+        assert_eq!(admits(Claim::None, AFTER, told(true)), Err(NotAdmitted::Empty));
         let new = Offer { has_promised: false, ..offer(0, false) };
         assert_eq!(admits(Claim::None, AFTER, new), Ok(()), "a region that is made");
     }

@@ -5,16 +5,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::sockets::{SUPERUSER, socket_dir_for, socket_path};
 use proto::messages::{
-    AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest,
-    PasswordRequest, PasswordView, PromoteRequest, Promotion, RecordRequest, RegionStatus, ReloadRequest,
-    Reloaded, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest, VolumeView, VotersRequest, VotersView,
-    control_request, control_response,
+    AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, HeadMove,
+    LoadRequest, MoveHeadRequest, PasswordRequest, PasswordView, PromoteRequest, Promotion, RecordRequest,
+    RegionStatus, ReloadRequest, Reloaded, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest,
+    VolumeView, VotersRequest, VotersView, control_request, control_response,
 };
-use proto::{ClusterId, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
 use runtime::clock::now;
 use tokio::task::JoinSet;
 use transport::{Endpoint, Identity, IdentityError, TransportError};
@@ -51,6 +52,12 @@ const ROTATED: Duration = Duration::from_secs(20);
 
 /// How long a change of the voters may take.
 const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
+
+/// How long a host to which the head has moved may take until it takes writes: another one may have to.
+const MOVED: Duration = Duration::from_secs(90);
+
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How often it is looked how far a promotion is.
 const STEPS: Duration = Duration::from_millis(250);
@@ -95,6 +102,12 @@ pub enum OperatorError {
     /// A promotion was refused, or did not end in time.
     #[error(transparent)]
     Promotion(AskError),
+    /// Its head has handed over, and no host was seen to be the head since.
+    #[error(
+        "{0}: its head has handed over, and no host serves yet; whoever can takes over by itself: see `replicator status` and `replicator \
+         events`"
+    )]
+    NoHead(RegionName),
     /// A region's PostgreSQL is not on this machine.
     #[error(
         "{region}: no PostgreSQL at {}; on the region's own machine, while it runs, name its data directory with --data",
@@ -279,6 +292,73 @@ impl Operator {
         match asked.map_err(OperatorError::Promotion)? {
             Answer::Promotion(promotion) => Ok(promotion),
             _ => Err(OperatorError::OtherAnswer("promote")),
+        }
+    }
+
+    /// Has the head of `region` move to its host `node`, or only looks whether it could; each step is told as
+    /// it is done. Returns what the host answers that is the head at the end.
+    ///
+    /// # Errors
+    /// When it is refused, comes to nothing, or nobody answers at the end.
+    pub async fn move_head(
+        &self,
+        region: &RegionName,
+        node: &NodeName,
+        dry_run: bool,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<HeadMove, OperatorError> {
+        let own = self.region(region)?;
+        let told = AtomicUsize::new(0);
+        let order = MoveHeadRequest { node: node.to_string(), dry_run, watch: false };
+        let asked = |source| OperatorError::Asked { region: region.clone(), source };
+        let begun = tokio::select! {
+            asked = self.ask(own, Ask::MoveHead(order.clone()), PROMOTION_PATIENCE) => asked,
+            never = self.tell_move(own, &order, &told, tell) => never,
+        };
+        let Answer::HeadMove(begun) = begun.map_err(asked)? else {
+            return Err(OperatorError::OtherAnswer("promote --node"));
+        };
+        tell_steps_of(&begun, &told, tell);
+        if !begun.handed_over {
+            return Ok(begun);
+        }
+        let since = now();
+        loop {
+            let watch = Ask::MoveHead(MoveHeadRequest { watch: true, ..order.clone() });
+            let ended = match self.ask(own, watch, PATIENCE).await {
+                Ok(Answer::HeadMove(next)) if next.serves && !next.handed_over => Some(Ok(next)),
+                Ok(_) | Err(AskError::NotHead(_)) => None,
+                Err(e) => Some(Err(asked(e))),
+            };
+            match ended {
+                // It tells how long nobody took writes a moment after it does.
+                Some(Ok(next)) if next.head != begun.to || next.gap_us > 0 => {
+                    return Ok(HeadMove { from: begun.head, steps: begun.steps, ..next });
+                }
+                Some(Err(e)) if since.elapsed() >= MOVED => return Err(e),
+                _ if since.elapsed() >= MOVED => return Err(OperatorError::NoHead(region.clone())),
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Tells each step of a move of a region's head as it is done, for ever.
+    async fn tell_move<T>(
+        &self,
+        own: &RegionConfig,
+        order: &MoveHeadRequest,
+        told: &AtomicUsize,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> T {
+        loop {
+            tokio::time::sleep(STEPS).await;
+            let watch = Ask::MoveHead(MoveHeadRequest { watch: true, ..order.clone() });
+            if let Ok(Answer::HeadMove(so_far)) = self.ask(own, watch, PATIENCE).await
+                && so_far.to == order.node
+                && !order.dry_run
+            {
+                tell_steps_of(&so_far, told, tell);
+            }
         }
     }
 
@@ -649,6 +729,14 @@ impl Operator {
         }
         answers.sort();
         Err(OperatorError::Nobody(answers.concat()))
+    }
+}
+
+/// Tells the steps of a move that were not told yet; `told` is how many were.
+fn tell_steps_of(so_far: &HeadMove, told: &AtomicUsize, tell: &(dyn Fn(&str) + Sync)) {
+    let steps = so_far.steps.iter();
+    for step in steps.skip(told.fetch_max(so_far.steps.len(), Ordering::Relaxed)) {
+        tell(&format!("  {:6} ms  {}", step.us / 1000, step.name));
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use proto::Lsn;
 use proto::messages::finding::Outcome;
 use proto::messages::{
-    ClusterStatus, CopyView, Finding, KeyUse, NodeStatus, Promotion, RegionStatus, VolumeView,
+    ClusterStatus, CopyView, Finding, HeadMove, KeyUse, NodeStatus, Promotion, PromotionStep, RegionStatus,
+    VolumeView,
 };
+use proto::{Lsn, RegionName};
 use serde::Serialize;
 
 use crate::units::{show_bytes, show_ms};
@@ -165,9 +166,9 @@ pub fn refuses(promotion: &Promotion) -> bool {
 }
 
 /// What was found, a line for each.
-fn findings(promotion: &Promotion) -> String {
+fn findings(all: &[Finding]) -> String {
     let mut text = String::new();
-    for found in &promotion.findings {
+    for found in all {
         let word = if found.outcome() == Outcome::Mended { "to mend" } else { outcome(found) };
         text += &format!("  {:8} {}: {}; {}\n", word, found.region, found.fact, found.action);
     }
@@ -202,11 +203,17 @@ struct JsonStep<'a> {
     ms: u64,
 }
 
+impl JsonStep<'_> {
+    fn of(step: &PromotionStep) -> JsonStep<'_> {
+        JsonStep { name: &step.name, ms: step.us / 1000 }
+    }
+}
+
 /// A promotion as one line of JSON.
 #[must_use]
 pub fn promotion_json(promotion: &Promotion) -> String {
     let done = !promotion.dry_run;
-    let steps = promotion.steps.iter().map(|step| JsonStep { name: &step.name, ms: step.us / 1000 });
+    let steps = promotion.steps.iter().map(JsonStep::of);
     let json = JsonPromotion {
         from: &promotion.from,
         to: &promotion.to,
@@ -240,7 +247,7 @@ pub fn promotion(promotion: &Promotion) -> String {
             us.div_ceil(1_000_000),
         ),
     };
-    let found = findings(promotion);
+    let found = findings(&promotion.findings);
     if refuses(promotion) {
         return format!("{to} cannot take over from {from} now:\n{found}");
     }
@@ -273,6 +280,65 @@ pub fn promotion(promotion: &Promotion) -> String {
         text += &format!("No writes were taken for {gap:.0} ms. {from} follows as a secondary.\n");
     }
     text
+}
+
+/// The stable contract of `promote --node --json`.
+#[derive(Serialize)]
+struct JsonHeadMove<'a> {
+    region: &'a str,
+    head: &'a str,
+    from: Option<&'a str>,
+    to: &'a str,
+    dry_run: bool,
+    moved: bool,
+    gap_ms: Option<u64>,
+    steps: Vec<JsonStep<'a>>,
+    findings: Vec<JsonFinding<'a>>,
+}
+
+/// How a move of a region's head went, as one line of JSON.
+#[must_use]
+pub fn head_move_json(region: &RegionName, moved: &HeadMove) -> String {
+    let json = JsonHeadMove {
+        region: region.as_str(),
+        head: &moved.head,
+        from: Some(moved.from.as_str()).filter(|from| !from.is_empty()),
+        to: &moved.to,
+        dry_run: moved.dry_run,
+        moved: !moved.from.is_empty() && moved.head == moved.to,
+        gap_ms: (moved.gap_us > 0).then_some(moved.gap_us / 1000),
+        steps: moved.steps.iter().map(JsonStep::of).collect(),
+        findings: moved.findings.iter().map(JsonFinding::of).collect(),
+    };
+    serde_json::to_string(&json).unwrap_or_default()
+}
+
+/// How a move of a region's head went, or what is found before one.
+#[must_use]
+pub fn head_move(region: &RegionName, moved: &HeadMove) -> String {
+    let HeadMove { head, to, from, .. } = moved;
+    if !moved.findings.is_empty() {
+        return format!("The head of {region} cannot move to {to} now:\n{}", findings(&moved.findings));
+    }
+    if head == to && from.is_empty() {
+        return format!("{to} is the head of {region} already.\n");
+    }
+    if moved.dry_run {
+        return format!(
+            "The head of {region} can move from {head} to {to} now, with nothing lost.\n\
+             It would: write a checkpoint, prepare {to}, stop what {head} runs, see its last record applied on {to}, and hand over.\n"
+        );
+    }
+    if head != to {
+        return format!(
+            "{head} is the head of {region}: {to} did not take over in time, and nothing is lost.\n"
+        );
+    }
+    let gap = Duration::from_micros(moved.gap_us).as_secs_f64() * 1e3;
+    format!(
+        "{to} is the head of {region}, which {from} was. Nothing is lost.\n\
+         Nothing was taken for {gap:.0} ms. {from} follows as a node.\n"
+    )
 }
 
 /// The stable contract of `volume status --json`.

@@ -241,6 +241,9 @@ pub fn kept(purpose: &open::Purpose) -> Option<(&'static str, String)> {
             Body::Volume(request) if request.recover => "recover with three copies".into(),
             Body::Volume(request) if request.scrub => format!("scrub {}", request.copy),
             Body::Audit(_) => "read".into(),
+            Body::MoveHead(request) if !request.watch => {
+                format!("to {}{}", request.node, if request.dry_run { ", only to see" } else { "" })
+            }
             _ => return None,
         },
         _ => return None,
@@ -256,6 +259,9 @@ pub fn outcome(answer: &control_response::Body) -> String {
         Body::Refusal(refusal) => format!("refused: {}", refusal.reason),
         Body::Promotion(promotion) if promotion.dry_run => "nothing was done".into(),
         Body::Promotion(promotion) => format!("{} leads epoch {}", promotion.to, promotion.epoch),
+        Body::HeadMove(moved) if moved.dry_run => "nothing was done".into(),
+        Body::HeadMove(moved) if moved.handed_over => format!("handed over to {}", moved.to),
+        Body::HeadMove(moved) => format!("{} is the head already", moved.head),
         Body::Reloaded(reloaded) => told_reload(reloaded),
         _ => "done".into(),
     }

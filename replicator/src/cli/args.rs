@@ -90,6 +90,10 @@ pub(super) enum Command {
         /// For how long this host had heard no head of its region when it started itself again
         #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
         silent_ms: u64,
+        /// When the last head stopped its writer to hand over to this host, by this host's clock since it was
+        /// started
+        #[arg(long, hide = true, value_name = "US")]
+        stopped_at_us: Option<u64>,
     },
     /// Show or check a region's volume: its six copies
     Volume {
@@ -178,14 +182,17 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: KeysAction,
     },
-    /// Make a secondary the primary
+    /// Make a secondary the primary; or, with --node, another host of a region its head
     #[command(
         after_help = help::PROMOTE
     )]
     Promote {
-        /// The region that shall be the primary
+        /// The region that shall be the primary; with --node, the region whose head moves
         #[arg(long)]
         region: RegionName,
+        /// The host of the region that shall be its head: a node, or `home`, the host of the region's daemon
+        #[arg(long, value_name = "NODE", conflicts_with_all = ["mode", "old_primary_is_down", "lost"])]
+        node: Option<NodeName>,
         /// switchover: by agreement with the primary. failover: the primary is gone
         #[arg(long, default_value = "switchover", value_parser = ["switchover", "failover"])]
         mode: String,
@@ -643,6 +650,9 @@ mod tests {
         );
         assert!(typed("replicator load --since 7d --by statement") && !typed("replicator load --by color"));
         assert!(!typed("replicator promote --region a --mode sideways"));
+        assert!(typed("replicator promote --region a --node n1 --dry-run"));
+        assert!(typed("replicator promote --region a --node home") && !typed("replicator promote --node n1"));
+        assert!(!typed("replicator promote --region a --node n1 --mode failover"));
         assert!(!typed("replicator run --region a --az d"));
     }
 }

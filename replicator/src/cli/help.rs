@@ -71,7 +71,15 @@ on, or is rolled back, without this command: whichever daemon is alive sees to t
 A failover (--mode failover) needs a majority of the regions and witnesses, without the old
 primary. It waits until that can acknowledge nothing any more (`lease`), gathers the redo that any
 survivor has, and says what may be lost. The old primary, when it is back, keeps what only it had
-aside (`replicator lost`), and follows.";
+aside (`replicator lost`), and follows.
+
+With --node another host of a region becomes its head: the one that runs the writer, or in a secondary
+takes the redo. No region changes its part. For a rolling restart, or a minor upgrade:
+  replicator promote --region us-east --node n1 --dry-run    what hinders it; changes nothing
+  replicator promote --region us-east --node n1              then restart the old head's host
+  replicator promote --region us-east --node home            back to the host of the region's daemon
+Until the head has handed over it leads on where anything fails; after that another host takes over
+within `take_over_after` where N does not. Ctrl-C stops the words, and not the move.";
 
 /// `replicator reseed`.
 pub(super) const RESEED: &str = "\

@@ -40,6 +40,7 @@ use crate::drill::Drill;
 use crate::layout::{Apart, Layout};
 use crate::logs::lines::Lines;
 use crate::logs::{DaemonLog, FORMAT_VARIABLE};
+use crate::node::Stands;
 use crate::operator::{Operator, UrlOf, superuser_url};
 use crate::verdict::Level;
 use crate::{local, node, region, region_file, witness, zone};
@@ -130,13 +131,14 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             Ok(())
         }
         Command::Certs(asked) => certs::run(&config, &layout, &asked),
-        Command::Run { region, az, node, own_process, part, silent_ms } => {
+        Command::Run { region, az, node, own_process, part, silent_ms, stopped_at_us } => {
             let file = std::path::absolute(cli.places.config())?;
             let (region, apart) = args::what_to_run(region, az, node)?;
             log.is_of(region.as_str(), apart.as_ref());
             log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
             let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
-            let part = part.map(|part| (part, Duration::from_millis(silent_ms)));
+            let began = Stands { silent: Duration::from_millis(silent_ms), stopped_at_us };
+            let part = part.map(|part| (part, began));
             run_daemon(Daemon { config, file, log, layout, name: region, apart, own_process, part }).await
         }
         Command::Up { detach, zones, timeout } => {
@@ -180,7 +182,10 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}", Operator::new(config, &layout)?.url(&of).await?);
             Ok(())
         }
-        Command::Promote { region, mode, old_primary_is_down, lost, dry_run, json } => {
+        Command::Promote { region, node: Some(node), dry_run, json, .. } => {
+            promote::move_head(&Operator::new(config, &layout)?, &region, &node, (dry_run, json)).await
+        }
+        Command::Promote { region, node: None, mode, old_primary_is_down, lost, dry_run, json } => {
             let lost = lost.iter().map(ToString::to_string).collect();
             let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down, lost };
             promote::promote(&Operator::new(config, &layout)?, &region, request, json).await
@@ -229,9 +234,8 @@ struct Daemon {
     name: RegionName,
     apart: Option<Apart>,
     own_process: Vec<char>,
-    /// What it is to be where it may be the region's head or a node, and for how long its host had heard no
-    /// head.
-    part: Option<(String, Duration)>,
+    /// What it is to be where it may be the region's head or a node, and what its host knew by then.
+    part: Option<(String, Stands)>,
 }
 
 /// A region's daemon, a witness, a node, or a zone's process, until a signal.
@@ -260,37 +264,40 @@ async fn run_daemon(daemon: Daemon) -> AnyResult {
         }
         _ => node.is_none(),
     };
-    let silent = part.as_ref().map(|(_, silent)| *silent).unwrap_or_default();
+    let Stands { silent, stopped_at_us } = part.as_ref().map(|(_, began)| *began).unwrap_or_default();
     if !is_head {
         let source = node::Source { file, again, log, silent };
         return match Box::pin(node::run(config, source, layout, name, host, stop)).await? {
             node::Ended::Stopped => Ok(()),
-            node::Ended::Stands(silent) => start_again(Some(("head", silent))),
+            node::Ended::Stands(stands) => start_again(Some(("head", stands))),
         };
     }
     let stands = part.is_some();
-    let source = region::reload::Source { file, own_process, again, host, stands, silent };
+    let source = region::reload::Source { file, own_process, again, host, stands, silent, stopped_at_us };
     match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
         region::Ended::StartAgain => start_again(None),
-        region::Ended::Follows(silent) => start_again(Some(("node", silent))),
+        region::Ended::Follows(silent) => start_again(Some(("node", Stands { silent, stopped_at_us: None }))),
     }
 }
 
 /// Starts this program again in place of this process, as what it is to be. Files, sockets and locks of this
 /// one are closed with it.
-fn start_again(part: Option<(&str, Duration)>) -> AnyResult {
+fn start_again(part: Option<(&str, Stands)>) -> AnyResult {
     tracing::info!("starting again");
     let mut arguments: Vec<OsString> = Vec::new();
     let mut typed = std::env::args_os().skip(1);
     while let Some(argument) = typed.next() {
-        match argument == PART || argument == SILENT {
+        match [PART, SILENT, STOPPED].iter().any(|own| argument == *own) {
             true => drop(typed.next()),
             false => arguments.push(argument),
         }
     }
-    if let Some((part, silent)) = part {
+    if let Some((part, Stands { silent, stopped_at_us })) = part {
         arguments.extend([PART.into(), part.into(), SILENT.into(), silent.as_millis().to_string().into()]);
+        if let Some(at_us) = stopped_at_us {
+            arguments.extend([STOPPED.into(), at_us.to_string().into()]);
+        }
     }
     // It returns only when that cannot be done.
     Err(std::process::Command::new(program()?).args(arguments).exec().into())
@@ -308,6 +315,9 @@ const PART: &str = "--part";
 
 /// And the one that says for how long its host had heard no head of its region.
 const SILENT: &str = "--silent-ms";
+
+/// And the one that says when the last head stopped its writer for this one.
+const STOPPED: &str = "--stopped-at-us";
 
 /// Asks on the terminal whether to go on with `what`. No answer is a no.
 fn confirm(what: &str) -> AnyResult {

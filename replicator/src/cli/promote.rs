@@ -1,7 +1,7 @@
 //! `replicator promote` and `replicator history`.
 
-use proto::RegionName;
 use proto::messages::PromoteRequest;
+use proto::{NodeName, RegionName};
 
 use super::AnyResult;
 use crate::client::AskError;
@@ -31,6 +31,37 @@ pub(super) async fn promote(
     match render::refuses(&promotion) {
         true => Err(format!("{region} cannot be promoted now. Nothing was changed").into()),
         false => Ok(()),
+    }
+}
+
+/// Has the head of a region move to its host `node`, or only looks whether it could, as `dry_run` says; tells
+/// each step, and how it went.
+pub(super) async fn move_head(
+    operator: &Operator,
+    region: &RegionName,
+    node: &NodeName,
+    (dry_run, json): (bool, bool),
+) -> AnyResult {
+    let tell = |what: &str| eprintln!("{what}");
+    let moved = operator.move_head(region, node, dry_run, &tell).await.map_err(|e| match e {
+        OperatorError::Asked { source: AskError::Transport(_) | AskError::Slow(_), .. } => format!(
+            "{e}; whether its head has moved is not known here: see `replicator status`, and `replicator events` for how it goes on"
+        ),
+        OperatorError::Asked { source, .. } => format!("the head of {region} was not moved: {source}"),
+        e => e.to_string(),
+    })?;
+    match json {
+        true => println!("{}", render::head_move_json(region, &moved)),
+        false => print!("{}", render::head_move(region, &moved)),
+    }
+    match &moved {
+        moved if !moved.findings.is_empty() => {
+            Err(format!("the head of {region} cannot move to {node} now. Nothing was changed").into())
+        }
+        moved if !dry_run && moved.head != node.as_str() => {
+            Err(format!("{node} did not become the head of {region}; {} is that", moved.head).into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -113,6 +113,8 @@ fn control(body: &control_request::Body, names: &Names) -> Result<(), String> {
         Body::Load(request) => Err(format!("the load is not cut by '{}'", shown(&request.by))),
         Body::Recall(_) | Body::Revote(_) | Body::Reseed(_) | Body::Reload(_) => Ok(()),
         Body::FetchPassword(_) | Body::Slots(_) | Body::Audit(_) => Ok(()),
+        Body::MoveHead(request) if request.node.parse::<NodeName>().is_ok() => Ok(()),
+        Body::MoveHead(request) => Err(format!("'{}' is no name of a node", shown(&request.node))),
         // It becomes a part of files, of lines and of connection strings.
         Body::Password(request) if request.next.bytes().all(|b| b.is_ascii_alphanumeric()) => {
             short("password", request.next.len(), PASSWORD_BYTES_MAX)

@@ -109,6 +109,10 @@ kinds! {
     HeadTaken = "head-taken", Warning;
     /// This host is its region's head no more.
     HeadLeft = "head-left", Warning;
+    /// This host has become its region's head, to which that was moved on an operator's word.
+    HeadMoved = "head-moved", Good;
+    /// The region's head does not move, though an operator has ordered it.
+    HeadStays = "head-stays", Warning;
     /// The file says something else than at the last start, or was read again.
     ConfigurationChanged = "configuration-changed", Plain;
     /// A region plays another part.

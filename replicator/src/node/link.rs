@@ -39,6 +39,8 @@ pub(super) struct Link {
     pub(super) endpoint: Endpoint,
     /// What the region's daemon said last.
     pub(super) word: watch::Sender<Option<Word>>,
+    /// The host that is to be the head next, as the head said last; empty where none is.
+    pub(super) moves_to: watch::Sender<String>,
     /// Where another host may take over: what was heard of the head.
     pub(super) hearing: Option<Arc<Hearing>>,
     /// Where this host may take over.
@@ -76,7 +78,8 @@ impl Link {
                 tracing::warn!("{ended}; trying again");
                 last = ended;
             }
-            tokio::time::sleep(AGAIN).await;
+            let pause = self.hearing.as_ref().map_or(AGAIN, |hearing| hearing.pause(AGAIN));
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -134,6 +137,19 @@ impl Link {
         if let Some(hearing) = &self.hearing {
             hearing.note(&word);
         }
+        if word.stopped_us.is_some() {
+            // Clients are held from now on, and the head is not looked for at once where it was.
+            self.endpoint.avoid(&self.place.advertise, connection.remote_address());
+            return Err(TransportError::Lost(format!(
+                "the region's head has handed over to {}",
+                word.moves_to
+            )));
+        }
+        self.moves_to.send_if_modified(|known| {
+            let changed = *known != word.moves_to;
+            known.clone_from(&word.moves_to);
+            changed
+        });
         self.keep_password(&word.password);
         if self.way.borrow().is_none() {
             tracing::info!("the daemon of region {} is reached", self.place.name);

@@ -110,9 +110,18 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum Ended {
     /// It was told to stop.
     Stopped,
-    /// It stands for the region's head, which was not heard for so long. PostgreSQL goes on; all else is to
-    /// end with the process.
-    Stands(Duration),
+    /// It stands for the region's head. PostgreSQL goes on; all else is to end with the process.
+    Stands(Stands),
+}
+
+/// How a host comes to stand for the region's head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stands {
+    /// For how long it had heard no head.
+    pub silent: Duration,
+    /// Where the head has handed over to it: when the writer was stopped for that, as
+    /// [`runtime::clock::boottime_us`] tells it on this host.
+    pub stopped_at_us: Option<u64>,
 }
 
 /// A host that may take over as the region's head.
@@ -127,9 +136,9 @@ struct Candidate {
 
 impl Candidate {
     /// Returns once this host stands.
-    async fn until_it_stands(&self, replica: &Replica) -> Duration {
+    async fn until_it_stands(&self, replica: &Replica) -> Stands {
         loop {
-            tokio::time::sleep(LOOK).await;
+            self.hearing.until_handed_over(LOOK).await;
             let last = self.hearing.last();
             if self.hearing.in_this_process() && self.record.exists() {
                 // Another host is the head: what this one remembers is old from now on.
@@ -153,13 +162,18 @@ impl Candidate {
             let (silent, after) = (self.hearing.silent_here(), self.hearing.after);
             let another_stands = self.hearing.another_stands();
             let before = self.hearing.before();
-            if stands(&Facts { claim, silent, before, another_stands, after, rank }) {
+            let told = self.hearing.handed_over().filter(|told| told.to == self.own.as_str());
+            let handed_over = told.is_some();
+            if stands(&Facts { claim, silent, before, another_stands, handed_over, after, rank }) {
                 let silent = self.hearing.silent();
-                tracing::warn!(
-                    "the region's head was not heard for {} ms: this host stands for it",
-                    silent.as_millis()
-                );
-                return silent;
+                match &told {
+                    Some(_) => tracing::warn!("the region's head has handed over: this host stands for it"),
+                    None => tracing::warn!(
+                        "the region's head was not heard for {} ms: this host stands for it",
+                        silent.as_millis()
+                    ),
+                }
+                return Stands { silent, stopped_at_us: told.map(|told| told.stopped_at_us) };
             }
         }
     }
@@ -216,6 +230,7 @@ pub async fn run(
         cluster_id: identity.cluster_id,
         endpoint,
         word: watch::Sender::default(),
+        moves_to: watch::Sender::default(),
         way: watch::Sender::default(),
     };
     let link = Arc::new(link);
@@ -286,7 +301,7 @@ pub async fn run(
         done = works => drop(done?),
         never = clients => match never {},
         // Nobody is waited for who may be gone.
-        silent = standing => return Ok(Ended::Stands(silent)),
+        stands = standing => return Ok(Ended::Stands(stands)),
         never = renewing => match never {},
         never = manager::tell(in_words) => match never {},
     }

@@ -56,6 +56,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// … up to this.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
+/// How long a restartpoint may take before a head moves here.
+const PREPARES: Duration = Duration::from_secs(10);
+
 /// How long the region's daemon is waited for before PostgreSQL is started without its word.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 
@@ -164,6 +167,7 @@ impl Replica {
             () = self.reload_when_told(source) => {}
             () = put_postgres_aside(&self.instance, || self.logs()) => {}
             () = self.ask_postgres() => {}
+            () = self.prepare_for_moves() => {}
         }
         if let Err(e) = self.stop(&mut following, Stop::Fast).await {
             tracing::error!("{e}");
@@ -272,6 +276,33 @@ impl Replica {
             // One miss may be a restart that is not known yet.
             let words = why.filter(|_| missed > 1).map(|why| format!("PostgreSQL does not answer: {why}"));
             self.said.is_silent(words.unwrap_or_default());
+        }
+    }
+
+    /// Answers each move of the head that it has heard of it, for ever. Where it moves to this host PostgreSQL
+    /// first writes what it would write when it is stopped: as the head has just made a checkpoint, it is
+    /// stopped, and started as the writer, within moments.
+    async fn prepare_for_moves(&self) {
+        let mut moves_to = self.link.moves_to.subscribe();
+        loop {
+            let to = moves_to.borrow_and_update().clone();
+            if to == self.node.name.as_str() {
+                let writing = Box::pin(self.instance.checkpoint());
+                let written = tokio::time::timeout(PREPARES, writing).await;
+                let failed = match written {
+                    Ok(Ok(())) => None,
+                    Ok(Err(e)) => Some(e.to_string()),
+                    Err(_) => Some(format!("not done within {} s", PREPARES.as_secs())),
+                };
+                if let Some(why) = failed {
+                    tracing::warn!(
+                        "a restartpoint before this host becomes the head: {why}; it goes on without"
+                    );
+                }
+            }
+            self.said.is_ready_for(&to);
+            // The sender lives as long as this.
+            let _ = moves_to.changed().await;
         }
     }
 

@@ -24,6 +24,9 @@ pub(super) struct Said {
     pub(super) runs: AtomicBool,
     /// Why it does not answer all the same; empty while it does.
     silent: Mutex<String>,
+    /// The host that it has heard is to be the head next, once what is to be done here for that is done;
+    /// empty where none is.
+    moves_to: Mutex<String>,
 }
 
 impl Said {
@@ -35,6 +38,11 @@ impl Said {
     /// PostgreSQL does not answer, as `why` says; it does where that is empty.
     pub(super) fn is_silent(&self, why: String) {
         *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// The head moves to that host, and what is to be done here for it is done; to none where it is empty.
+    pub(super) fn is_ready_for(&self, host: &str) {
+        host.clone_into(&mut self.moves_to.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The report of a node that has `data`.
@@ -56,6 +64,7 @@ impl Said {
             seed_total_bytes: self.copying_bytes.load(Ordering::Relaxed),
             seed_kept_bytes: self.kept_bytes.load(Ordering::Relaxed),
             origin: data.map(|data| data.origin.0).unwrap_or_default(),
+            moves_to: self.moves_to.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

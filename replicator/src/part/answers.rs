@@ -12,7 +12,7 @@ use proto::{Epoch, Lsn, RegionName};
 use runtime::clock::micros;
 use tokio::sync::oneshot;
 
-use super::{Cluster, Order, Owner};
+use super::{Cluster, HandOverToHost, Order, Owner};
 use crate::preflight;
 use crate::voter::wire;
 
@@ -141,6 +141,15 @@ impl<C: Cluster> Owner<C> {
         };
         let (answer, answered) = oneshot::channel();
         self.give(Order::GetReady { epoch: Epoch(request.epoch), from, answer }, answered).await
+    }
+
+    /// Has the writer stopped for another host of the region, as [`HandOverToHost`] says.
+    ///
+    /// # Errors
+    /// When the order cannot be taken; nothing was done then.
+    pub(crate) fn order_to_hand_over_to_host(&self, order: HandOverToHost) -> Result<(), Refusal> {
+        let full = |_| busy("other orders are being carried out");
+        self.orders.try_send(Order::HandOverToHost(order)).map_err(full)
     }
 
     async fn give<T>(

@@ -9,10 +9,11 @@ use coordination::region::{Database, Deed, Part, may_hand_over, next};
 use proto::messages::{self as m, HandedOver, Refusal, refusal::Kind};
 use proto::{Epoch, Lsn, RegionName};
 use runtime::clock::{micros, now};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cluster::Work;
-use super::{Cluster, Order, Owner, Stopped, Trouble};
+use super::{Cluster, HandOverToHost, Order, Owner, Stopped, Trouble};
 use crate::config::Role;
 
 /// How long a standby may take to apply what it has before it is promoted, and PostgreSQL to be promoted.
@@ -83,7 +84,7 @@ impl<C: Cluster> Owner<C> {
                 self.unless_over(deed, self.take_over(deed, *epoch, *fork_lsn)).await
             }
             Deed::LeadOn { epoch } => {
-                tracing::warn!("the switchover is over without a successor: this region leads on");
+                tracing::warn!("nobody has taken over: this region leads on");
                 within(STOP, "stop what is left of the writer", self.cluster.stop_leading()).await?;
                 self.unless_over(deed, self.lead(*epoch)).await
             }
@@ -204,6 +205,18 @@ impl<C: Cluster> Owner<C> {
                 }
                 let _ = answer.send(done);
             }
+            Order::HandOverToHost(HandOverToHost { stopped, ready, answer }) => {
+                let done = self.hand_over_to_host(stopped, ready).await;
+                let is_over = done.is_ok();
+                if let Err(why) = &done {
+                    tracing::error!("not handed over to another host: {}", why.reason);
+                }
+                let _ = answer.send(done);
+                if is_over {
+                    // The process ends: were the part looked at again, the writer would be started.
+                    std::future::pending::<()>().await;
+                }
+            }
             Order::GetReady { epoch, from, answer } => {
                 let _ = answer.send(self.get_ready(epoch, from).await);
             }
@@ -259,6 +272,48 @@ impl<C: Cluster> Owner<C> {
                 Err(busy(why))
             }
         }
+    }
+
+    /// The head's part of a move to another host: stops the writer, and waits until that host has its last
+    /// record. Unless that succeeds, the writer runs again when this returns.
+    async fn hand_over_to_host(
+        &self,
+        stopped: oneshot::Sender<(coordination::Redo, Instant)>,
+        ready: oneshot::Receiver<Result<(), String>>,
+    ) -> Result<(), Refusal> {
+        let Part::Leading { epoch } = self.part() else { return Err(busy("this region does not lead")) };
+        within(CHECKPOINT, "checkpoint", self.cluster.checkpoint()).await.map_err(busy)?;
+        if self.voter.accepted().promotion.is_some() || !self.still(&Deed::Lead { epoch }) {
+            return Err(busy("a promotion has begun"));
+        }
+        self.set(Part::Stopping { epoch });
+        let stopped_at = now();
+        let handing = async {
+            let end = within(HAND_OVER, "stop the writer", self.cluster.stop_writer()).await?;
+            if stopped.send((end, stopped_at)).is_err() {
+                return Err(Trouble::new("nobody waits for it any more"));
+            }
+            let late = format!("its last record is not applied within {} s", HAND_OVER.as_secs());
+            let gone = |_| "nobody waits for it any more".to_owned();
+            match tokio::time::timeout(HAND_OVER, ready).await {
+                Ok(ready) => ready.map_err(gone).flatten().map_err(Trouble::new),
+                Err(_) => Err(Trouble(late)),
+            }
+        };
+        let Err(why) = handing.await else { return Ok(()) };
+        Err(busy(format!("{why}; {}", self.leads_again(epoch).await?)))
+    }
+
+    /// Starts the writer again that was stopped for somebody who does not take over, if the record says that
+    /// this region leads on; returns how that went, in words.
+    async fn leads_again(&self, epoch: Epoch) -> Result<String, Refusal> {
+        let view = self.voter.view();
+        let deed = next(&self.me, &view, &self.facts(Database::Unknown));
+        if deed != (Deed::LeadOn { epoch: view.epoch() }) {
+            return Ok(format!("region {} does not lead any more", self.me));
+        }
+        self.carry_out(&deed).await.map_err(busy)?;
+        Ok(self.leads_on(epoch).await)
     }
 
     /// Waits until the writer, which was started again, takes writes; says so, or what it waits for.

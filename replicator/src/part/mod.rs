@@ -16,6 +16,7 @@ pub mod lease;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use coordination::Redo;
 use coordination::leadership::Change;
 use coordination::region::{self, Database, Deed, Facts, Part};
 use proto::messages::{HandedOver, Refusal};
@@ -53,8 +54,23 @@ const ORDERS_MAX: usize = 16;
 pub(crate) enum Order {
     /// Stop the writer for `to`.
     HandOver { to: RegionName, next_epoch: Epoch, answer: oneshot::Sender<Result<(), Refusal>> },
+    /// Stop the writer, as another host of the region is to be its head.
+    HandOverToHost(HandOverToHost),
     /// Gather what `from` has, if it is given, and apply everything.
     GetReady { epoch: Epoch, from: Option<(RegionName, Lsn)>, answer: oneshot::Sender<Result<Lsn, Refusal>> },
+}
+
+/// An order to stop the writer for another host of the region. Where it comes to nothing the writer runs
+/// again.
+#[derive(Debug)]
+pub(crate) struct HandOverToHost {
+    /// Told, once the writer has stopped, where its redo ends, which is durable in the volume, and from when
+    /// on it took no writes.
+    pub(crate) stopped: oneshot::Sender<(Redo, Instant)>,
+    /// Tells whether the other host has all of that; or why it does not come to be the head.
+    pub(crate) ready: oneshot::Receiver<Result<(), String>>,
+    /// Told what came of it. Where it was handed over nothing else is done here any more.
+    pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
 /// A switchover for which the writer has stopped.

@@ -59,7 +59,7 @@ impl Region {
         mut stream: Stream,
     ) -> Result<(), TransportError> {
         // It takes long, and may end with this daemon.
-        if let (Some(control_request::Body::Promote(_)), Some(deed)) = (&request.body, &deed) {
+        if let (Some(Ask::Promote(_) | Ask::MoveHead(_)), Some(deed)) = (&request.body, &deed) {
             self.audit.keep(deed.clone()).await;
         }
         let body = match request.body {
@@ -132,6 +132,7 @@ impl Region {
                 let failed = |why| Refusal::new(Kind::Failed, format!("the audit: {why}"));
                 self.audit.page(request.skip).await.map(Answer::Audit).map_err(failed)
             }
+            Ask::MoveHead(request) => self.answer_move(request).await.map(Answer::HeadMove),
             Ask::Slots(request) => self.answer_slots(request).await.map(Answer::Slots),
             Ask::Password(request) => self.step_password(request).await,
             Ask::FetchPassword(_) => self.tell_password(),

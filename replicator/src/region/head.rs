@@ -58,6 +58,8 @@ pub(crate) struct Heading {
     begun: Instant,
     /// For how long this host had heard no head by then.
     silent: Duration,
+    /// When the last head stopped its writer to hand over to this host, as `boottime_us` tells it here.
+    pub(super) stopped_at_us: Option<u64>,
     /// The volume was open since, and that is on disk.
     opened: AtomicBool,
     /// It has had too few copies for so long that another host may be the head by now.
@@ -85,6 +87,7 @@ impl Heading {
             before,
             begun: now(),
             silent: source.silent,
+            stopped_at_us: source.stopped_at_us,
             opened: AtomicBool::new(false),
             doubtful: AtomicBool::new(false),
             empty: AtomicBool::new(false),
@@ -200,8 +203,12 @@ impl Region {
         if heading.takes_over() {
             let (host, name) = (&heading.host, &self.own.name);
             let silent = (heading.silent + heading.begun.elapsed()).as_millis();
-            let text =
-                format!("{name}: host {host} is the region's head; no other was heard for {silent} ms");
+            let text = match heading.stopped_at_us {
+                Some(_) => format!("{name}: host {host} is the region's head; the last one has handed over"),
+                None => {
+                    format!("{name}: host {host} is the region's head; no other was heard for {silent} ms")
+                }
+            };
             self.journal.note(EventKind::HeadTaken, text);
         }
         // What this host has heard of another head is old from now on.
@@ -240,6 +247,7 @@ impl Region {
             silent: Duration::from_millis(open.silent_ms),
             same_origin: open.origin == number,
             has_promised: open.copies.iter().any(of_another),
+            handed_over: open.handed_over_to == heading.host.as_str(),
         };
         let admitted = succession::admits(heading.claim, heading.after, offer);
         if admitted == Err(NotAdmitted::Empty) {
@@ -359,7 +367,7 @@ impl Region {
     }
 }
 
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             tracing::error!("{}: {e}; it is looked into again at the next start", path.display());

@@ -18,6 +18,7 @@ mod logged;
 mod logs;
 mod look;
 pub mod lost;
+mod moving;
 mod nodes;
 pub mod order;
 mod password;
@@ -187,6 +188,8 @@ pub(crate) struct Region {
     load: load::Known,
     slots: slots::Known,
     nodes: nodes::Nodes,
+    /// Its head on the way to another host.
+    moving: moving::Moving,
     doors: Arc<Doors<Regional>>,
     /// Commits whose clients would not wait.
     logged: logged::Logged,
@@ -331,6 +334,7 @@ pub async fn run(
         load: load::Known::default(),
         slots: slots::Known::default(),
         nodes: nodes::Nodes::default(),
+        moving: moving::Moving::default(),
         doors,
         logged: logged::Logged::default(),
         rehearsing: tokio::sync::Semaphore::new(rehearse::SESSIONS_MAX),
@@ -358,10 +362,16 @@ pub async fn run(
     let _telling = Task::spawn("note who is not let in", region.clone().note_refused());
     let _renewing = Task::spawn("use other certificates", region.clone().renew_certificates(identity));
     let _tidying = Task::spawn("tidy the places of tablespaces", region.clone().tidy_places());
+    let _moving = Task::spawn("move the head when that is ordered", region.clone().move_when_ordered());
+    let _moved = Task::spawn("note that the head has moved", region.clone().note_move());
     let _sealing = Task::spawn("use other keys", region.clone().renew_keys());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
         () = region.again.cancelled() => Ok(Ended::StartAgain),
+        () = region.moving.over() => {
+            region.leave(true).await;
+            Ok(Ended::Follows(Duration::ZERO))
+        }
         why = region.until_no_head() => {
             tracing::warn!("this host is the region's head no more: {why}; it follows");
             region.let_go(true).await;
@@ -461,6 +471,12 @@ impl Region {
     async fn overtaken(&self, why: VolumeError) -> Result<Ended, RegionError> {
         if self.heading.is_none() || !head::is_overtaken(&why) {
             return Err(why.into());
+        }
+        if self.moving.is_said() {
+            // The next head was faster than this one's end, for which nobody waits.
+            let _ = tokio::time::timeout(moving::ENDS, self.moving.over()).await;
+            self.leave(false).await;
+            return Ok(Ended::Follows(Duration::ZERO));
         }
         tracing::warn!("{why}; it follows");
         self.let_go(false).await;

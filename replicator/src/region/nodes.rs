@@ -18,7 +18,7 @@ use proto::messages::{
     NodeStatus, NodeWord, Refusal, SeedChunk, seed_chunk,
 };
 use proto::{Lsn, NodeName, RegionState as State, SystemId};
-use runtime::clock::{now, steady_us};
+use runtime::clock::{micros, now, steady_us};
 use runtime::task::{Task, blocking};
 use secondary::feed::{self, Heard};
 use secondary::heard::Heard as Told;
@@ -29,6 +29,7 @@ use transport::{Stream, TransportError};
 use volume::{Claim, Volume};
 
 use super::Region;
+use super::moving::Told as ToldOfMoves;
 use super::tablespaces::{BelowData, NoPlaces};
 use crate::config::NodeConfig;
 use crate::endpoint::way::Replica;
@@ -164,7 +165,7 @@ impl Node {
 
 impl Region {
     /// The region's nodes, by the configuration in force.
-    fn its_nodes(&self) -> Vec<NodeConfig> {
+    pub(super) fn its_nodes(&self) -> Vec<NodeConfig> {
         let force = self.in_force();
         force.region(&self.own.name).map(|own| own.nodes.clone()).unwrap_or_default()
     }
@@ -182,10 +183,23 @@ impl Region {
 
     /// What a copy of the region's data is a copy of; none while it has none, or does not know what its
     /// volume holds.
-    fn origin(&self) -> Option<(Origin, SystemId)> {
+    pub(super) fn origin(&self) -> Option<(Origin, SystemId)> {
         let state = self.state();
         let system_id = copyable(&state).filter(|_| self.volume.is_open() && !self.volume.is_empty())?;
         (state.data_number != 0).then(|| (Origin::new(state.data_number), system_id))
+    }
+
+    /// What a node has said last, if that is not too long ago, and how far its standby has applied the
+    /// region's redo.
+    pub(super) fn known_of(&self, name: &NodeName) -> (Option<NodeReport>, Option<Lsn>) {
+        let node = self.nodes.node(name);
+        (node.report(), node.applied())
+    }
+
+    /// How many nodes are connected.
+    pub(super) fn attended(&self) -> usize {
+        let nodes = self.its_nodes().into_iter().map(|own| self.nodes.node(&own.name));
+        nodes.filter(|node| node.attended().is_some()).count()
     }
 
     /// Draws a number for the region's data, if they have none yet.
@@ -272,6 +286,7 @@ impl Region {
         let telling = async {
             // A node that was taken out of the file is told so.
             let mut failed = String::new();
+            let mut moving = self.moving.watch_told();
             while self.its_node(&open.node).is_ok() {
                 if let Err(why) = self.number_data().await
                     && failed != why
@@ -291,9 +306,19 @@ impl Region {
                     }
                     None => Default::default(),
                 };
-                let word = NodeWord { refusal: None, origin, missing, may_lead, password, head };
+                let ToldOfMoves { to, stopped_at } = moving.borrow_and_update().clone();
+                let stopped_us = stopped_at.map(|at| micros(at.elapsed()));
+                let refusal = None;
+                let word =
+                    NodeWord { refusal, origin, missing, may_lead, password, head, moves_to: to, stopped_us };
                 sender.send(&word).await?;
-                tokio::time::sleep(REPORT).await;
+                if stopped_us.is_some() {
+                    sender.finish().await;
+                    self.moving.note_heard();
+                    return Ok(());
+                }
+                // The sender lives as long as the region.
+                let _ = tokio::time::timeout(REPORT, moving.changed()).await;
             }
             let refusal = self.its_node(&open.node).err();
             sender.send(&NodeWord { refusal, ..NodeWord::default() }).await
@@ -562,7 +587,7 @@ fn copyable(state: &RegionState) -> Option<SystemId> {
 }
 
 /// Whether a primary knows that nobody else leads: then what it has is the newest.
-fn leads_surely(leader: &LeaderFacts) -> bool {
+pub(super) fn leads_surely(leader: &LeaderFacts) -> bool {
     let leads = match leader.held() {
         None | Some(Held::TooFewRegions { .. } | Held::Rpo) => true,
         Some(Held::Lease | Held::Promotion | Held::GivenUp | Held::Contradicted { .. } | Held::Unasked) => {

@@ -38,6 +38,9 @@ pub struct Source {
     pub stands: bool,
     /// For how long it had heard no head when the process began.
     pub silent: Duration,
+    /// When the last head stopped its writer to hand over to this host, as [`runtime::clock::boottime_us`]
+    /// tells it here; none where none has.
+    pub stopped_at_us: Option<u64>,
 }
 
 impl Source {

@@ -1,12 +1,13 @@
 //! What a host of a region has heard of the region's head, and when.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::messages::NodeWord;
-use runtime::clock::now;
+use runtime::clock::{boottime_us, now};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::layout::write_durably;
@@ -28,6 +29,19 @@ pub struct LastHead {
     pub origin: String,
     /// It goes by the promises of the copies, so that another host may take over.
     pub may_be_followed: bool,
+    /// The host to which it has handed over, as its last word was; empty where it was not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub handed_over_to: String,
+}
+
+impl LastHead {
+    /// Keeps it at `path`, durably.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep(&self, path: &Path) -> std::io::Result<()> {
+        write_durably(path, &serde_json::to_vec_pretty(self)?)
+    }
 }
 
 /// What a host of a region has heard of the region's head.
@@ -38,6 +52,18 @@ pub struct Hearing {
     /// Where the last head is kept.
     path: PathBuf,
     heard: Mutex<Heard>,
+    /// The head that was heard last in this process has handed over, and no other was heard since.
+    handed_over: watch::Sender<Option<HandedOver>>,
+}
+
+/// The last word of a head that has handed over to another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandedOver {
+    /// To which.
+    pub to: String,
+    /// When the writer was stopped for that, as [`boottime_us`] tells it here. It took the word a moment to
+    /// come, so it may have been that much earlier.
+    pub stopped_at_us: u64,
 }
 
 #[derive(Debug)]
@@ -67,7 +93,7 @@ impl Hearing {
             Err(_) => None,
         };
         let heard = Heard { here: now(), before, last, in_this_process: false, stood: None };
-        Hearing { after, path, heard: Mutex::new(heard) }
+        Hearing { after, path, heard: Mutex::new(heard), handed_over: watch::Sender::default() }
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -76,8 +102,16 @@ impl Hearing {
 
     /// A head has said this.
     pub fn note(&self, word: &NodeWord) {
-        let head =
-            LastHead { name: word.head.clone(), origin: word.origin.clone(), may_be_followed: word.may_lead };
+        let handed_over = word.stopped_us.map(|stopped_us| HandedOver {
+            to: word.moves_to.clone(),
+            stopped_at_us: boottime_us().saturating_sub(stopped_us),
+        });
+        let head = LastHead {
+            name: word.head.clone(),
+            origin: word.origin.clone(),
+            may_be_followed: word.may_lead,
+            handed_over_to: handed_over.as_ref().map(|over| over.to.clone()).unwrap_or_default(),
+        };
         let is_new = {
             let mut heard = self.heard();
             let is_new = heard.last.as_ref() != Some(&head);
@@ -86,13 +120,15 @@ impl Hearing {
             *heard = Heard { here: now(), before: Duration::ZERO, last, in_this_process: true, stood };
             is_new
         };
-        if is_new && let Err(e) = self.keep(&head) {
+        // Whoever waits for it goes first: that it is kept is for a restart.
+        self.handed_over.send_if_modified(|known| {
+            let changed = *known != handed_over;
+            *known = handed_over;
+            changed
+        });
+        if is_new && let Err(e) = head.keep(&self.path) {
             tracing::warn!("{}: {e}; the region's head is not known after a restart", self.path.display());
         }
-    }
-
-    fn keep(&self, head: &LastHead) -> std::io::Result<()> {
-        write_durably(&self.path, &serde_json::to_vec_pretty(head)?)
     }
 
     /// Another host says that it stands.
@@ -144,11 +180,45 @@ impl Hearing {
         self.after * 3 / 4
     }
 
-    /// Returns once nothing was heard for [`Hearing::patience`], since this was asked or later.
+    /// What the head has said that was heard last in this process, if it has handed over.
+    #[must_use]
+    pub fn handed_over(&self) -> Option<HandedOver> {
+        self.handed_over.borrow().clone()
+    }
+
+    /// Returns once a head hands over, from now on, or after `patience`.
+    pub async fn until_handed_over(&self, patience: Duration) {
+        let mut handed_over = self.handed_over.subscribe();
+        let handing = async {
+            // The sender lives as long as this.
+            while handed_over.changed().await.is_ok() {
+                if handed_over.borrow_and_update().is_some() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, handing).await;
+    }
+
+    /// The wait before a host of the region is looked for again, `usual` where none has handed over: then
+    /// another one is about to listen.
+    #[must_use]
+    pub fn pause(&self, usual: Duration) -> Duration {
+        if self.handed_over().is_some() { usual.min(LOOK) } else { usual }
+    }
+
+    /// Returns once nothing was heard for [`Hearing::patience`], or the head has handed over, since this was
+    /// asked or later.
     pub async fn until_silent(&self) {
         let begun = now();
-        while self.silent_here().min(begun.elapsed()) < self.patience() {
-            tokio::time::sleep(LOOK).await;
+        let silent = async {
+            while self.silent_here().min(begun.elapsed()) < self.patience() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = silent => {}
+            () = self.until_handed_over(Duration::MAX) => {}
         }
     }
 }

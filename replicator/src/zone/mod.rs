@@ -192,7 +192,8 @@ impl Zone {
                 tracing::warn!("{ended}; trying again");
                 last = ended;
             }
-            tokio::time::sleep(AGAIN).await;
+            let pause = self.hearing.as_ref().map_or(AGAIN, |hearing| hearing.pause(AGAIN));
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -234,11 +235,13 @@ impl Zone {
         };
         let missing = copies.len() < usize::from(volume::quorum::COPIES_PER_ZONE);
         let heard = self.hearing.as_ref();
+        let last = heard.and_then(|heard| heard.last()).unwrap_or_default();
         let offer = ZoneOpen {
             zone: self.zone.to_string(),
             copies,
             silent_ms: heard.map_or(0, |heard| millis(heard.silent())),
-            origin: heard.and_then(|heard| heard.last()).map(|last| last.origin).unwrap_or_default(),
+            origin: last.origin,
+            handed_over_to: last.handed_over_to,
         };
         let open = Open {
             protocol: PROTOCOL_VERSION,
@@ -276,7 +279,10 @@ impl Zone {
         tokio::select! {
             () = serving => {}
             () = silent => {
-                tracing::warn!("zone {}: the region's head is silent; looking for it, or another", self.zone);
+                tracing::warn!(
+                    "zone {}: the region's head is silent, or hands over; looking for it, or another",
+                    self.zone
+                );
                 self.endpoint.avoid(&self.own.place().advertise, connection.remote_address());
                 connection.close("the region's head is silent");
             }
