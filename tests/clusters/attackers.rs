@@ -81,6 +81,7 @@ fn purpose(request: Request) -> open::Purpose {
         Request::FetchPassword => control(B::FetchPassword(<_>::default())),
         Request::Slots => control(B::Slots(<_>::default())),
         Request::Audit => control(B::Audit(<_>::default())),
+        Request::Token => control(B::Token(<_>::default())),
     }
 }
 

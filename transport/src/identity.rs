@@ -261,11 +261,16 @@ impl Authority {
         // It is one of its own, also where a key is certified again. It is no negative number.
         let mut serial: [u8; 16] = runtime::random::draw();
         serial[0] = (serial[0] & 0x7f) | 0x40;
-        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.serial_number.get_or_insert_with(|| SerialNumber::from_slice(&serial));
         // Clocks of other machines may be a little behind.
         params.not_before = now - Duration::hours(1);
         params.not_after = now + validity;
         Ok(params.signed_by(key, &self.issuer)?.pem())
+    }
+
+    /// The certificates of those that are trusted, in PEM.
+    pub(crate) fn trusted(&self) -> &str {
+        &self.trusted
     }
 
     /// The cluster.

@@ -255,7 +255,7 @@ pub fn fingerprint(der: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, der).as_ref())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -4,11 +4,14 @@
 #![allow(clippy::disallowed_methods, reason = "certificates are made for now")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
 use proto::{ClusterId, RegionName};
 use replicator_transport::{Authority, Endpoint, Holder, Identity, Peer, Traffic, TransportError};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -262,6 +265,44 @@ async fn a_connection_ends_some_time_after_its_certificate() {
     assert!(tokio::time::timeout(Duration::from_secs(20), ends.accept_stream()).await.unwrap().is_none());
     assert!(begun.elapsed() > Duration::from_secs(2), "not before: {:?}", begun.elapsed());
     assert!(!stays.is_over());
+}
+
+/// Who has a token speaks TLS with a certificate of the cluster's authority, for clients: and is nobody.
+#[tokio::test]
+async fn a_token_is_no_peer() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let address = server.local_address().unwrap();
+    let place = directory.path().join("token");
+    let now = time::OffsetDateTime::now_utc();
+    let token = ca.grant_token("us-east", now, time::Duration::minutes(5)).unwrap();
+    let placed = token.write(&place).unwrap();
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let certificate = CertificateDer::from_pem_slice(&read(&placed.certificate)).unwrap();
+    assert_eq!(replicator_transport::Certificate::of(&certificate), None);
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read(&placed.authorities)).unwrap()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(&read(&placed.key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate], key)
+        .unwrap();
+    client.alpn_protocols = vec![b"replicator/1".to_vec()];
+    let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting =
+        endpoint.connect_with(quinn::ClientConfig::new(Arc::new(client)), address, "eu-west").unwrap();
+    // The server has its certificate only after the client has begun.
+    let connection = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    tokio::select! {
+        ended = tokio::time::timeout(PATIENCE, connection.closed()) => drop(ended.unwrap()),
+        _ = server.accept() => panic!("it was let in"),
+    }
 }
 
 #[tokio::test]

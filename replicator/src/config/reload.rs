@@ -102,6 +102,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         os_user,
         settings: _,
         hba,
+        ident,
+        token_roles,
         commit,
         lease,
         retain,
@@ -127,6 +129,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("postgresql.os_user", old.os_user == *os_user, daemon);
     keys.settings(own, old, new);
     keys.add("postgresql.hba", old.hba == *hba, Fate::Postgres);
+    keys.add("postgresql.ident", old.ident == *ident, Fate::Postgres);
+    keys.add("postgresql.token_roles", old.token_roles == *token_roles, Fate::Postgres);
     // Voters judge a failover by it, and PostgreSQL has it on its command line: both are read at the start.
     let CommitPolicy { level, rpo } = commit;
     keys.add("commit", old.commit.level == *level, every);
@@ -272,6 +276,8 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
     let mut force = Config {
         settings: new.settings.clone(),
         hba: new.hba.clone(),
+        ident: new.ident.clone(),
+        token_roles: new.token_roles.clone(),
         retain: new.retain,
         max_size_bytes: new.max_size_bytes,
         repair_bytes_per_second: new.repair_bytes_per_second,
@@ -363,6 +369,8 @@ format = \"text\"
 bin_dir = \"/all/bin\"
 os_user = \"postgres\"
 hba = [\"host all all 10.0.0.0/8 reject\"]
+ident = [\"people ann app\"]
+token_roles = [\"app\"]
 settings = { work_mem = \"1MB\", max_connections = 100 }
 ";
 
@@ -453,6 +461,8 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),
+            ("postgresql.ident", "ann app", "bob app", Fate::Postgres, Fate::Postgres),
+            ("postgresql.token_roles", "[\"app\"]", "[\"web\"]", Fate::Postgres, Fate::Postgres),
             ("postgresql.settings.work_mem", "\"1MB\"", "\"2MB\"", Fate::Postgres, Fate::Postgres),
         ];
         for (key, line, by, in_a, in_b) in table {

@@ -163,6 +163,8 @@ requests! {
     Slots = "slots",
     /// Show who did what.
     Audit = "audit",
+    /// Keep that a token is granted.
+    Token = "token",
 }
 
 impl Request {
@@ -210,6 +212,7 @@ impl Request {
                 Body::FetchPassword(_) => Request::FetchPassword,
                 Body::Slots(_) => Request::Slots,
                 Body::Audit(_) => Request::Audit,
+                Body::Token(_) => Request::Token,
             },
         })
     }
@@ -294,7 +297,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
-            R::Reload | R::Password | R::Audit | R::Rehearse => Allowed,
+            R::Reload | R::Password | R::Audit | R::Rehearse | R::Token => Allowed,
             _ => Refused,
         },
         // It looks on: no order, no secret, and nothing that works for it.
@@ -463,6 +466,7 @@ mod tests {
         fetch_password                 -         -        y            -        -    -       -
         slots                          -         -        y            -        -    -       -
         audit                          y         -        -            -        -    -       -
+        token                          y         -        -            -        -    -       -
         asked of a witness             operator  monitor  region       witness  own  node    stranger
         replicate                      -         -        -            -        -    -       -
         seed                           -         -        -            -        -    -       -
@@ -501,6 +505,7 @@ mod tests {
         fetch_password                 -         -        -            -        -    -       -
         slots                          -         -        -            -        -    -       -
         audit                          y         -        -            -        -    -       -
+        token                          -         -        -            -        -    -       -
         asked of a zone's process      operator  monitor  region       witness  own  node    stranger
         replicate                      -         -        -            -        -    -       -
         seed                           -         -        -            -        -    -       -
@@ -539,6 +544,7 @@ mod tests {
         fetch_password                 -         -        -            -        -    -       -
         slots                          -         -        -            -        -    -       -
         audit                          -         -        -            -        -    -       -
+        token                          -         -        -            -        -    -       -
     ";
 
     #[test]

@@ -9,7 +9,8 @@ use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, EventsRequest, KeyUse, Refusal,
-    RegionStatus, RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
+    RegionStatus, RegionStatusRequest, RegionView, TokenRequest, VolumeView, control_request,
+    control_response,
 };
 use proto::{ClusterId, RegionName, RegionState};
 use runtime::clock::wall_us;
@@ -62,12 +63,19 @@ impl Region {
         if let (Some(control_request::Body::Promote(_)), Some(deed)) = (&request.body, &deed) {
             self.audit.keep(deed.clone()).await;
         }
-        let body = match request.body {
+        let grants = matches!(&request.body, Some(control_request::Body::Token(_)));
+        let mut body = match request.body {
             Some(body) => self.answer(body).await,
             None => refused(Refusal::new(Kind::Protocol, "this daemon does not know that request")),
         };
         if let Some(deed) = deed {
-            self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+            let is_kept = self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+            if grants && !is_kept {
+                body = refused(Refusal::new(
+                    Kind::Failed,
+                    "the audit cannot be written, and so grants no token",
+                ));
+            }
         }
         stream.send(&ControlResponse { body: Some(body) }).await?;
         stream.finish().await;
@@ -132,6 +140,7 @@ impl Region {
                 let failed = |why| Refusal::new(Kind::Failed, format!("the audit: {why}"));
                 self.audit.page(request.skip).await.map(Answer::Audit).map_err(failed)
             }
+            Ask::Token(request) => self.grant(&request),
             Ask::Slots(request) => self.answer_slots(request).await.map(Answer::Slots),
             Ask::Password(request) => self.step_password(request).await,
             Ask::FetchPassword(_) => self.tell_password(),
@@ -139,6 +148,15 @@ impl Region {
             Ask::Voters(request) => self.voters(request).await.map(Answer::Voters),
         };
         answered.unwrap_or_else(refused)
+    }
+
+    /// Whether a token may be granted, which the audit keeps then.
+    fn grant(&self, request: &TokenRequest) -> Result<Answer, Refusal> {
+        if self.in_force().token_roles.contains(&request.role) {
+            return Ok(Answer::Done(true));
+        }
+        let reason = format!("'{}' is none of `token_roles` in this daemon's regions.toml", request.role);
+        Err(Refusal::new(Kind::NotAllowed, reason))
     }
 
     async fn events(&self, request: EventsRequest) -> Result<Answer, Refusal> {

@@ -249,6 +249,8 @@ pub async fn run(
         name: name.to_string(),
         settings: config.settings_of(&own),
         hba: config.rules(),
+        ident: config.map_lines(identity.cluster_id),
+        authorities: Some(places.identity().join("ca.pem")),
         certificate: Some(places.server_identity()),
     });
     let mut state = match heading.as_ref().filter(|heading| heading.takes_over()) {

@@ -14,6 +14,7 @@ mod nodes;
 mod postgresql;
 mod regions;
 mod telemetry;
+mod tokens;
 mod volume;
 mod witnesses;
 
@@ -64,6 +65,7 @@ impl Reader {
         self.owner(table, &mut config);
         self.failover(table, &mut config);
         config.denied = self.denied(table);
+        self.tokens(table, &config);
         self.heads(table, &config);
         Some(config)
     }
