@@ -159,6 +159,7 @@ impl Operator {
         let identity = Identity::load(&layout.shown())?;
         let endpoint = Endpoint::bind(None, &identity)?;
         endpoint.deny(config.denied.clone());
+        endpoint.require_roles(config.require_roles);
         Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
     }
 
@@ -689,8 +690,8 @@ pub fn superuser_url(config: &Config, layout: &Layout, region: &RegionName) -> R
     ))
 }
 
-/// The connection string of whoever has the token that lies at `placed`: clients find the PostgreSQL that takes
-/// writes. Without a password, and no secret.
+/// The connection string of whoever has the token that lies at `placed`: clients find the PostgreSQL that
+/// takes writes. Without a password, and no secret.
 #[must_use]
 pub fn token_url(config: &Config, role: &str, placed: &Placed) -> String {
     let hosts: Vec<String> =

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use proto::ClusterId;
 use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SerialNumber,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -69,12 +70,13 @@ impl Authority {
         serial[0] = (serial[0] & 0x7f) | 0x40;
         let mut params = CertificateParams::default();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let name = &mut params.distinguished_name;
-        // PostgreSQL shows the first 63 bytes of it in pg_stat_ssl.
+        // In this order. PostgreSQL shows the first 63 bytes of it in pg_stat_ssl.
+        let mut name = DistinguishedName::new();
         name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), hex(&serial));
         name.push(DnType::CommonName, role);
         name.push(DnType::OrganizationalUnitName, UNIT);
         name.push(DnType::OrganizationName, self.cluster_id().to_string());
+        params.distinguished_name = name;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -110,8 +112,8 @@ pub fn is_serial(mark: &str) -> bool {
 }
 
 /// The subjects of the tokens of `cluster` for `role`, but for those that are `denied`: an advanced regular
-/// expression of PostgreSQL's over a subject as RFC 2253 writes it, the last part first. None where more than [`DENIED_MAX`] are
-/// denied: then no token is to be let in.
+/// expression of PostgreSQL's over a subject as RFC 2253 writes it, the last part first. None where more than
+/// [`DENIED_MAX`] are denied: then no token is to be let in.
 #[must_use]
 pub fn subject_pattern(cluster: ClusterId, role: &str, denied: &BTreeSet<String>) -> Option<String> {
     let denied: Vec<&str> = denied.iter().map(String::as_str).filter(|mark| is_serial(mark)).collect();

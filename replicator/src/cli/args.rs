@@ -308,7 +308,7 @@ pub(super) enum Command {
         after_help = help::CERTS
     )]
     Certs(Certs),
-    /// Make what a client logs in to PostgreSQL with, as one role and for a time, where the authority's key is
+    /// Make what a client logs in to PostgreSQL with, as one role and for a time
     #[command(after_help = help::TOKEN)]
     Token {
         /// The role of PostgreSQL: one of `token_roles` in the file
