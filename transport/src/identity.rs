@@ -24,6 +24,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
 use crate::peer::Certificate;
+use crate::peer::OF_ROLES;
 pub use crate::peer::{Holder, OPERATOR, Peer};
 
 /// How long certificates are valid.
@@ -98,6 +99,7 @@ impl Authority {
         // The one that follows has another name: some look for who has issued a certificate by that alone.
         let id: u32 = runtime::random::draw();
         params.distinguished_name.push(DnType::CommonName, format!("Replicator cluster {cluster} {id:08x}"));
+        params.distinguished_name.push(DnType::OrganizationalUnitName, OF_ROLES);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         // Clocks of other machines may be a little behind.

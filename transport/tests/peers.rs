@@ -182,6 +182,7 @@ async fn a_role_says_who_it_is_and_only_regions_and_witnesses_are_connected_to()
     let (a, b) = (region("us-east"), region("eu-west"));
     let holder: Holder = "ann".parse().unwrap();
     let server = listen(&issue(directory.path(), &ca, &Peer::Region(b.clone()), 600));
+    server.require_roles(Some(false));
     let address = server.local_address().unwrap();
     for peer in [
         Peer::Region(a.clone()),
@@ -204,9 +205,40 @@ async fn a_role_says_who_it_is_and_only_regions_and_witnesses_are_connected_to()
         // It serves under its own name, if it is one that is connected to.
         let other =
             Endpoint::bind(None, &issue(directory.path(), &ca, &Peer::Region(b.clone()), 600)).unwrap();
+        other.require_roles(Some(false));
         let connected = other.connect(client.local_address().unwrap(), &a, PATIENCE).await;
         assert_eq!(connected.is_ok(), peer.voter() == Some(&a), "{peer}");
     }
+}
+
+/// By the authority, or by the file: who has no role is not let in, and not any more.
+#[tokio::test]
+async fn a_certificate_without_a_role_is_refused_where_roles_are_required() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let (a, b) = (region("us-east"), region("eu-west"));
+    let server = listen(&issue(directory.path(), &ca, &Peer::Region(b.clone()), 600));
+    let address = server.local_address().unwrap();
+    let client = listen(&issue(directory.path(), &ca, &Peer::Voter(a.clone()), 600));
+    // This authority has never issued one.
+    let _ = client.connect(address, &b, PATIENCE).await;
+    let refused = tokio::time::timeout(PATIENCE, server.refused()).await.unwrap();
+    assert!(refused.why.contains("has no role"), "{}", refused.why);
+    server.require_roles(Some(false));
+    let connection = client.connect(address, &b, PATIENCE).await.unwrap();
+    let accepted = tokio::time::timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    assert_eq!(accepted.peer(), &Peer::Voter(a));
+    assert_eq!(server.without_roles(), ["us-east".to_owned()].into());
+    assert_eq!(server.require_roles(Some(true)), 1);
+    let mut stream = connection.open_stream(&Open::default()).await;
+    let over = async {
+        match &mut stream {
+            Ok(stream) => stream.receive::<Open>(100).await.is_err(),
+            Err(_) => true,
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, over).await.unwrap());
+    assert!(server.without_roles().is_empty());
 }
 
 #[tokio::test]

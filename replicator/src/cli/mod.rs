@@ -127,6 +127,7 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
     match cli.command {
         Command::Check => {
             check::postgresql(&config, &layout, cli.places.config())?;
+            check::roles(&config, &layout);
             println!("{}: {} regions, no mistakes", cli.places.config().display(), config.regions.len());
             Ok(())
         }

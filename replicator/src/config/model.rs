@@ -94,6 +94,8 @@ pub struct Config {
     /// The certificates that are not let in, by serial number or fingerprint as [`transport::peer::mark`] has
     /// them.
     pub denied: BTreeSet<String>,
+    /// Whether a certificate without a role is refused; where this is none, as its authority has it.
+    pub require_roles: Option<bool>,
 }
 
 /// Who orders failovers.
@@ -453,6 +455,7 @@ impl Config {
             endpoints: EndpointsConfig::default(),
             failover: FailoverConfig::default(),
             denied: BTreeSet::new(),
+            require_roles: None,
         }
     }
 

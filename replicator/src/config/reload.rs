@@ -117,6 +117,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         endpoints,
         failover,
         denied,
+        require_roles,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -184,6 +185,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("failover_after", old.failover.after == *after, Fate::Now);
     keys.add("max_loss", old.failover.max_loss_bytes == *max_loss_bytes, Fate::Now);
     keys.add("denied", old.denied == *denied, Fate::Now);
+    keys.add("require_roles", old.require_roles == *require_roles, Fate::Now);
     keys.0
 }
 
@@ -287,6 +289,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         endpoints: new.endpoints,
         failover: new.failover,
         denied: new.denied.clone(),
+        require_roles: new.require_roles,
         ..old.clone()
     };
     for region in &mut force.regions {
@@ -328,6 +331,7 @@ commit = \"region\"
 lease = \"5s\"
 rpo = \"30s\"
 denied = [\"ab01\"]
+require_roles = false
 [region.a]
 role = \"primary\"
 listen = \"127.0.0.1:7000\"
@@ -458,6 +462,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("logs.format", "format = \"text\"", "format = \"json\"", Fate::Now, Fate::Now),
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("denied", "[\"ab01\"]", "[\"ab01\", \"ab02\"]", Fate::Now, Fate::Now),
+            ("require_roles", "require_roles = false", "require_roles = true", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),

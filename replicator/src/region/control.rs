@@ -1,6 +1,7 @@
 //! What the daemon answers to operators and other regions.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coordination::automatic;
@@ -252,6 +253,22 @@ impl Region {
         warnings
     }
 
+    /// Who is let in by a certificate without a role, as far as this daemon sees it.
+    fn without_roles(&self) -> Option<String> {
+        let mut names = self.endpoint.without_roles();
+        if self.has_no_role.load(Ordering::Relaxed) {
+            names.insert(self.own.name.to_string());
+        }
+        let names: Vec<String> = names.into_iter().collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "certificates of before there were roles are let in: {}; `replicator certs --renew` gives them roles, and then \
+                 `require_roles = true` in regions.toml lets in no such any more",
+                names.join(", ")
+            )
+        })
+    }
+
     /// The part that the region plays now.
     pub(super) async fn part_facts(&self) -> PartFacts {
         let cluster = self.owner.cluster();
@@ -358,6 +375,7 @@ impl Region {
             let coordination::Promotion { mode, to, coordinator, .. } = &promotion;
             notes.push(format!("a {mode} to {to} is in progress, coordinated by {coordinator}"));
         }
+        notes.extend(self.without_roles());
         notes.extend(self.voter.differences());
         notes.extend(self.voter.unlike_the_file());
         let recorded = self.voter.accepted().primary;

@@ -206,6 +206,7 @@ impl Region {
         self.log.limit(force.logs);
         self.doors.limit(force.endpoints);
         self.endpoint.deny(force.denied.clone());
+        self.endpoint.require_roles(force.require_roles);
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);
