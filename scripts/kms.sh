@@ -7,9 +7,9 @@ cd "$(dirname "$0")/.."
 place=${REPLICATOR_MOTO:-target/tools/moto}
 port=5917
 if [ ! -x "$place/bin/moto_server" ]; then
-    echo "kms: installing moto into $place (once; it takes a minute)"
+    echo "kms: installing moto into $place (once; it takes some minutes)"
     python3 -m venv "$place"
-    "$place/bin/pip" install --quiet 'moto[server]'
+    "$place/bin/pip" install --quiet 'moto[server,kms]==5.2.5'
 fi
 log=$(mktemp)
 "$place/bin/moto_server" -H 127.0.0.1 -p "$port" >"$log" 2>&1 &

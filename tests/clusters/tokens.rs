@@ -7,14 +7,11 @@ use replicator_tests::{Cluster, installation, postgresql, text, until};
 use sqlx::{Connection, Executor, PgConnection};
 use transport::{Authority, Holder, Identity, Peer};
 
-/// A cluster in which `app` comes in by tokens alone.
-fn cluster(secondaries: usize) -> Cluster {
-    let cluster = Cluster::new(secondaries);
+/// Has the file say that `app` comes in by tokens alone.
+fn name_role(cluster: &Cluster) {
     let file = std::fs::read_to_string(cluster.file()).unwrap();
     let postgresql = "[postgresql]\ntoken_roles = [\"app\"]\nident = [\"people ann app\"]\n";
     std::fs::write(cluster.file(), format!("{file}{postgresql}")).unwrap();
-    cluster.start();
-    cluster
 }
 
 /// What psql says with the certificate in `files` (certificate, key) as `role` at `port`.
@@ -68,7 +65,9 @@ async fn a_token_logs_in_as_its_role_in_every_region_and_nothing_else_does() {
         println!("not tested: this PostgreSQL was built without encryption");
         return;
     }
-    let cluster = cluster(1);
+    let cluster = Cluster::new(1);
+    name_role(&cluster);
+    cluster.start();
     let mut writer = cluster.connect("us-east").await;
     writer.execute("CREATE ROLE app LOGIN PASSWORD 'known'").await.unwrap();
     writer.execute("CREATE ROLE web LOGIN PASSWORD 'known'").await.unwrap();
@@ -209,9 +208,16 @@ async fn tokens_outlive_their_authority_for_as_long_as_it_is_trusted() {
         println!("not tested: this PostgreSQL was built without encryption");
         return;
     }
-    let cluster = cluster(0);
+    let cluster = Cluster::up(0);
     let mut writer = cluster.connect("us-east").await;
-    writer.execute("CREATE ROLE app LOGIN").await.unwrap();
+    writer.execute("CREATE ROLE app LOGIN PASSWORD 'known'").await.unwrap();
+    assert_eq!(logs_in(&url_of(&cluster, "app", "known")).await.unwrap(), "app");
+    // While everything goes on.
+    name_role(&cluster);
+    let said = cluster.printed(&["reload"]);
+    assert!(said.contains("postgresql.token_roles"), "{said}");
+    let refused = logs_in(&url_of(&cluster, "app", "known")).await.unwrap_err().to_string();
+    assert!(refused.contains("certificate"), "{refused}");
     let place = tempfile::tempdir().unwrap();
     let token = |name: &str| {
         let out: PathBuf = place.path().join(name);
