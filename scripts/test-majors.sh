@@ -8,10 +8,10 @@ if ! command -v cargo-nextest >/dev/null; then
     exit 0
 fi
 
-# What streams, switches over, fails over and is rewound, is seeded, crashes, and what majors differ in.
+# What streams, switches over, fails over and is rewound, is seeded, crashes, what PostgreSQL checks of a token, and what majors differ in.
 short='test(/^majors::/) | test(/::rows_written_on_the_primary_are_read_on_both_secondaries$/) | test(/::what_users_set_is_honoured/)
     | test(/::an_old_primary_far_beyond_the_fork_is_rewound$/) | test(/::a_writer_that_dies_alone_is_started_again_and_read_on$/)
-    | test(/::a_promotion_that_is_killed_at_any_moment/)'
+    | test(/::a_promotion_that_is_killed_at_any_moment/) | test(/::a_token_logs_in_as_its_role/)'
 all='not test(/^wan::/)'
 if [ -n "${ALL:-}" ]; then which=$all; else which=$short; fi
 

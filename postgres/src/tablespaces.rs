@@ -346,6 +346,8 @@ mod tests {
             name: name.into(),
             settings: Default::default(),
             hba: Vec::new(),
+            ident: Vec::new(),
+            authorities: None,
             certificate: None,
         })
     }

@@ -12,12 +12,13 @@ use postgres::sockets::{SUPERUSER, socket_dir_for, socket_path};
 use proto::messages::{
     AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, HeadMove,
     LoadRequest, MoveHeadRequest, PasswordRequest, PasswordView, PromoteRequest, Promotion, RecordRequest,
-    RegionStatus, ReloadRequest, Reloaded, ReseedRequest, RevoteRequest, UrlRequest, VolumeRequest,
-    VolumeView, VotersRequest, VotersView, control_request, control_response,
+    RegionStatus, ReloadRequest, Reloaded, ReseedRequest, RevoteRequest, TokenRequest, UrlRequest,
+    VolumeRequest, VolumeView, VotersRequest, VotersView, control_request, control_response,
 };
 use proto::{ClusterId, NodeName, RegionName};
 use runtime::clock::now;
 use tokio::task::JoinSet;
+use transport::token::Placed;
 use transport::{Endpoint, Identity, IdentityError, TransportError};
 
 use crate::audit::chain::Head;
@@ -171,6 +172,7 @@ impl Operator {
         let identity = Identity::load(&layout.shown())?;
         let endpoint = Endpoint::bind(None, &identity)?;
         endpoint.deny(config.denied.clone());
+        endpoint.require_roles(config.require_roles);
         Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
     }
 
@@ -568,6 +570,22 @@ impl Operator {
         }
     }
 
+    /// Has a daemon keep in its audit that a token is granted: the first that does so; which one it is.
+    ///
+    /// # Errors
+    /// When none does, with what each says.
+    pub async fn record_token(&self, request: TokenRequest) -> Result<RegionName, OperatorError> {
+        let mut answers = String::new();
+        for region in &self.config.regions {
+            match self.ask(region, Ask::Token(request.clone()), PATIENCE).await {
+                Ok(Answer::Done(true)) => return Ok(region.name.clone()),
+                Ok(_) => return Err(OperatorError::OtherAnswer("token")),
+                Err(e) => answers += &format!("\n  {}: {e}", region.name),
+            }
+        }
+        Err(OperatorError::Nobody(answers))
+    }
+
     /// The voters, after one was added or removed if `request` says so: the primary does that.
     ///
     /// # Errors
@@ -758,6 +776,22 @@ pub fn superuser_url(config: &Config, layout: &Layout, region: &RegionName) -> R
         in_a_url(&sockets),
         own.postgres.port()
     ))
+}
+
+/// The connection string of whoever has the token that lies at `placed`: clients find the PostgreSQL that
+/// takes writes. Without a password, and no secret.
+#[must_use]
+pub fn token_url(config: &Config, role: &str, placed: &Placed) -> String {
+    let hosts: Vec<String> =
+        config.regions.iter().flat_map(RegionConfig::writers).map(|at| at.to_string()).collect();
+    let Placed { certificate, key, authorities } = placed;
+    let [certificate, key, authorities] = [certificate, key, authorities].map(|path| in_a_url(path));
+    format!(
+        "postgresql://{role}@{}/{}?target_session_attrs=read-write&{PATIENT}&{}&sslrootcert={authorities}&sslcert={certificate}&sslkey={key}",
+        hosts.join(","),
+        config.owner,
+        secrets::VERIFIES
+    )
 }
 
 /// A path as a part of a connection string.

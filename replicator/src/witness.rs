@@ -69,6 +69,7 @@ pub async fn run(
     let audit = Audit::new(places.directory());
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     endpoint.deny(config.denied.clone());
+    endpoint.require_roles(config.require_roles);
     let kept = Arc::new(RegionFile::new(places.state(), state));
     source.log.tell_epoch(kept.epoch());
     let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
@@ -245,6 +246,7 @@ impl Witness {
         let mut keys = vec![told("denied", Outcome::Unchanged, "")];
         if new.denied != now.denied {
             self.endpoint.deny(new.denied.clone());
+            self.endpoint.require_roles(new.require_roles);
             let text = format!(
                 "configuration of {}: denied certificates were {:?}, and are {:?}; it holds from now on",
                 self.door.names.own, now.denied, new.denied

@@ -82,6 +82,7 @@ fn purpose(request: Request) -> open::Purpose {
         Request::Slots => control(B::Slots(<_>::default())),
         Request::Audit => control(B::Audit(<_>::default())),
         Request::MoveHead => control(B::MoveHead(m::MoveHeadRequest { node: "n2".into(), ..<_>::default() })),
+        Request::Token => control(B::Token(<_>::default())),
     }
 }
 
@@ -466,6 +467,8 @@ async fn certificates_of_before_there_were_roles_go_on_until_they_are_renewed() 
     let cluster = Cluster::new(1);
     cluster.add_witness("third-site");
     cluster.add_node("us-east", "n1");
+    // An authority of an earlier version does not say that it issues none without.
+    cluster.configure("require_roles = false\n");
     let _ = cluster.printed(&["certs"]);
     let authority = transport::Authority::open(&cluster.data().join("authority")).unwrap();
     let now_s = runtime::clock::wall_us() / 1_000_000;
@@ -481,6 +484,10 @@ async fn certificates_of_before_there_were_roles_go_on_until_they_are_renewed() 
     std::fs::rename(&key, &aside).unwrap();
     cluster.start();
     cluster.until_node_streams("us-east", "n1").await;
+    let checked = text(&cluster.run(&["check"]).stderr);
+    assert_eq!(checked.matches("has no role").count(), 3, "{checked}");
+    let notes = cluster.status()["notes"].to_string();
+    assert!(notes.contains("before there were roles") && notes.contains("eu-west"), "{notes}");
     let listed = cluster.printed(&["certs", "--list"]);
     assert_eq!(listed.lines().filter(|line| line.starts_with("none")).count(), 3, "{listed}");
     let said = cluster.node_said("us-east", "n1");

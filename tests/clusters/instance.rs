@@ -42,6 +42,8 @@ impl Alone {
             name: "alone".into(),
             settings: BTreeMap::new(),
             hba: Vec::new(),
+            ident: Vec::new(),
+            authorities: None,
             certificate: None,
         });
         instance.create("secret", None).unwrap();

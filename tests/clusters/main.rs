@@ -34,6 +34,7 @@ mod service;
 mod streaming;
 mod tablespaces;
 mod tls;
+mod tokens;
 mod volume;
 mod voters;
 mod wan;

@@ -294,6 +294,8 @@ fn a_process_of_another_account_is_not_taken_for_the_postmaster() {
         name: "alone".into(),
         settings: std::collections::BTreeMap::new(),
         hba: Vec::new(),
+        ident: Vec::new(),
+        authorities: None,
         certificate: None,
     });
     let process_of = |user: Option<u32>| {

@@ -112,6 +112,18 @@ impl Endpoint {
         self.guard.deny(denied)
     }
 
+    /// Lets in no certificate without a role any more, or does again; where nothing is said, none whose
+    /// authority issues no such. Closes the connections of those that there are, and says how many.
+    pub fn require_roles(&self, required: Option<bool>) -> usize {
+        self.guard.require_roles(required)
+    }
+
+    /// Whose certificate has no role, of those that are connected now.
+    #[must_use]
+    pub fn without_roles(&self) -> BTreeSet<String> {
+        self.guard.without_roles()
+    }
+
     /// How long a connection may go on once its certificate has ended; [`crate::GRACE`] at first.
     pub fn set_grace(&self, grace: Duration) {
         self.guard.set_grace(grace);

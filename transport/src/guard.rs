@@ -53,6 +53,8 @@ struct Inner {
 #[derive(Debug)]
 struct Rules {
     denied: BTreeSet<String>,
+    /// Whether one without a role is refused; none as its authority has it.
+    require_roles: Option<bool>,
     grace: Duration,
 }
 
@@ -81,6 +83,12 @@ impl Rules {
                 certificate.peer, certificate.serial
             ));
         }
+        if !certificate.has_role() && self.require_roles.unwrap_or(certificate.of_roles) {
+            return Some(format!(
+                "the certificate of {} has no role, serial {}: replicator certs --renew",
+                certificate.peer, certificate.serial
+            ));
+        }
         if certificate.cluster.is_some_and(|its| its != cluster) {
             return Some(format!("the certificate of {} is of another cluster", certificate.peer));
         }
@@ -94,7 +102,7 @@ impl Rules {
 impl Guard {
     pub(crate) fn new(cluster: ClusterId) -> Guard {
         let (refusals, heard) = mpsc::channel(REFUSALS_MAX);
-        let rules = Mutex::new(Rules { denied: BTreeSet::new(), grace: GRACE });
+        let rules = Mutex::new(Rules { denied: BTreeSet::new(), require_roles: None, grace: GRACE });
         let heard = tokio::sync::Mutex::new(heard);
         Guard(Arc::new(Inner { cluster, rules, live: Mutex::default(), refusals, heard }))
     }
@@ -103,6 +111,22 @@ impl Guard {
     pub(crate) fn deny(&self, denied: BTreeSet<String>) -> usize {
         self.rules().denied = denied;
         self.look()
+    }
+
+    /// Refuses certificates without a role from now on, or does not; none as each one's authority has it.
+    pub(crate) fn require_roles(&self, required: Option<bool>) -> usize {
+        self.rules().require_roles = required;
+        self.look()
+    }
+
+    /// Whose certificate has no role, of those that are connected.
+    pub(crate) fn without_roles(&self) -> BTreeSet<String> {
+        let live = self.live();
+        let without = live.iter().filter(|one| one.connection.close_reason().is_none());
+        without
+            .filter(|one| !one.certificate.has_role())
+            .map(|one| one.certificate.peer.to_string())
+            .collect()
     }
 
     pub(crate) fn set_grace(&self, grace: Duration) {
@@ -202,9 +226,11 @@ mod tests {
             serial: "abc".into(),
             fingerprint: "00ff".into(),
             ends_s,
+            of_roles: false,
         };
         let rules = |denied: &[&str]| Rules {
             denied: denied.iter().map(|mark| (*mark).to_owned()).collect(),
+            require_roles: None,
             grace: GRACE,
         };
         let judged = |denied: &[&str], cluster, ends_s, now_s, grace| {
@@ -212,6 +238,13 @@ mod tests {
         };
         assert!(!judged(&["abd"], Some(ours), 100, 100, Duration::ZERO));
         assert!(!judged(&[], None, 100, 100, Duration::ZERO), "one without a role names no cluster");
+        let without = |require_roles, of_roles| {
+            let rules = Rules { require_roles, ..rules(&[]) };
+            let one = Certificate { of_roles, ..certificate(None, 100) };
+            rules.judge(&one, ours, 1, Duration::ZERO).is_some()
+        };
+        assert!(without(None, true) && without(Some(true), false));
+        assert!(!without(Some(false), true));
         assert!(judged(&["abc"], Some(ours), 100, 1, Duration::ZERO), "by its serial number");
         assert!(judged(&["ff"], Some(ours), 100, 1, Duration::ZERO), "by its fingerprint");
         assert!(judged(&[], Some(theirs), 100, 1, Duration::ZERO));

@@ -24,6 +24,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
 use crate::peer::Certificate;
+use crate::peer::OF_ROLES;
 pub use crate::peer::{Holder, OPERATOR, Peer};
 
 /// How long certificates are valid.
@@ -98,6 +99,7 @@ impl Authority {
         // The one that follows has another name: some look for who has issued a certificate by that alone.
         let id: u32 = runtime::random::draw();
         params.distinguished_name.push(DnType::CommonName, format!("Replicator cluster {cluster} {id:08x}"));
+        params.distinguished_name.push(DnType::OrganizationalUnitName, OF_ROLES);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         // Clocks of other machines may be a little behind.
@@ -261,11 +263,16 @@ impl Authority {
         // It is one of its own, also where a key is certified again. It is no negative number.
         let mut serial: [u8; 16] = runtime::random::draw();
         serial[0] = (serial[0] & 0x7f) | 0x40;
-        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.serial_number.get_or_insert_with(|| SerialNumber::from_slice(&serial));
         // Clocks of other machines may be a little behind.
         params.not_before = now - Duration::hours(1);
         params.not_after = now + validity;
         Ok(params.signed_by(key, &self.issuer)?.pem())
+    }
+
+    /// The certificates of those that are trusted, in PEM.
+    pub(crate) fn trusted(&self) -> &str {
+        &self.trusted
     }
 
     /// The cluster.

@@ -16,6 +16,7 @@ pub mod redundancy;
 mod reset;
 pub mod signing;
 pub mod stream;
+pub mod token;
 
 pub use congestion::Congestion;
 pub use connection::{Connection, SESSIONS_MAX, Traffic, WireCounters};
@@ -25,6 +26,7 @@ pub use guard::{GRACE, Refused};
 pub use identity::{Authority, Identity, IdentityError};
 pub use peer::{Certificate, Holder, Peer};
 pub use stream::{Receiver, Sender, Stream};
+pub use token::Token;
 
 use proto::frame::FrameError;
 

@@ -18,6 +18,10 @@ use x509_parser::extensions::GeneralName;
 /// without being asked; no region may have it.
 pub const OPERATOR: &str = "operator";
 
+/// The organizational unit of an authority that has issued no certificate without a role, and never does:
+/// those of earlier versions do not have it.
+pub(crate) const OF_ROLES: &str = "replicator-roles";
+
 /// The longest name of a person or a machine, bytes.
 const HOLDER_BYTES_MAX: usize = 64;
 
@@ -197,6 +201,8 @@ pub struct Certificate {
     pub fingerprint: String,
     /// When it ends, seconds since 1970.
     pub ends_s: i64,
+    /// Whether its authority issues none without a role.
+    pub of_roles: bool,
 }
 
 impl Certificate {
@@ -230,6 +236,7 @@ impl Certificate {
             serial: hex(parsed.raw_serial()).trim_start_matches('0').to_owned(),
             fingerprint: fingerprint(der),
             ends_s: parsed.validity().not_after.timestamp(),
+            of_roles: parsed.issuer().iter_organizational_unit().any(|unit| unit.as_str() == Ok(OF_ROLES)),
         })
     }
 
@@ -255,7 +262,7 @@ pub fn fingerprint(der: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, der).as_ref())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

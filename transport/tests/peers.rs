@@ -4,11 +4,14 @@
 #![allow(clippy::disallowed_methods, reason = "certificates are made for now")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
 use proto::{ClusterId, RegionName};
 use replicator_transport::{Authority, Endpoint, Holder, Identity, Peer, Traffic, TransportError};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -179,6 +182,7 @@ async fn a_role_says_who_it_is_and_only_regions_and_witnesses_are_connected_to()
     let (a, b) = (region("us-east"), region("eu-west"));
     let holder: Holder = "ann".parse().unwrap();
     let server = listen(&issue(directory.path(), &ca, &Peer::Region(b.clone()), 600));
+    server.require_roles(Some(false));
     let address = server.local_address().unwrap();
     for peer in [
         Peer::Region(a.clone()),
@@ -201,9 +205,40 @@ async fn a_role_says_who_it_is_and_only_regions_and_witnesses_are_connected_to()
         // It serves under its own name, if it is one that is connected to.
         let other =
             Endpoint::bind(None, &issue(directory.path(), &ca, &Peer::Region(b.clone()), 600)).unwrap();
+        other.require_roles(Some(false));
         let connected = other.connect(client.local_address().unwrap(), &a, PATIENCE).await;
         assert_eq!(connected.is_ok(), peer.voter() == Some(&a), "{peer}");
     }
+}
+
+/// By the authority, or by the file: who has no role is not let in, and not any more.
+#[tokio::test]
+async fn a_certificate_without_a_role_is_refused_where_roles_are_required() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let (a, b) = (region("us-east"), region("eu-west"));
+    let server = listen(&issue(directory.path(), &ca, &Peer::Region(b.clone()), 600));
+    let address = server.local_address().unwrap();
+    let client = listen(&issue(directory.path(), &ca, &Peer::Voter(a.clone()), 600));
+    // This authority has never issued one.
+    let _ = client.connect(address, &b, PATIENCE).await;
+    let refused = tokio::time::timeout(PATIENCE, server.refused()).await.unwrap();
+    assert!(refused.why.contains("has no role"), "{}", refused.why);
+    server.require_roles(Some(false));
+    let connection = client.connect(address, &b, PATIENCE).await.unwrap();
+    let accepted = tokio::time::timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    assert_eq!(accepted.peer(), &Peer::Voter(a));
+    assert_eq!(server.without_roles(), ["us-east".to_owned()].into());
+    assert_eq!(server.require_roles(Some(true)), 1);
+    let mut stream = connection.open_stream(&Open::default()).await;
+    let over = async {
+        match &mut stream {
+            Ok(stream) => stream.receive::<Open>(100).await.is_err(),
+            Err(_) => true,
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, over).await.unwrap());
+    assert!(server.without_roles().is_empty());
 }
 
 #[tokio::test]
@@ -262,6 +297,44 @@ async fn a_connection_ends_some_time_after_its_certificate() {
     assert!(tokio::time::timeout(Duration::from_secs(20), ends.accept_stream()).await.unwrap().is_none());
     assert!(begun.elapsed() > Duration::from_secs(2), "not before: {:?}", begun.elapsed());
     assert!(!stays.is_over());
+}
+
+/// Who has a token speaks TLS with a certificate of the cluster's authority, for clients: and is nobody.
+#[tokio::test]
+async fn a_token_is_no_peer() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let server = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let address = server.local_address().unwrap();
+    let place = directory.path().join("token");
+    let now = time::OffsetDateTime::now_utc();
+    let token = ca.grant_token("us-east", now, time::Duration::minutes(5)).unwrap();
+    let placed = token.write(&place).unwrap();
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let certificate = CertificateDer::from_pem_slice(&read(&placed.certificate)).unwrap();
+    assert_eq!(replicator_transport::Certificate::of(&certificate), None);
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read(&placed.authorities)).unwrap()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(&read(&placed.key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate], key)
+        .unwrap();
+    client.alpn_protocols = vec![b"replicator/1".to_vec()];
+    let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting =
+        endpoint.connect_with(quinn::ClientConfig::new(Arc::new(client)), address, "eu-west").unwrap();
+    // The server has its certificate only after the client has begun.
+    let connection = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    tokio::select! {
+        ended = tokio::time::timeout(PATIENCE, connection.closed()) => drop(ended.unwrap()),
+        _ = server.accept() => panic!("it was let in"),
+    }
 }
 
 #[tokio::test]

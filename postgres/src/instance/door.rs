@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::{Instance, InstanceError, Own, Part, at};
 use crate::below::Below;
 use crate::protocol::session::{Session, SessionError};
-use crate::sockets::{READER, REHEARSAL};
+use crate::sockets::{READER, REHEARSAL, SUPERUSER};
 
 /// The account and the daemon may connect by the local socket.
 const OURS: &str = "\
@@ -42,6 +42,9 @@ hostssl all       all      all scram-sha-256
 
 /// Who may connect.
 const RULES: &str = "pg_hba.conf";
+
+/// Which name of a system's, or of a certificate, may be which role.
+const MAP: &str = "pg_ident.conf";
 
 /// What is there as long as the door of the running writer is shut, beside its sockets: where nobody copies
 /// it with the data.
@@ -73,6 +76,24 @@ const LOADED: &str = "SELECT pg_conf_load_time()";
 const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules \
      WHERE error <> 'hostssl record cannot match because SSL is disabled' LIMIT 1";
 
+/// Lines of the map that are none.
+const MISTAKES_OF_MAP: &str =
+    "SELECT line_number, error FROM pg_ident_file_mappings WHERE error IS NOT NULL LIMIT 1";
+
+/// A line of a file that PostgreSQL does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}`: {file}, line {line}: {error}")]
+pub struct Mistake {
+    /// The user's lines of it, in regions.toml.
+    pub key: &'static str,
+    /// The file.
+    pub file: &'static str,
+    /// Which line.
+    pub line: String,
+    /// What PostgreSQL says of it.
+    pub error: String,
+}
+
 /// Why the door of a writer is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
@@ -83,10 +104,8 @@ pub enum DoorError {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// A line of the user's is no rule.
-    #[error(
-        "pg_hba.conf: {0}; no client is let in. Correct `hba` in regions.toml, and start the daemon again"
-    )]
-    Rules(String),
+    #[error("{0}; no client is let in. Correct it in regions.toml, and start the daemon again")]
+    Rules(Mistake),
     /// The server did not read its rules.
     #[error("PostgreSQL did not read pg_hba.conf within {} s; no client is let in yet", RELOAD.as_secs())]
     NotRead,
@@ -124,7 +143,23 @@ impl Instance {
         self.write_rules_of(&own, true).map(|()| true)
     }
 
+    /// Writes which names may be which role: the account and the daemon's may be the superuser. Ours first,
+    /// and for a map that no line of the user's may name.
+    pub(super) fn write_map(&self, own: &Own) -> Result<(), InstanceError> {
+        let account = &self.options().account;
+        let users = [account.name.as_str(), account.own_name.as_str()];
+        let users = users.into_iter().chain(account.also_let_in());
+        let mut map = String::from("# Written at each start; lines of your own: `ident` in regions.toml\n");
+        map.extend(users.map(|user| format!("replicator {user} {SUPERUSER}\n")));
+        map.extend(own.ident.iter().map(|line| format!("{line}\n")));
+        if self.read(MAP).is_ok_and(|written| written == map) {
+            return Ok(());
+        }
+        self.write(MAP, &map)
+    }
+
     fn write_rules_of(&self, own: &Own, open: bool) -> Result<(), InstanceError> {
+        self.write_map(own)?;
         let rules = self.rules(own, open);
         if self.read(RULES).is_ok_and(|written| written == rules) {
             return Ok(());
@@ -214,13 +249,17 @@ impl Instance {
     }
 }
 
-/// The first line of the server's `pg_hba.conf`, as it lies there, that is no rule, and why.
-pub(super) async fn mistake(session: &mut Session) -> Result<Option<String>, SessionError> {
-    let rows = session.rows(MISTAKES, ANSWER).await?;
-    Ok(rows.first().map(|row| {
-        let [line, error] = [0, 1].map(|field| row.get(field).cloned().flatten().unwrap_or_default());
-        format!("line {line}: {error}")
-    }))
+/// The first line of the server's `pg_hba.conf` that is no rule, or of its `pg_ident.conf` that is no map, as
+/// they lie there.
+pub(super) async fn mistake(session: &mut Session) -> Result<Option<Mistake>, SessionError> {
+    for (key, file, question) in [("hba", RULES, MISTAKES), ("ident", MAP, MISTAKES_OF_MAP)] {
+        let rows = session.rows(question, ANSWER).await?;
+        if let Some(row) = rows.first() {
+            let [line, error] = [0, 1].map(|field| row.get(field).cloned().flatten().unwrap_or_default());
+            return Ok(Some(Mistake { key, file, line, error }));
+        }
+    }
+    Ok(None)
 }
 
 async fn one(session: &mut Session, question: &str) -> Result<String, SessionError> {

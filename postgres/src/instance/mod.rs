@@ -44,7 +44,7 @@ use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
 pub use floors::{Need, is_floor};
 pub use frozen::Stopped;
 pub use password::{Owner, OwnerIs};
-pub use reload::{Own, ReloadError, Took};
+pub use reload::{CLIENTS_MAP, Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 pub use tls::{OWN_ENCRYPTION, is_pair};
 
@@ -67,8 +67,14 @@ pub struct InstanceOptions {
     pub name: String,
     /// The user's own settings, to begin with: see [`Instance::reload`].
     pub settings: BTreeMap<String, String>,
-    /// The user's own lines of `pg_hba.conf`, to begin with; what they do not match, a password lets in.
+    /// The lines of `pg_hba.conf` beside the daemon's, to begin with; what they do not match, a password lets
+    /// in.
     pub hba: Vec<String>,
+    /// The lines of `pg_ident.conf` beside the daemon's, to begin with.
+    pub ident: Vec<String>,
+    /// The authorities by which clients' certificates are verified, where lines of `hba` ask for one; a file
+    /// in PEM. None: the server verifies none.
+    pub authorities: Option<PathBuf>,
     /// Where the certificate lies by which clients know it (`cert.pem`, `key.pem`): they are let in over the
     /// network only encrypted. None, or nothing there: without encryption.
     pub certificate: Option<PathBuf>,
@@ -142,8 +148,8 @@ pub struct Instance {
     options: InstanceOptions,
     /// What of the configuration is the user's. Held while a file is written with it.
     own: Arc<Mutex<Own>>,
-    /// The certificate that the running server is known to have read; none of one that was found running.
-    loaded: Arc<Mutex<Option<Vec<u8>>>>,
+    /// What the running server is known to have read for encryption; none of one that was found running.
+    loaded: Arc<Mutex<Option<tls::Read>>>,
 }
 
 impl Instance {
@@ -151,7 +157,8 @@ impl Instance {
     #[must_use]
     pub fn new(mut options: InstanceOptions) -> Instance {
         let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
-        Instance { options, own: Arc::new(Mutex::new(Own { settings, hba })), loaded: Arc::default() }
+        let own = Own { settings, hba, ident: std::mem::take(&mut options.ident) };
+        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default() }
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -257,11 +264,7 @@ impl Instance {
         }
         self.write_settings(Some(part))?;
         self.configure_door(part)?;
-        let account = &self.options.account;
-        let users = [account.name.as_str(), account.own_name.as_str()];
-        let users = users.into_iter().chain(account.also_let_in());
-        let map: String = users.map(|user| format!("replicator {user} {SUPERUSER}\n")).collect();
-        self.write("pg_ident.conf", &map)?;
+        self.write_map(&self.own())?;
         match part {
             Part::Standby => {
                 self.write(STANDBY, "")?;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::door::{ANSWER, RELOAD, mistake};
+use super::door::{ANSWER, Mistake, RELOAD, mistake};
 use super::{Instance, InstanceError};
 use crate::protocol::session::{Session, SessionError};
 
@@ -18,9 +18,18 @@ pub struct Own {
     pub settings: BTreeMap<String, String>,
     /// Lines of `pg_hba.conf`; what they do not match, a password lets in.
     pub hba: Vec<String>,
+    /// Lines of `pg_ident.conf`.
+    pub ident: Vec<String>,
 }
 
 impl Own {
+    /// Whether there are clients that are to show a certificate, which the server verifies by the authorities
+    /// that it is given.
+    #[must_use]
+    pub(super) fn asks_clients(&self) -> bool {
+        self.hba.iter().any(|line| line.contains(CLIENTS_MAP))
+    }
+
     /// The settings that are another in `new`, or there only, or here only.
     #[must_use]
     pub fn settings_changed(&self, new: &Own) -> Vec<String> {
@@ -29,6 +38,9 @@ impl Own {
         names.filter(|name| self.settings.get(*name) != new.settings.get(*name)).cloned().collect()
     }
 }
+
+/// The option of lines of `hba` that ask clients for a certificate of the given authorities.
+pub const CLIENTS_MAP: &str = "map=replicator_token";
 
 /// When a setting holds that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,9 +70,9 @@ pub enum ReloadError {
     /// It lets no client in yet.
     #[error("PostgreSQL does not let clients in yet")]
     Shut,
-    /// A line of `hba` is no rule.
-    #[error("`hba`: pg_hba.conf, {0}")]
-    Rules(String),
+    /// A line of `hba` is no rule, or one of `ident` no map.
+    #[error("{0}")]
+    Rules(Mistake),
     /// A setting is not taken.
     #[error("PostgreSQL does not take {0}")]
     Setting(String),
@@ -187,6 +199,7 @@ mod tests {
         let of = |settings: &[(&str, &str)]| Own {
             settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             hba: Vec::new(),
+            ident: Vec::new(),
         };
         let before = of(&[("a", "1"), ("b", "1"), ("c", "1")]);
         let after = of(&[("b", "2"), ("c", "1"), ("d", "1")]);

@@ -1,4 +1,5 @@
-//! The certificate by which clients know the server, and whether it has one.
+//! The certificate by which clients know the server, and whether it has one; and the authorities by which the
+//! server knows clients, where they show certificates.
 //!
 //! The daemon's directory holds it, where PostgreSQL's account need not reach; each start and reload puts
 //! a copy beside the server's sockets, which is its account's. It is in no data directory: those are
@@ -25,6 +26,12 @@ const CERTIFICATE: &str = "server.crt";
 
 /// Its key.
 const KEY: &str = "server.key";
+
+/// Those whose certificates clients may show.
+const AUTHORITIES: &str = "clients.crt";
+
+/// What of all this a server has read: its certificate, and the authorities.
+pub(super) type Read = (Vec<u8>, Option<Vec<u8>>);
 
 /// What the user sets where the server's encryption is the user's own: then it is left alone.
 pub const OWN_ENCRYPTION: [&str; 3] = ["ssl", "ssl_cert_file", "ssl_key_file"];
@@ -73,6 +80,22 @@ impl Instance {
         !self.is_theirs(own) && self.pair().is_some() && self.installation().encrypts()
     }
 
+    /// The authorities in PEM that the server is to know clients by: those that are given, or while that are
+    /// none, those that it was given before. A server that finds none there does not start.
+    fn clients_authorities(&self, own: &Own) -> Option<Vec<u8>> {
+        let given =
+            self.options().authorities.as_ref().filter(|_| self.encrypts_with(own) && own.asks_clients())?;
+        let are_some = |pem: &Vec<u8>| {
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            found.is_ok_and(|found| !found.is_empty())
+        };
+        std::fs::read(given).ok().filter(are_some).or_else(|| self.placed_authorities().filter(are_some))
+    }
+
+    fn placed_authorities(&self) -> Option<Vec<u8>> {
+        self.sockets().ok()?.read_to_string(AUTHORITIES).ok().map(String::into_bytes)
+    }
+
     /// Whether the user looks after the server's encryption, by `regions.toml` or by `ALTER SYSTEM`.
     fn is_theirs(&self, own: &Own) -> bool {
         let theirs = |key: &str| OWN_ENCRYPTION.iter().any(|known| known.eq_ignore_ascii_case(key.trim()));
@@ -96,14 +119,21 @@ impl Instance {
         }
         let sockets = &self.options().socket_dir;
         let file = |name: &str| sockets.join(name).display().to_string();
-        vec![("ssl", "on".into()), ("ssl_cert_file", file(CERTIFICATE)), ("ssl_key_file", file(KEY))]
+        let mut settings =
+            vec![("ssl", "on".into()), ("ssl_cert_file", file(CERTIFICATE)), ("ssl_key_file", file(KEY))];
+        if self.clients_authorities(own).is_some() {
+            settings.push(("ssl_ca_file", file(AUTHORITIES)));
+        }
+        settings
     }
 
-    /// Whether the running server is not known to have read the certificate that it is to have: a reload
-    /// gives it that.
+    /// Whether the running server is not known to have read the certificate that it is to have, or the
+    /// authorities: a reload gives it them.
     #[must_use]
     pub fn has_another_certificate(&self) -> bool {
-        self.encrypts() && *self.loaded() != self.pair().map(|pair| pair.certificate)
+        let own = self.own().clone();
+        let wanted = || self.pair().map(|pair| (pair.certificate, self.clients_authorities(&own)));
+        self.encrypts_with(&own) && *self.loaded() != wanted()
     }
 
     /// Returns when the running server is to have another certificate. One that does not run is given it
@@ -122,10 +152,12 @@ impl Instance {
     /// The server reads its files now: it has the certificate that lies there.
     pub(super) fn note_certificate_read(&self) {
         let placed = self.sockets().ok().and_then(|sockets| Pair::placed(&sockets));
-        *self.loaded() = placed.map(|pair| pair.certificate);
+        let asks = self.own().asks_clients();
+        let authorities = self.placed_authorities().filter(|_| asks);
+        *self.loaded() = placed.map(|pair| (pair.certificate, authorities));
     }
 
-    fn loaded(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+    fn loaded(&self) -> MutexGuard<'_, Option<Read>> {
         // It is replaced whole.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,6 +166,13 @@ impl Instance {
     pub(super) fn place_certificate(&self, own: &Own) -> Result<(), InstanceError> {
         let Some(pair) = self.pair().filter(|_| self.encrypts_with(own)) else { return Ok(()) };
         let (sockets, owner) = (self.sockets()?, self.options().account.owner());
+        let authorities = self.clients_authorities(own);
+        if let Some(authorities) =
+            authorities.filter(|given| self.placed_authorities().as_ref() != Some(given))
+        {
+            let replaced = sockets.replace(Path::new(AUTHORITIES), &authorities, owner);
+            replaced.map_err(at(&sockets.path().join(AUTHORITIES)))?;
+        }
         if Pair::placed(&sockets).is_some_and(|placed| placed == pair) {
             return Ok(());
         }

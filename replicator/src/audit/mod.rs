@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use transport::{Certificate, Connection, Refused};
 
 use crate::daemon::authority::Request;
+use crate::events::show_time;
 use chain::{Deed, Head};
 use file::Files;
 
@@ -87,8 +88,8 @@ impl Audit {
         Audit(Arc::new(Inner { files, refusals, failing, record }))
     }
 
-    /// Keeps a deed; it is on disk when this returns, unless that cannot be.
-    pub async fn keep(&self, deed: Deed) {
+    /// Keeps a deed; it is on disk when this returns, unless that cannot be. Whether it is.
+    pub async fn keep(&self, deed: Deed) -> bool {
         let (files, at_us) = (self.0.files.clone(), wall_us());
         let keeping = blocking("keep the audit", move || files.append(at_us, deed));
         let failed = match tokio::time::timeout(PATIENCE, keeping).await {
@@ -97,12 +98,14 @@ impl Audit {
             Ok(Err(e)) => Some(e.to_string()),
             Err(_) => Some(format!("it is not written within {} s", PATIENCE.as_secs())),
         };
-        let was = self.0.failing.swap(failed.is_some(), Ordering::Relaxed);
+        let is_kept = failed.is_none();
+        let was = self.0.failing.swap(!is_kept, Ordering::Relaxed);
         if let Some(why) = failed.filter(|_| !was) {
             tracing::warn!(
                 "the audit: {why}; what is ordered is done all the same, and not kept until it can be written"
             );
         }
+        is_kept
     }
 
     /// Keeps that somebody was refused, unless that happens too often.
@@ -240,6 +243,10 @@ pub fn kept(purpose: &open::Purpose) -> Option<(&'static str, String)> {
             Body::Password(request) if !request.next.is_empty() => "keep the next password".into(),
             Body::Volume(request) if request.recover => "recover with three copies".into(),
             Body::Volume(request) if request.scrub => format!("scrub {}", request.copy),
+            Body::Token(request) => {
+                let until = show_time(request.ends_s.saturating_mul(1_000_000));
+                format!("for {}, until {until}, serial {}", request.role, request.serial)
+            }
             Body::Audit(_) => "read".into(),
             Body::MoveHead(request) if !request.watch => {
                 format!("to {}{}", request.node, if request.dry_run { ", only to see" } else { "" })

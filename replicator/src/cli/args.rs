@@ -11,6 +11,7 @@ use transport::Holder;
 use volume::quorum::CopyId;
 
 use super::help;
+use super::token::validity;
 use crate::config::Config;
 use crate::endpoint::Kind as Endpoint;
 use crate::layout::{Apart, Layout};
@@ -314,6 +315,25 @@ pub(super) enum Command {
         after_help = help::CERTS
     )]
     Certs(Certs),
+    /// Make what a client logs in to PostgreSQL with, as one role and for a time
+    #[command(after_help = help::TOKEN)]
+    Token {
+        /// The role of PostgreSQL: one of `token_roles` in the file
+        #[arg(long)]
+        role: String,
+        /// For how long clients are let in with it: 1m to 24h
+        #[arg(long = "for", value_name = "DURATION", value_parser = validity)]
+        validity: Duration,
+        /// The directory for its files; those of an earlier token there are replaced
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Make it also where no daemon is reached that keeps in its audit that it was made
+        #[arg(long)]
+        unrecorded: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -637,6 +657,11 @@ mod tests {
         assert!(!typed("replicator certs --renew --sign x") && !typed("replicator certs --trust ca.pem"));
         assert!(!typed("replicator certs --request --region a --witness w"));
         assert!(typed("replicator certs --install - --region a --node n1 --trust ca.pem"));
+        assert!(typed("replicator token --role app --for 15m --out t"));
+        assert!(
+            !typed("replicator token --role app --for 2d --out t")
+                && !typed("replicator token --role app --for 15m")
+        );
         assert!(typed("replicator url --reader") && !typed("replicator url --reader --writer"));
         assert!(
             typed("replicator url --region a --endpoint writer") && typed("replicator url --endpoint reader")

@@ -10,6 +10,7 @@ use super::AnyResult;
 use crate::config::{Config, RegionConfig};
 use crate::layout::Layout;
 use crate::local;
+use crate::local::certificates::{self, Listed};
 
 /// Looks at the PostgreSQL that each region would run here, and has it read the region's settings. Those of
 /// other machines are said not to be looked at.
@@ -46,6 +47,25 @@ pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyRe
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
+/// Says which of the certificates that are here have no role: they are let in where the file says nothing
+/// else, or not at all.
+pub(super) fn roles(config: &Config, layout: &Layout) {
+    for Listed { directory, certificate } in certificates::list(config, layout) {
+        if certificate.has_role() {
+            continue;
+        }
+        let fate = match config.require_roles.unwrap_or(certificate.of_roles) {
+            true => "nobody lets it in",
+            false => "it is let in as what its name says, until it ends",
+        };
+        eprintln!(
+            "{}: the certificate of {} has no role, and {fate}; replicator certs --renew gives it one",
+            directory.display(),
+            certificate.peer
+        );
+    }
 }
 
 /// Whether there is nothing here that could be looked at, as on a machine that is not the region's.

@@ -176,6 +176,16 @@ Another authority, while everything goes on:
   2. replicator certs --renew; copy again: certificates are the new one's
   3. replicator certs --drop-old-authority; copy again: the old one is trusted no more";
 
+/// `replicator token`.
+pub(super) const TOKEN: &str = "\
+A token is a client certificate and its key. Every region's PostgreSQL lets its holder log in as that
+role, and as no other, until it ends; sessions that there are then go on. The connection string that is
+printed names the files, token.crt, token.key and root.crt, and has no secret in it:
+  psql \"$(replicator token --role app --for 15m --out /run/user/1000/app)\"
+A daemon keeps in its audit who was given which. A token that was stolen: its serial number into
+`denied` of the file, and `replicator reload`. As root, the files are written as the account that the
+data directory belongs to.";
+
 /// After the first step to another authority.
 pub(super) const AUTHORITY_PREPARED: &str = "\
 A new authority is made, and trusted beside the old one. Copy every `identity`, and `operator`, to where

@@ -20,6 +20,7 @@ mod promote;
 mod reload;
 mod signal;
 mod status;
+mod token;
 mod volume;
 mod voters;
 mod watch;
@@ -127,10 +128,15 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
     match cli.command {
         Command::Check => {
             check::postgresql(&config, &layout, cli.places.config())?;
+            check::roles(&config, &layout);
             println!("{}: {} regions, no mistakes", cli.places.config().display(), config.regions.len());
             Ok(())
         }
         Command::Certs(asked) => certs::run(&config, &layout, &asked),
+        Command::Token { role, validity, out, unrecorded, json } => {
+            let asked = token::Asked { role, validity, out, unrecorded, json };
+            token::grant(config, &layout, asked).await
+        }
         Command::Run { region, az, node, own_process, part, silent_ms, stopped_at_us } => {
             let file = std::path::absolute(cli.places.config())?;
             let (region, apart) = args::what_to_run(region, az, node)?;

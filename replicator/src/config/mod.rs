@@ -167,6 +167,53 @@ mod tests {
     }
 
     #[test]
+    fn roles_come_in_by_tokens_before_any_line_of_the_users() {
+        let with = |lines: &str, own: &str| {
+            let regions = region("a", "primary", 7000) + own;
+            format!("cluster = \"x\"\n{regions}[postgresql]\n{lines}\n")
+        };
+        let lines = "token_roles = [\"web\", \"app\"]\nhba = [\"host all all 10.0.0.0/8 trust\"]\nident = [\"people ann app\"]";
+        let config = Config::parse(&with(lines, "")).unwrap();
+        let rules: Vec<String> = config.rules();
+        let by_token = |role: &str| {
+            let lets_in = format!("hostssl all \"{role}\" all cert clientname=DN map=replicator_token");
+            [lets_in, format!("host all \"{role}\" all reject")]
+        };
+        assert_eq!(rules[0], "host all postgres all reject");
+        assert_eq!(rules[1..5], [by_token("app"), by_token("web")].concat());
+        assert_eq!(rules[5], "host all all 10.0.0.0/8 trust");
+        let cluster = proto::ClusterId([0xab; 16]);
+        let map = config.map_lines(cluster);
+        assert!(
+            map[0].starts_with("replicator_token \"/^O=abab") && map[0].ends_with("{24}$\" \"app\""),
+            "{map:?}"
+        );
+        assert_eq!((map.len(), map[2].as_str()), (3, "people ann app"));
+        assert!(Config::parse(&with("", "")).unwrap().map_lines(cluster).is_empty());
+        let serial = "4".repeat(24);
+        let denied = format!("denied = [\"{serial}\", \"{}\"]\n", "5".repeat(32));
+        let config = Config::parse(&(denied + &with("token_roles = [\"app\"]", ""))).unwrap();
+        assert!(config.map_lines(cluster)[0].contains(&format!("(?!({serial})$)")));
+        for (lines, own, wanted) in [
+            ("token_roles = \"app\"", "", "`token_roles` is a list"),
+            ("token_roles = [\"postgres\"]", "", "the superuser is none of them"),
+            ("token_roles = [\"App\"]", "", "`token_roles` is a list"),
+            ("token_roles = [\"a\\\" all\"]", "", "`token_roles` is a list"),
+            ("token_roles = [\"app\"]\nsettings = { ssl_ca_file = \"/ca\" }", "", "ssl_ca_file of your own"),
+            ("token_roles = [\"app\"]", "settings = { ssl = false }\n", "ssl of your own"),
+            ("ident = [\"replicator mallory postgres\"]", "", "`ident` is a list"),
+            ("ident = [\"\\\"replicator_token\\\" x app\"]", "", "`ident` is a list"),
+            ("ident = [\"include /tmp/map app\"]", "", "`ident` is a list"),
+            ("ident = [\"a b\"]", "", "`ident` is a list"),
+            ("hba = [\"hostssl all all all cert map=replicator_token\"]", "", "`hba` is a list"),
+            ("hba = [\"local all postgres peer \\\"map=replicator\\\"\"]", "", "`hba` is a list"),
+        ] {
+            let found = mistakes(&with(lines, own)).join("\n");
+            assert!(found.contains(wanted), "{lines}: {wanted} is not in:\n{found}");
+        }
+    }
+
+    #[test]
     fn every_mistake_is_reported_at_once() {
         let text = format!(
             "cluster = \"x\"\nclutser = 1\n{}{}{}[region.c]\nrole = \"primry\"\nlisten = \"localhost\"\n[volume]\nretain = \"soon\"\n",

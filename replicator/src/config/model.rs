@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::instance::CLIENTS_MAP;
 use postgres::sockets::SUPERUSER;
 use primary::gate::CommitPolicy;
 use proto::messages::Agreement;
-use proto::{NodeName, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
+use transport::token::subject_pattern;
 use volume::quorum::CopyId;
 
 /// The most secondaries a cluster may have.
@@ -61,6 +63,10 @@ pub struct Config {
     pub settings: BTreeMap<String, String>,
     /// The user's own lines of `pg_hba.conf`, the same in every region.
     pub hba: Vec<String>,
+    /// The user's own lines of `pg_ident.conf`, the same in every region.
+    pub ident: Vec<String>,
+    /// The roles that come in over the network with a token alone.
+    pub token_roles: BTreeSet<String>,
     /// What is promised of commits.
     pub commit: CommitPolicy,
     /// How long a primary that is cut off from the majority goes on acknowledging commits.
@@ -88,6 +94,8 @@ pub struct Config {
     /// The certificates that are not let in, by serial number or fingerprint as [`transport::peer::mark`] has
     /// them.
     pub denied: BTreeSet<String>,
+    /// Whether a certificate without a role is refused; where this is none, as its authority has it.
+    pub require_roles: Option<bool>,
 }
 
 /// Who orders failovers.
@@ -432,6 +440,8 @@ impl Config {
             os_user: None,
             settings: BTreeMap::new(),
             hba: Vec::new(),
+            ident: Vec::new(),
+            token_roles: BTreeSet::new(),
             commit: CommitPolicy::default(),
             lease: Duration::from_secs(5),
             retain: Duration::from_secs(24 * 3600),
@@ -445,6 +455,7 @@ impl Config {
             endpoints: EndpointsConfig::default(),
             failover: FailoverConfig::default(),
             denied: BTreeSet::new(),
+            require_roles: None,
         }
     }
 
@@ -485,11 +496,28 @@ impl Config {
     }
 
     /// The lines of `pg_hba.conf` beside those that the daemon needs: nobody comes in over the network as the
-    /// superuser where applications have a role of their own; then the user's.
+    /// superuser where applications have a role of their own, and as a role of `token_roles` only who has a
+    /// token of it; then the user's.
     #[must_use]
     pub fn rules(&self) -> Vec<String> {
         let shut = (self.owner != SUPERUSER).then(|| format!("host all {SUPERUSER} all reject"));
-        shut.into_iter().chain(self.hba.iter().cloned()).collect()
+        let by_token = self.token_roles.iter().flat_map(|role| {
+            let lets_in = format!("hostssl all \"{role}\" all cert clientname=DN {CLIENTS_MAP}");
+            [lets_in, format!("host all \"{role}\" all reject")]
+        });
+        shut.into_iter().chain(by_token).chain(self.hba.iter().cloned()).collect()
+    }
+
+    /// The lines of `pg_ident.conf` beside those that the daemon needs: which certificates are tokens of
+    /// `cluster`, for which role, but for those that are denied; then the user's.
+    #[must_use]
+    pub fn map_lines(&self, cluster: ClusterId) -> Vec<String> {
+        let (_, map) = CLIENTS_MAP.split_once('=').unwrap_or_default();
+        let tokens = self.token_roles.iter().filter_map(|role| {
+            let subjects = subject_pattern(cluster, role, &self.denied)?;
+            Some(format!("{map} \"/{subjects}\" \"{role}\""))
+        });
+        tokens.chain(self.ident.iter().cloned()).collect()
     }
 
     /// Where PostgreSQL's programs are in a region, if not where packages put them: its own word, or that for

@@ -102,6 +102,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         os_user,
         settings: _,
         hba,
+        ident,
+        token_roles,
         commit,
         lease,
         retain,
@@ -115,6 +117,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         endpoints,
         failover,
         denied,
+        require_roles,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -127,6 +130,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("postgresql.os_user", old.os_user == *os_user, daemon);
     keys.settings(own, old, new);
     keys.add("postgresql.hba", old.hba == *hba, Fate::Postgres);
+    keys.add("postgresql.ident", old.ident == *ident, Fate::Postgres);
+    keys.add("postgresql.token_roles", old.token_roles == *token_roles, Fate::Postgres);
     // Voters judge a failover by it, and PostgreSQL has it on its command line: both are read at the start.
     let CommitPolicy { level, rpo } = commit;
     keys.add("commit", old.commit.level == *level, every);
@@ -180,6 +185,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("failover_after", old.failover.after == *after, Fate::Now);
     keys.add("max_loss", old.failover.max_loss_bytes == *max_loss_bytes, Fate::Now);
     keys.add("denied", old.denied == *denied, Fate::Now);
+    keys.add("require_roles", old.require_roles == *require_roles, Fate::Now);
     keys.0
 }
 
@@ -272,6 +278,8 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
     let mut force = Config {
         settings: new.settings.clone(),
         hba: new.hba.clone(),
+        ident: new.ident.clone(),
+        token_roles: new.token_roles.clone(),
         retain: new.retain,
         max_size_bytes: new.max_size_bytes,
         repair_bytes_per_second: new.repair_bytes_per_second,
@@ -281,6 +289,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         endpoints: new.endpoints,
         failover: new.failover,
         denied: new.denied.clone(),
+        require_roles: new.require_roles,
         ..old.clone()
     };
     for region in &mut force.regions {
@@ -322,6 +331,7 @@ commit = \"region\"
 lease = \"5s\"
 rpo = \"30s\"
 denied = [\"ab01\"]
+require_roles = false
 [region.a]
 role = \"primary\"
 listen = \"127.0.0.1:7000\"
@@ -363,6 +373,8 @@ format = \"text\"
 bin_dir = \"/all/bin\"
 os_user = \"postgres\"
 hba = [\"host all all 10.0.0.0/8 reject\"]
+ident = [\"people ann app\"]
+token_roles = [\"app\"]
 settings = { work_mem = \"1MB\", max_connections = 100 }
 ";
 
@@ -450,9 +462,12 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("logs.format", "format = \"text\"", "format = \"json\"", Fate::Now, Fate::Now),
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("denied", "[\"ab01\"]", "[\"ab01\", \"ab02\"]", Fate::Now, Fate::Now),
+            ("require_roles", "require_roles = false", "require_roles = true", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),
+            ("postgresql.ident", "ann app", "bob app", Fate::Postgres, Fate::Postgres),
+            ("postgresql.token_roles", "[\"app\"]", "[\"web\"]", Fate::Postgres, Fate::Postgres),
             ("postgresql.settings.work_mem", "\"1MB\"", "\"2MB\"", Fate::Postgres, Fate::Postgres),
         ];
         for (key, line, by, in_a, in_b) in table {

@@ -165,6 +165,8 @@ requests! {
     Audit = "audit",
     /// Have another host of the region be its head.
     MoveHead = "move_head",
+    /// Keep that a token is granted.
+    Token = "token",
 }
 
 impl Request {
@@ -213,6 +215,7 @@ impl Request {
                 Body::Slots(_) => Request::Slots,
                 Body::Audit(_) => Request::Audit,
                 Body::MoveHead(_) => Request::MoveHead,
+                Body::Token(_) => Request::Token,
             },
         })
     }
@@ -297,7 +300,7 @@ pub fn rule(who: Who, request: Request, asked: Asked) -> Rule {
         (Asked::Region, Who::Operator) => match request {
             R::RegionStatus | R::ClusterStatus | R::Url | R::Volume | R::Promote => Allowed,
             R::Record | R::Events | R::Load | R::Revote | R::Reseed | R::Voters => Allowed,
-            R::Reload | R::Password | R::Audit | R::Rehearse | R::MoveHead => Allowed,
+            R::Reload | R::Password | R::Audit | R::Rehearse | R::MoveHead | R::Token => Allowed,
             _ => Refused,
         },
         // It looks on: no order, no secret, and nothing that works for it.
@@ -467,6 +470,7 @@ mod tests {
         slots                          -         -        y            -        -    -       -
         audit                          y         -        -            -        -    -       -
         move_head                      y         -        -            -        -    -       -
+        token                          y         -        -            -        -    -       -
         asked of a witness             operator  monitor  region       witness  own  node    stranger
         replicate                      -         -        -            -        -    -       -
         seed                           -         -        -            -        -    -       -
@@ -506,6 +510,7 @@ mod tests {
         slots                          -         -        -            -        -    -       -
         audit                          y         -        -            -        -    -       -
         move_head                      -         -        -            -        -    -       -
+        token                          -         -        -            -        -    -       -
         asked of a zone's process      operator  monitor  region       witness  own  node    stranger
         replicate                      -         -        -            -        -    -       -
         seed                           -         -        -            -        -    -       -
@@ -545,6 +550,7 @@ mod tests {
         slots                          -         -        -            -        -    -       -
         audit                          -         -        -            -        -    -       -
         move_head                      -         -        -            -        -    -       -
+        token                          -         -        -            -        -    -       -
     ";
 
     #[test]

@@ -112,8 +112,8 @@ fn identity_of(
     }
     if !identity.certificate.has_role() {
         tracing::warn!(
-            "{}: this certificate is of before there were roles, and is let in as what its name says; it goes on until it ends: \
-             replicator certs --renew gives it a role",
+            "{}: this certificate is of before there were roles, and is let in as what its name says where no role is required \
+             (`require_roles`); it goes on until it ends: replicator certs --renew gives it a role",
             path.display()
         );
     }

@@ -11,6 +11,7 @@ use std::path::{Component, Path};
 use proto::limits::MAX_TABLESPACES;
 use proto::messages::{self as m, control_request, open};
 use proto::{ClusterId, NodeName, RegionName};
+use transport::token;
 use volume::quorum::{COPIES_PER_ZONE, CopyId};
 
 use super::authority::Names;
@@ -18,6 +19,9 @@ use crate::load::series::Cut;
 
 /// The longest password that a primary hands to a region, bytes: one is drawn, and shorter.
 const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// The longest name of a role, bytes, as PostgreSQL has it.
+const ROLE_BYTES_MAX: usize = 63;
 
 /// The longest place of a copy or a tablespace, bytes: as long as a path may be.
 const PLACE_BYTES_MAX: usize = 4096;
@@ -115,6 +119,13 @@ fn control(body: &control_request::Body, names: &Names) -> Result<(), String> {
         Body::FetchPassword(_) | Body::Slots(_) | Body::Audit(_) => Ok(()),
         Body::MoveHead(request) if request.node.parse::<NodeName>().is_ok() => Ok(()),
         Body::MoveHead(request) => Err(format!("'{}' is no name of a node", shown(&request.node))),
+        Body::Token(request) if !token::is_serial(&request.serial) => {
+            Err(format!("'{}' is no serial number of a token", shown(&request.serial)))
+        }
+        Body::Token(request) if !request.role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') => {
+            Err(format!("'{}' is no role's name", shown(&request.role)))
+        }
+        Body::Token(request) => short("role's name", request.role.len(), ROLE_BYTES_MAX),
         // It becomes a part of files, of lines and of connection strings.
         Body::Password(request) if request.next.bytes().all(|b| b.is_ascii_alphanumeric()) => {
             short("password", request.next.len(), PASSWORD_BYTES_MAX)

@@ -479,6 +479,8 @@ impl Drill {
             name: postgres::sockets::REHEARSAL.into(),
             settings: self.config.settings_of(&self.own),
             hba: Vec::new(),
+            ident: Vec::new(),
+            authorities: None,
             certificate: None,
         }))
     }

@@ -202,7 +202,8 @@ fn tell_trusted(config: &Config, layout: &Layout) -> Result<(), IdentityError> {
     identities(config, layout).iter().try_for_each(|directory| authority.tell_trusted(directory))
 }
 
-pub(super) fn now() -> OffsetDateTime {
+/// Now, as certificates have it.
+pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(runtime::clock::wall_us()) * 1000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

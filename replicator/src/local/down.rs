@@ -128,6 +128,8 @@ fn instance(
         name: region.name.to_string(),
         settings: config.settings_of(region),
         hba: config.rules(),
+        ident: Vec::new(),
+        authorities: None,
         certificate: None,
         data_dir,
     })))

@@ -206,6 +206,7 @@ pub async fn run(
     tracing::info!("node {node} of region {name}");
     let endpoint = Endpoint::bind(None, &identity)?;
     endpoint.deny(config.denied.clone());
+    endpoint.require_roles(config.require_roles);
     let heard = places.node(&node).heard();
     let hearing = region.take_over_after.map(|after| Arc::new(Hearing::new(after, heard, source.silent)));
     let candidates = region.candidates();

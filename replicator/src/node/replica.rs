@@ -128,6 +128,10 @@ impl Replica {
         let own = places.server_identity();
         let has_own = own.join("cert.pem").exists() || !of_region.join("cert.pem").exists();
         let certificate = if has_own { own } else { of_region };
+        let authorities =
+            [places.identity(), layout.region(&region.name).identity()].map(|own| own.join("ca.pem"));
+        let [own, of_region] = authorities;
+        let authorities = if own.exists() { own } else { of_region };
         let instance = Instance::new(InstanceOptions {
             installations: Installations::find(config.bin_dir_of(region))?,
             account: Account::resolve(config.os_user.as_deref())?,
@@ -138,6 +142,8 @@ impl Replica {
             name: format!("{}-{}", region.name, node.name),
             settings: config.settings_of(region),
             hba: config.rules(),
+            ident: config.map_lines(link.cluster_id),
+            authorities: Some(authorities),
             certificate: Some(certificate),
         });
         Ok(Replica {
@@ -481,7 +487,8 @@ impl Replica {
         let region = config.region(&self.region.name).ok_or("the file does not have this region")?;
         source.log.limit(config.logs);
         *self.logs.lock().unwrap_or_else(PoisonError::into_inner) = config.logs;
-        let own = Own { settings: config.settings_of(region), hba: config.rules() };
+        let (settings, hba) = (config.settings_of(region), config.rules());
+        let own = Own { settings, hba, ident: config.map_lines(self.link.cluster_id) };
         let took = self.instance.reload(own).await.map_err(|e| e.to_string())?;
         for (setting, took) in took {
             tracing::info!("{setting}: {took:?}");

@@ -34,7 +34,10 @@ impl Parts {
 impl Region {
     /// Has the daemon and its PostgreSQL use other certificates once they lie there, for ever.
     pub(super) async fn renew_certificates(self: Arc<Self>, now: Identity) {
-        let taken = |identity: &Identity| self.certificate_ends_s.store(identity.ends_s, Ordering::Relaxed);
+        let taken = |identity: &Identity| {
+            self.certificate_ends_s.store(identity.ends_s, Ordering::Relaxed);
+            self.has_no_role.store(!identity.certificate.has_role(), Ordering::Relaxed);
+        };
         tokio::select! {
             never = renewal::watch(&self.endpoint, self.layout.identity(), &now, taken) => match never {},
             never = self.renew_servers_certificate() => match never {},

@@ -1,6 +1,7 @@
 //! What the daemon answers to operators and other regions.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coordination::automatic;
@@ -9,7 +10,8 @@ use primary::SecondaryFacts;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     Ballot, ClusterStatus, ControlRequest, ControlResponse, CopyView, EventsRequest, KeyUse, Refusal,
-    RegionStatus, RegionStatusRequest, RegionView, VolumeView, control_request, control_response,
+    RegionStatus, RegionStatusRequest, RegionView, TokenRequest, VolumeView, control_request,
+    control_response,
 };
 use proto::{ClusterId, RegionName, RegionState};
 use runtime::clock::wall_us;
@@ -62,12 +64,19 @@ impl Region {
         if let (Some(Ask::Promote(_) | Ask::MoveHead(_)), Some(deed)) = (&request.body, &deed) {
             self.audit.keep(deed.clone()).await;
         }
-        let body = match request.body {
+        let grants = matches!(&request.body, Some(control_request::Body::Token(_)));
+        let mut body = match request.body {
             Some(body) => self.answer(body).await,
             None => refused(Refusal::new(Kind::Protocol, "this daemon does not know that request")),
         };
         if let Some(deed) = deed {
-            self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+            let is_kept = self.audit.keep(Deed { outcome: audit::outcome(&body), ..deed }).await;
+            if grants && !is_kept {
+                body = refused(Refusal::new(
+                    Kind::Failed,
+                    "the audit cannot be written, and so grants no token",
+                ));
+            }
         }
         stream.send(&ControlResponse { body: Some(body) }).await?;
         stream.finish().await;
@@ -133,6 +142,7 @@ impl Region {
                 self.audit.page(request.skip).await.map(Answer::Audit).map_err(failed)
             }
             Ask::MoveHead(request) => self.answer_move(request).await.map(Answer::HeadMove),
+            Ask::Token(request) => self.grant(&request),
             Ask::Slots(request) => self.answer_slots(request).await.map(Answer::Slots),
             Ask::Password(request) => self.step_password(request).await,
             Ask::FetchPassword(_) => self.tell_password(),
@@ -140,6 +150,15 @@ impl Region {
             Ask::Voters(request) => self.voters(request).await.map(Answer::Voters),
         };
         answered.unwrap_or_else(refused)
+    }
+
+    /// Whether a token may be granted, which the audit keeps then.
+    fn grant(&self, request: &TokenRequest) -> Result<Answer, Refusal> {
+        if self.in_force().token_roles.contains(&request.role) {
+            return Ok(Answer::Done(true));
+        }
+        let reason = format!("'{}' is none of `token_roles` in this daemon's regions.toml", request.role);
+        Err(Refusal::new(Kind::NotAllowed, reason))
     }
 
     async fn events(&self, request: EventsRequest) -> Result<Answer, Refusal> {
@@ -233,6 +252,22 @@ impl Region {
             warnings.push(words.into());
         }
         warnings
+    }
+
+    /// Who is let in by a certificate without a role, as far as this daemon sees it.
+    fn without_roles(&self) -> Option<String> {
+        let mut names = self.endpoint.without_roles();
+        if self.has_no_role.load(Ordering::Relaxed) {
+            names.insert(self.own.name.to_string());
+        }
+        let names: Vec<String> = names.into_iter().collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "certificates of before there were roles are let in: {}; `replicator certs --renew` gives them roles, and then \
+                 `require_roles = true` in regions.toml lets in no such any more",
+                names.join(", ")
+            )
+        })
     }
 
     /// The part that the region plays now.
@@ -341,6 +376,7 @@ impl Region {
             let coordination::Promotion { mode, to, coordinator, .. } = &promotion;
             notes.push(format!("a {mode} to {to} is in progress, coordinated by {coordinator}"));
         }
+        notes.extend(self.without_roles());
         notes.extend(self.voter.differences());
         notes.extend(self.voter.unlike_the_file());
         let recorded = self.voter.accepted().primary;

@@ -34,7 +34,7 @@ mod voters;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::time::Duration;
 
 use coordination::Leadership;
@@ -160,6 +160,8 @@ pub(crate) struct Parts {
     pub(crate) again: CancellationToken,
     /// When the daemon's certificate ends, seconds since 1970.
     pub(crate) certificate_ends_s: AtomicI64,
+    /// Whether that is of before there were roles.
+    pub(crate) has_no_role: AtomicBool,
     /// The same of the certificate of its PostgreSQL; never where there is none.
     pub(crate) server_certificate_ends_s: AtomicI64,
     /// Where another host may take over.
@@ -252,6 +254,8 @@ pub async fn run(
         name: name.to_string(),
         settings: config.settings_of(&own),
         hba: config.rules(),
+        ident: config.map_lines(identity.cluster_id),
+        authorities: Some(places.identity().join("ca.pem")),
         certificate: Some(places.server_identity()),
     });
     let mut state = match heading.as_ref().filter(|heading| heading.takes_over()) {
@@ -293,6 +297,7 @@ pub async fn run(
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
     endpoint.deny(config.denied.clone());
+    endpoint.require_roles(config.require_roles);
     let file = Arc::new(RegionFile::new(places.state(), state));
     log.tell_epoch(file.epoch());
     let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);
@@ -317,6 +322,7 @@ pub async fn run(
         voter: voter.clone(),
         again: CancellationToken::new(),
         certificate_ends_s: AtomicI64::new(identity.ends_s),
+        has_no_role: AtomicBool::new(!identity.certificate.has_role()),
         heading,
         journal,
         audit,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use postgres::instance::{Own, ReloadError, Took};
 use proto::messages::reloaded_key::Outcome;
 use proto::messages::{Reloaded, ReloadedKey};
-use proto::{NodeName, RegionName};
+use proto::{ClusterId, NodeName, RegionName};
 use runtime::task::{Task, blocking};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -89,9 +89,9 @@ impl InForce {
 }
 
 /// The user's part of PostgreSQL's configuration in a region.
-fn own_of(config: &Config, name: &RegionName) -> Own {
+fn own_of(config: &Config, name: &RegionName, cluster: ClusterId) -> Own {
     let settings = config.region(name).map(|own| config.settings_of(own)).unwrap_or_default();
-    Own { settings, hba: config.rules() }
+    Own { settings, hba: config.rules(), ident: config.map_lines(cluster) }
 }
 
 /// What became of another certificate of PostgreSQL's.
@@ -171,7 +171,7 @@ impl Region {
             }
         };
         self.take(&old, &new).await;
-        let mut answer = answer(&keys, &own_of(&new, name), took);
+        let mut answer = answer(&keys, &own_of(&new, name, self.cluster_id), took);
         if certificate {
             answer.push(certificate_row(Outcome::Applied, ""));
         }
@@ -186,7 +186,7 @@ impl Region {
         new: &Config,
         certificate: bool,
     ) -> Result<BTreeMap<String, Took>, String> {
-        let (before, after) = (own_of(old, &self.own.name), own_of(new, &self.own.name));
+        let [before, after] = [old, new].map(|config| own_of(config, &self.own.name, self.cluster_id));
         if before == after && !certificate {
             return Ok(self.instance.waiting().await);
         }
@@ -209,6 +209,7 @@ impl Region {
         self.log.limit(force.logs);
         self.doors.limit(force.endpoints);
         self.endpoint.deny(force.denied.clone());
+        self.endpoint.require_roles(force.require_roles);
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);
@@ -362,7 +363,7 @@ mod tests {
     #[test]
     fn postgresql_says_which_setting_waits_for_its_start() {
         let own =
-            Own { settings: BTreeMap::from([("max_connections".into(), "150".into())]), hba: Vec::new() };
+            Own { settings: BTreeMap::from([("max_connections".into(), "150".into())]), ..Own::default() };
         let keys = [
             key("volume.retain", Fate::Now),
             key("postgresql.settings.work_mem", Fate::Postgres),

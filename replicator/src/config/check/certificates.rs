@@ -1,4 +1,4 @@
-//! `denied`: certificates that are not let in.
+//! `denied` and `require_roles`: certificates that are not let in.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +12,15 @@ use super::super::read::Reader;
 const DENIED_MAX: usize = 1000;
 
 impl Reader {
+    /// Whether certificates without a role are refused.
+    pub(super) fn require_roles(&mut self, table: &DeTable<'_>) -> Option<bool> {
+        let value = table.get("require_roles")?;
+        match value.get_ref().as_bool() {
+            Some(required) => Some(required),
+            None => self.mistake(value.span(), "`require_roles` is true or false"),
+        }
+    }
+
     /// Serial numbers or fingerprints, as programs print them.
     pub(super) fn denied(&mut self, table: &DeTable<'_>) -> BTreeSet<String> {
         const WANTED: &str = "`denied` is a list of certificates' serial numbers or SHA-256 fingerprints, such as [\"4a:1f:09\"]: \

@@ -31,14 +31,16 @@ impl Reader {
 
     pub(super) fn owner(&mut self, table: &DeTable<'_>, config: &mut Config) {
         const WANTED: &str = "the name of a role: 1 to 63 lower-case letters, digits and '_', no digit first, and not \"pg_…\"";
-        let owner = self.optional(table, "owner", WANTED, |text| {
-            let good = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-            let begins = text.bytes().next().is_some_and(|b| !b.is_ascii_digit());
-            // PostgreSQL keeps the first for itself, and the others are databases that there are.
-            let taken =
-                text.starts_with("pg_") || text.starts_with("template") || text.starts_with("replicator");
-            (good && begins && text.len() <= 63 && !taken).then(|| text.to_owned())
-        });
+        let owner = self.optional(table, "owner", WANTED, |text| is_role(text).then(|| text.to_owned()));
         config.owner = owner.unwrap_or_else(|| std::mem::take(&mut config.owner));
     }
+}
+
+/// Whether it is a role's name that needs no quotes anywhere, and is nobody else's.
+pub(super) fn is_role(text: &str) -> bool {
+    let good = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let begins = text.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+    // PostgreSQL keeps the first for itself, and the others are databases that there are.
+    let taken = text.starts_with("pg_") || text.starts_with("template") || text.starts_with("replicator");
+    good && begins && text.len() <= 63 && !taken
 }

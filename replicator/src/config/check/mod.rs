@@ -14,6 +14,7 @@ mod nodes;
 mod postgresql;
 mod regions;
 mod telemetry;
+mod tokens;
 mod volume;
 mod witnesses;
 
@@ -38,6 +39,7 @@ const KEYS: &[&str] = &[
     "owner",
     "postgresql",
     "region",
+    "require_roles",
     "rpo",
     "telemetry",
     "volume",
@@ -64,6 +66,8 @@ impl Reader {
         self.owner(table, &mut config);
         self.failover(table, &mut config);
         config.denied = self.denied(table);
+        config.require_roles = self.require_roles(table);
+        self.tokens(table, &config);
         self.heads(table, &config);
         Some(config)
     }
