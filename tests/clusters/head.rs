@@ -1,10 +1,11 @@
 //! Another host of a region takes over as its head.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, connect_to, now, until, with_children};
+use replicator_tests::{Cluster, connect_to, now, text, until, with_children};
 use sqlx::PgConnection;
 
 /// A region of three hosts in three zones, each of which may be its head, and two other voters.
@@ -188,6 +189,179 @@ async fn of_two_that_were_the_head_the_last_one_goes_on() {
     .await;
     cluster.until_level().await;
     let acknowledged = ledger.acknowledged().await;
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+/// Orders a move of the head of `region` to `node`; what the command says of how it went.
+fn move_head(cluster: &Cluster, region: &str, node: &str) -> serde_json::Value {
+    let output = cluster.run(&["promote", "--region", region, "--node", node, "--json"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}\n{}", cluster.logs());
+    let moved: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("{moved}\n{said}");
+    assert_eq!((&moved["head"], &moved["moved"]), (&node.into(), &true.into()));
+    moved
+}
+
+/// Of these PostgreSQLs the one that takes writes; they are all there.
+async fn only_writer(urls: &[String]) -> String {
+    let mut writers = Vec::new();
+    for url in urls {
+        let follows: bool = sqlx::query_scalar("SELECT pg_is_in_recovery()")
+            .fetch_one(&mut connect_to(url).await)
+            .await
+            .unwrap();
+        if !follows {
+            writers.push(url.clone());
+        }
+    }
+    assert_eq!(writers.len(), 1, "{writers:?}");
+    writers.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_moves_there_and_back_on_an_operators_word() {
+    // Far longer than a move may take.
+    let cluster = three_hosts("20s");
+    cluster.expect(&["another host of this region has taken its volume", "another daemon has taken over"]);
+    cluster.start();
+    cluster.until_level().await;
+    let home = cluster.printed(&["url", "--region", "us-east"]);
+    let [n1, n2] = ["n1", "n2"].map(|node| cluster.node_url("us-east", node));
+    let urls = [home.clone(), n1.clone(), n2.clone()];
+    let endpoints = ["n1", "n2"].map(|node| cluster.node_endpoint("us-east", node));
+    let ledger = Ledger::start_at(endpoints.to_vec(), 4).await;
+    ledger.until_written(300).await;
+
+    // What cannot be done is refused, and what is only looked at changes nothing.
+    let writer = cluster.postmaster("us-east");
+    for (region, node, words) in [
+        ("us-east", "n9", "it has no host 'n9'; there are: home, n1, n2"),
+        ("eu-west", "home", "take_over_after"),
+    ] {
+        for more in [&[][..], &["--dry-run"]] {
+            let output = cluster.run(&[&["promote", "--region", region, "--node", node][..], more].concat());
+            let said = text(&output.stderr) + &text(&output.stdout);
+            assert!(!output.status.success() && said.contains(words), "{said}");
+        }
+    }
+    assert!(
+        cluster
+            .printed(&["promote", "--region", "us-east", "--node", "n1", "--dry-run"])
+            .contains("can move")
+    );
+    let already = cluster.printed(&["promote", "--region", "us-east", "--node", "home"]);
+    assert!(already.contains("home is the head of us-east already"), "{already}");
+    assert_eq!(cluster.postmaster("us-east"), writer);
+    ledger.until_written(100).await;
+
+    let mut moments = Vec::new();
+    for (to, from, at) in [("n1", "home", &n1), ("home", "n1", &home)] {
+        moments.push(now());
+        let moved = move_head(&cluster, "us-east", to);
+        assert!(moved["gap_ms"].as_u64().unwrap() < 5_000, "nobody waited for silence: {moved}");
+        ledger.until_written(300).await;
+        until("the old head is a node", || async {
+            cluster.node_row("us-east", from)["state"] == "streaming"
+        })
+        .await;
+        cluster.until_whole("us-east").await;
+        cluster.until_level().await;
+        assert_eq!(only_writer(&urls).await, *at);
+    }
+    for (node, said) in [("home", home_said(&cluster)), ("n1", cluster.node_said("us-east", "n1"))] {
+        assert_eq!(copies(&said), usize::from(node != "home"), "{node} goes on with what it had");
+    }
+    assert_eq!(copies(&cluster.node_said("us-east", "n2")), 1);
+    let acknowledged = ledger.acknowledged().await;
+    let gaps = moments.iter().map(|at| acknowledged.longest_gap(*at, *at + Duration::from_secs(15)));
+    println!("{} commits; no commit returned for {:?}", acknowledged.count(), gaps.collect::<Vec<_>>());
+    cluster.until_level().await;
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+    for url in &urls {
+        let missing = acknowledged.missing_in(&mut connect_to(url).await).await;
+        assert_eq!(missing, Vec::<i64>::new(), "acknowledged, and not on the host of {url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_dies_while_the_head_moves_to_it_costs_nothing() {
+    let cluster = three_hosts("2s");
+    cluster.expect(&[
+        "another host of this region has taken its volume",
+        "another daemon has taken over",
+        "not handed over to another host",
+    ]);
+    cluster.start();
+    cluster.until_level().await;
+    let [n1, n2] = ["n1", "n2"].map(|node| cluster.node_url("us-east", node));
+    let urls = [cluster.printed(&["url", "--region", "us-east"]), n1.clone(), n2];
+    let ledger = Ledger::start_at(vec![cluster.node_endpoint("us-east", "n2")], 4).await;
+    ledger.until_written(200).await;
+    // One that is gone is no place to go to.
+    cluster.kill_node("us-east", "n1", true).await;
+    let order = ["promote", "--region", "us-east", "--node", "n1"];
+    until("a host that is gone is refused", || async {
+        let said = text(&cluster.run(&order).stderr);
+        said.contains("n1 is not connected") && said.contains("Nothing was changed")
+    })
+    .await;
+    cluster.start_node("us-east", "n1");
+    for words in ["the head moves: prepare n1", "the head has handed over to n1"] {
+        cluster.until_node_streams("us-east", "n1").await;
+        cluster.until_whole("us-east").await;
+        cluster.until_level().await;
+        let before = home_said(&cluster).matches(words).count();
+        let mut command = cluster.command(&order);
+        let mut ordered = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("the head is on its way", || async { home_said(&cluster).matches(words).count() > before })
+            .await;
+        cluster.kill_node("us-east", "n1", true).await;
+        let killed = now();
+        let head = until_taken(&urls).await;
+        println!("killed when {words:?} was said: {head} took writes after {:?}", killed.elapsed());
+        assert_ne!(head, n1);
+        let status = ordered.wait().unwrap();
+        assert!(!status.success(), "it does not say that n1 is the head");
+        ledger.until_written(200).await;
+        cluster.start_node("us-east", "n1");
+    }
+    cluster.until_node_streams("us-east", "n1").await;
+    cluster.until_level().await;
+    let acknowledged = ledger.acknowledged().await;
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_head_of_a_secondary_region_moves_as_well() {
+    let cluster = Cluster::new(1);
+    cluster.configure("lease = \"2s\"\n");
+    cluster.configure_region("eu-west", "take_over_after = \"20s\"");
+    cluster.add_candidate("eu-west", "n1", 'b');
+    cluster.add_candidate("eu-west", "n2", 'c');
+    cluster.add_witness("third");
+    cluster.expect(&["another host of this region has taken its volume", "another daemon has taken over"]);
+    cluster.start();
+    cluster.until_level().await;
+    let ledger = Ledger::start(&cluster.printed(&["url", "--region", "us-east"]), 2).await;
+    ledger.until_written(200).await;
+    for (to, from) in [("n1", "home"), ("home", "n1")] {
+        move_head(&cluster, "eu-west", to);
+        ledger.until_written(100).await;
+        until("the old head is a node", || async {
+            cluster.node_row("eu-west", from)["state"] == "streaming"
+        })
+        .await;
+        cluster.until_whole("eu-west").await;
+        cluster.until_level().await;
+    }
+    let home = std::fs::read_to_string(cluster.region("eu-west").join("daemon.log")).unwrap();
+    assert_eq!((copies(&home), copies(&cluster.node_said("eu-west", "n1"))), (0, 1), "nobody is copied anew");
+    let acknowledged = ledger.acknowledged().await;
+    cluster.until_level().await;
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
 }

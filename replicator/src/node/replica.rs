@@ -285,8 +285,8 @@ impl Replica {
         }
     }
 
-    /// Answers each move of the head that it has heard of it, for ever. Where it moves to this host PostgreSQL
-    /// first writes what it would write when it is stopped: as the head has just made a checkpoint, it is
+    /// Answers each move of the head that it has heard of it, for ever. Where it moves here, PostgreSQL first
+    /// writes what it would write when it is stopped: as the head has just made a checkpoint, it is
     /// stopped, and started as the writer, within moments.
     async fn prepare_for_moves(&self) {
         let mut moves_to = self.link.moves_to.subscribe();

@@ -44,7 +44,7 @@ const CHECKPOINT: Duration = Duration::from_secs(30);
 const PREPARES: Duration = Duration::from_secs(20);
 
 /// How long the writer's last record may take to be applied by the other host.
-const APPLIES: Duration = Duration::from_secs(5);
+const APPLIES: Duration = Duration::from_secs(3);
 
 /// How long nodes may take to confirm the last word.
 const LAST_WORD: Duration = Duration::from_millis(200);
@@ -191,14 +191,21 @@ impl Region {
         heading.map_or_else(|| crate::config::HOME.to_owned(), |heading| heading.host.to_string())
     }
 
-    /// Whether this host plays the region's part now: its writer takes writes, or its standby follows.
+    /// Whether this host plays the region's part now: its writer takes writes, or the volume takes redo and
+    /// the standby accepts connections.
     async fn serves_now(&self) -> bool {
         match self.owner.cluster().leader() {
             Some(leader) => {
                 let facts = leader.facts();
                 facts.state() == State::Streaming && leads_surely(&facts)
             }
-            None => self.part_facts().await.state() == State::Streaming,
+            None => match self.owner.cluster().follower() {
+                Some(follower) => {
+                    let follows = self.owner.part() == Part::Following && self.volume.status().writable;
+                    follows && follower.facts().await.postgres_trouble.is_none()
+                }
+                None => false,
+            },
         }
     }
 

@@ -314,7 +314,6 @@ impl Region {
                 sender.send(&word).await?;
                 if stopped_us.is_some() {
                     sender.finish().await;
-                    self.moving.note_heard();
                     return Ok(());
                 }
                 // The sender lives as long as the region.
@@ -328,6 +327,10 @@ impl Region {
             ended = telling => ended,
             () = over.cancelled() => Ok(()),
         };
+        if self.moving.is_said() {
+            // It has it, or is gone.
+            self.moving.note_heard();
+        }
         let mut attended = node.attended();
         if attended.as_ref().is_some_and(|attended| attended.number == number) {
             *attended = None;

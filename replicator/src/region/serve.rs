@@ -1,8 +1,10 @@
 //! What a region's daemon answers peers that were let in, and what it knows of who may ask.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordination::leadership::Change;
+use coordination::region::Part;
 use proto::messages::control_response::Body as Answer;
 use proto::messages::{
     ControlRequest, ControlResponse, GatherOpen, Refusal, ReplicateOpen, ReplicateReady, RewindOpen,
@@ -14,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use transport::{Connection, Peer, Stream, TransportError};
 
 use super::Region;
+use super::head::Heading;
 use crate::audit;
 use crate::audit::chain::Deed;
 use crate::daemon::authority::Condition;
@@ -21,6 +24,12 @@ use crate::daemon::serve::{Daemon, Door, accept};
 use crate::events::Kind as EventKind;
 use crate::voter::{of_a_voter, wire};
 use crate::zone;
+
+/// How long a host that takes over may take to play its region's part, before a primary is refused.
+const BEGINS: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(5);
 
 impl Region {
     /// Answers peers until `stop`, then stops everything in order.
@@ -53,6 +62,20 @@ impl Region {
         }
         let reason = format!("node {node} may ask this for itself, and for the zone that the file gives it");
         Err(Refusal::new(Kind::NotAllowed, reason))
+    }
+
+    /// Waits a moment where this host has just taken over as the region's head, and is about to know who
+    /// leads and to follow: a primary that is refused meanwhile comes again only after seconds.
+    async fn until_it_plays_a_part(&self) {
+        let begins =
+            || self.owner.part() == Part::Starting || self.voter.view().standing(&self.own.name).is_none();
+        let takes_over = self.heading.as_ref().is_some_and(Heading::takes_over);
+        let playing = async {
+            while takes_over && begins() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(BEGINS, playing).await;
     }
 
     /// Whether `name` coordinates the promotion in progress.
@@ -108,6 +131,7 @@ impl Daemon for Region {
             (Condition::LeadsEpoch, open::Purpose::Replicate(ReplicateOpen { epoch, .. }))
             | (Condition::LeadsEpoch, open::Purpose::Seed(SeedOpen { epoch, .. }))
             | (Condition::LeadsEpoch, open::Purpose::Rewind(RewindOpen { epoch, .. })) => {
+                self.until_it_plays_a_part().await;
                 self.owner.admit(name, Epoch(*epoch)).await
             }
             (Condition::ShallLead, open::Purpose::Gather(GatherOpen { epoch, .. })) => {
