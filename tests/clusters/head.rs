@@ -356,7 +356,6 @@ async fn the_head_of_a_secondary_region_moves_as_well() {
         })
         .await;
         cluster.until_whole("eu-west").await;
-        cluster.until_level().await;
     }
     let home = std::fs::read_to_string(cluster.region("eu-west").join("daemon.log")).unwrap();
     assert_eq!((copies(&home), copies(&cluster.node_said("eu-west", "n1"))), (0, 1), "nobody is copied anew");
