@@ -54,6 +54,9 @@ const ROTATED: Duration = Duration::from_secs(20);
 /// How long a change of the voters may take.
 const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
 
+/// How long a host that serves may take to tell how long nobody took writes.
+const TELLS_GAP: Duration = Duration::from_secs(2);
+
 /// How long a host to which the head has moved may take until it takes writes: another one may have to.
 const MOVED: Duration = Duration::from_secs(90);
 
@@ -325,6 +328,7 @@ impl Operator {
             return Ok(begun);
         }
         let since = now();
+        let mut served = None;
         loop {
             let watch = Ask::MoveHead(MoveHeadRequest { watch: true, ..order.clone() });
             let ended = match self.ask(own, watch, PATIENCE).await {
@@ -333,8 +337,13 @@ impl Operator {
                 Err(e) => Some(Err(asked(e))),
             };
             match ended {
-                // It tells how long nobody took writes a moment after it does.
-                Some(Ok(next)) if next.head != begun.to || next.gap_us > 0 => {
+                // It tells how long nobody took writes a moment after it does; where it did not hear when
+                // they ended, it does not.
+                Some(Ok(next))
+                    if next.head != begun.to
+                        || next.gap_us > 0
+                        || served.get_or_insert_with(now).elapsed() >= TELLS_GAP =>
+                {
                     return Ok(HeadMove { from: begun.head, steps: begun.steps, ..next });
                 }
                 Some(Err(e)) if since.elapsed() >= MOVED => return Err(e),

@@ -334,10 +334,13 @@ pub fn head_move(region: &RegionName, moved: &HeadMove) -> String {
             "{head} is the head of {region}: {to} did not take over in time, and nothing is lost.\n"
         );
     }
-    let gap = Duration::from_micros(moved.gap_us).as_secs_f64() * 1e3;
+    let gap = match moved.gap_us {
+        0 => "How long nothing was taken is not known: it was told, and has forgotten".to_owned(),
+        us => format!("Nothing was taken for {:.0} ms", Duration::from_micros(us).as_secs_f64() * 1e3),
+    };
     format!(
         "{to} is the head of {region}, which {from} was. Nothing is lost.\n\
-         Nothing was taken for {gap:.0} ms. {from} follows as a node.\n"
+         {gap}. {from} follows as a node.\n"
     )
 }
 

@@ -20,6 +20,7 @@ mod slot;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ use runtime::task::{Thread, blocking};
 
 use self::account::{Account, AccountError};
 use self::aside::Aside;
+use crate::below::Below;
 use crate::installation::{Installation, Installations};
 use crate::major::LogicalSlots;
 use crate::protocol::client::ConnectOptions;
@@ -283,15 +285,29 @@ impl Instance {
     /// redo removes the catalog rows that it decodes with, and were it a writer again its consumer would be
     /// told what never was. They can be removed only while PostgreSQL does not run.
     fn drop_slots_of_a_writer(&self) -> Result<(), InstanceError> {
+        let logical_too = self.installation().major.logical_slots() == LogicalSlots::Lost;
+        self.drop_slots_that(|slots, slot| {
+            slot == READER || (logical_too && slot::is_logical(slots, Path::new(slot)))
+        })
+    }
+
+    /// Drops every slot of an instance that does not run; of one that runs, none.
+    ///
+    /// # Errors
+    /// When a file cannot be read or removed.
+    pub fn drop_slots(&self) -> Result<(), InstanceError> {
+        self.drop_slots_that(|_, _| true)
+    }
+
+    fn drop_slots_that(&self, go: impl Fn(&Below, &OsStr) -> bool) -> Result<(), InstanceError> {
         let place = self.options.data_dir.join("pg_replslot");
         let Ok(slots) = self.data()?.directory(Path::new("pg_replslot")) else { return Ok(()) };
         if self.process().is_some() {
             return Ok(());
         }
-        let logical_too = self.installation().major.logical_slots() == LogicalSlots::Lost;
         let mut dropped = false;
         for slot in slots.names().map_err(at(&place))?.into_iter().map(|slot| slot.name) {
-            if slot == READER || (logical_too && slot::is_logical(&slots, Path::new(&slot))) {
+            if go(&slots, &slot) {
                 let slot_place = place.join(&slot);
                 tracing::info!("{}: this slot of the time as a writer is dropped", slot_place.display());
                 slots.remove_any(&slot).map_err(at(&slot_place))?;

@@ -300,7 +300,13 @@ impl<C: Cluster> Owner<C> {
                 Err(_) => Err(Trouble(late)),
             }
         };
-        let Err(why) = handing.await else { return Ok(()) };
+        let why = match handing.await {
+            Err(why) => why,
+            Ok(()) if self.voter.accepted().promotion.is_none() && self.still(&Deed::Lead { epoch }) => {
+                return Ok(());
+            }
+            Ok(()) => Trouble::new("a promotion has begun"),
+        };
         Err(busy(format!("{why}; {}", self.leads_again(epoch).await?)))
     }
 

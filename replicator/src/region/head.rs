@@ -233,6 +233,9 @@ impl Region {
     /// A refusal, where this host only stands and the zone may have another head, or may be the head no more.
     pub(super) async fn admits(&self, open: &ZoneOpen) -> Result<(), Refusal> {
         let Some(heading) = &self.heading else { return Ok(()) };
+        if self.moving.is_said() {
+            return Err(Refusal::new(Kind::NotHead, "this host has handed over"));
+        }
         if self.volume.is_open() {
             let is_new = |copy: &ZoneCopy| copy.promised == Some(Ballot::default());
             return if open.copies.iter().any(is_new) { self.is_head().await } else { Ok(()) };
@@ -394,7 +397,8 @@ async fn leads(
     let mut stream = connection.open_stream(&open).await.ok()?;
     let word = stream.receive::<NodeWord>(MAX_CONTROL_MESSAGE_BYTES).await.ok()??;
     connection.close("it was only asked who is the head");
-    Some(word.refusal.is_none())
+    // One that has handed over is about to be gone.
+    word.stopped_us.is_none().then_some(word.refusal.is_none())
 }
 
 /// Whether the volume was closed as another host has it.

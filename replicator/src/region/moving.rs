@@ -7,7 +7,8 @@
 //! head steps down, whatever becomes of the other one: where that does not take over within the usual time,
 //! another host does. Nothing that was said is relied on: what shuts the old head out is the volume.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,8 +81,10 @@ pub(crate) struct Moving {
     queue: tokio::sync::Mutex<mpsc::Receiver<Ordered>>,
     /// What the nodes are told.
     told: watch::Sender<Told>,
-    /// How many of them have the last word.
-    heard: AtomicUsize,
+    /// Which of them have the last word, or are gone since it was said.
+    heard: Mutex<BTreeSet<NodeName>>,
+    /// A move is under way.
+    busy: AtomicBool,
     /// The move that was ordered last, as far as it is; or the one that brought the head here.
     last: Mutex<HeadMove>,
     /// Where the redo of the writer ended that was stopped.
@@ -98,7 +101,8 @@ impl Default for Moving {
             orders,
             queue: tokio::sync::Mutex::new(queue),
             told: watch::Sender::default(),
-            heard: AtomicUsize::new(0),
+            heard: Mutex::default(),
+            busy: AtomicBool::new(false),
             last: Mutex::default(),
             stopped: Mutex::default(),
             over: CancellationToken::new(),
@@ -135,9 +139,13 @@ impl Moving {
         self.told.subscribe()
     }
 
-    /// One more node has the last word.
-    pub(super) fn note_heard(&self) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
+    /// This node has the last word, or is gone.
+    pub(super) fn note_heard(&self, node: NodeName) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
+    }
+
+    fn have_heard(&self, nodes: &BTreeSet<NodeName>) -> bool {
+        nodes.is_subset(&self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns once the head has handed over, and whoever ordered it was told.
@@ -181,8 +189,11 @@ impl Region {
             });
         }
         let (answer, answered) = oneshot::channel();
-        let full = |_| busy("the head is on its way already: see `replicator events`");
-        self.moving.orders.try_send((to, answer)).map_err(full)?;
+        let under_way = || busy("the head is on its way already: see `replicator events`");
+        if self.moving.busy.swap(true, Ordering::Relaxed) {
+            return Err(under_way());
+        }
+        self.moving.orders.try_send((to, answer)).map_err(|_| under_way())?;
         answered.await.unwrap_or_else(|_| Err(busy("this daemon is stopping")))
     }
 
@@ -345,6 +356,7 @@ impl Region {
                 }
             }
             let is_over = moved.is_ok();
+            self.moving.busy.store(is_over, Ordering::Relaxed);
             let _ = answer.send(moved.map(|()| self.moving.last().clone()));
             if is_over {
                 tokio::time::sleep(ANSWER).await;
@@ -378,14 +390,17 @@ impl Region {
         if let Err(found) = self.may_move(to) {
             return Err(nothing(self.refusal(&found, to)));
         }
+        if self.owner.cluster().leader().is_some() != leads {
+            return Err(nothing(busy("the region plays another part than when it was asked")));
+        }
+        // That host starts itself again at once, without a word. The others may need it to be said twice.
+        let others: BTreeSet<NodeName> = self.attended().into_iter().filter(|name| name != to).collect();
         match leads {
             true => self.hand_writer_over(to, &mut steps).await?,
             false => self.say_last_word(to, now()),
         }
-        // That host starts itself again at once, without a word. The others may need it to be said twice.
-        let others = self.attended().saturating_sub(1);
         let all = async {
-            while self.moving.heard.load(Ordering::Relaxed) < others {
+            while !self.moving.have_heard(&others) {
                 tokio::time::sleep(LOOK).await;
             }
         };
@@ -530,6 +545,9 @@ impl Region {
             if !instance.tablespaces().map_err(words)?.is_empty() {
                 return Err("they have tablespaces outside of the data directory".to_owned());
             }
+            if instance.promoting().map_err(words)?.is_some() {
+                return Err("they were to be a writer's".into());
+            }
             if instance.is_standby() {
                 return Ok(());
             }
@@ -543,7 +561,11 @@ impl Region {
                 && control.checkpoint_timeline == end.timeline
                 && control.checkpoint_lsn < end.end_lsn;
             match is_whole {
-                true => instance.configure(PartOfPostgres::Standby).map_err(words),
+                true => {
+                    // A copy would have no slots either: nobody on a node looks after them.
+                    instance.drop_slots().map_err(words)?;
+                    instance.configure(PartOfPostgres::Standby).map_err(words)
+                }
                 false => Err(format!(
                     "its control file says {:?} with a checkpoint at {}, and the volume ended at {}",
                     control.state, control.checkpoint_lsn, end.end_lsn

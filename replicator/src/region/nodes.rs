@@ -197,9 +197,9 @@ impl Region {
     }
 
     /// How many nodes are connected.
-    pub(super) fn attended(&self) -> usize {
-        let nodes = self.its_nodes().into_iter().map(|own| self.nodes.node(&own.name));
-        nodes.filter(|node| node.attended().is_some()).count()
+    pub(super) fn attended(&self) -> Vec<NodeName> {
+        let names = self.its_nodes().into_iter().map(|own| own.name);
+        names.filter(|name| self.nodes.node(name).attended().is_some()).collect()
     }
 
     /// Draws a number for the region's data, if they have none yet.
@@ -329,7 +329,7 @@ impl Region {
         };
         if self.moving.is_said() {
             // It has it, or is gone.
-            self.moving.note_heard();
+            self.moving.note_heard(own.name.clone());
         }
         let mut attended = node.attended();
         if attended.as_ref().is_some_and(|attended| attended.number == number) {
