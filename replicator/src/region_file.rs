@@ -282,7 +282,7 @@ impl RegionState {
     /// # Errors
     /// When it cannot be read or is not a record.
     pub fn load(path: &Path) -> Result<Option<RegionState>, StateError> {
-        match std::fs::read(path) {
+        match runtime::private::read(path) {
             Ok(content) => RegionState::parse(&content)
                 .map(Some)
                 .map_err(|what| StateError::Malformed { path: path.display().to_string(), what }),

@@ -2,7 +2,7 @@
 //! and narrowed afterwards.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,12 +21,27 @@ pub fn restrict_process() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-/// How to open a file that is private if this makes it.
+/// How to open a file that is private if this makes it. Nothing that is no plain file, such as a named pipe,
+/// holds up whoever opens it.
 #[must_use]
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.mode(FILE_MODE);
+    options.mode(FILE_MODE).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     options
+}
+
+/// Reads a plain file.
+///
+/// # Errors
+/// When it cannot be read, or is something else: a named pipe would never end.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = options().read(true).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no plain file: move away what is there in its place"));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Makes a file anew, to be written. One of the name is removed first, and is not written to, nor what it
@@ -116,5 +131,18 @@ mod tests {
         make_passable(&passable).unwrap();
         assert_eq!((mode(&passable), mode(&directory.path().join("p"))), (PASSABLE_MODE, PASSABLE_MODE));
         assert!(!directory.path().join("target.new").exists());
+    }
+    #[test]
+    fn a_named_pipe_in_the_place_of_a_file_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let [pipe, file] = ["pipe", "file"].map(|name| directory.path().join(name));
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        assert!(read(&pipe).unwrap_err().to_string().contains("no plain file"));
+        assert!(options().append(true).open(&pipe).is_err(), "nobody reads it");
+        assert!(read(directory.path()).is_err());
+        std::fs::write(&file, "text").unwrap();
+        assert_eq!(read(&file).unwrap(), b"text");
+        assert_eq!(read(&directory.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

@@ -1,6 +1,6 @@
 //! What was set or left behind before a start keeps no region from its work.
 
-use replicator_tests::{Cluster, until};
+use replicator_tests::{Cluster, text, until};
 use sqlx::Executor;
 
 use crate::row;
@@ -95,5 +95,27 @@ async fn a_seed_ends_the_standby_that_a_killed_daemon_left_running() {
     // One that has ended may wait for its parent's word; it works nowhere any more.
     assert!(std::fs::read_link(format!("/proc/{left}/cwd")).is_err(), "{left} runs still");
     cluster.until_streams("eu-west").await;
+    cluster.assert_identical().await;
+}
+
+/// Somebody promotes a secondary's PostgreSQL behind the daemon's back: the region is a secondary again, by
+/// itself, with nothing that it wrote as a writer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_somebody_else_promotes_is_a_standby_again() {
+    let cluster = Cluster::up(1);
+    cluster.expect(&["promoted by somebody else", "not rewound", "this region does not lead any more"]);
+    let mut primary = cluster.connect("us-east").await;
+    primary.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
+    cluster.until_level().await;
+    let mut standby = cluster.connect("eu-west").await;
+    standby.execute("SELECT pg_promote(wait => false)").await.unwrap();
+    until("it is brought back", || async {
+        let said = text(&cluster.run(&["events", "--region", "eu-west"]).stdout);
+        said.contains("rewind-begun")
+    })
+    .await;
+    primary.execute("INSERT INTO t VALUES (2)").await.unwrap();
+    cluster.until_streams("eu-west").await;
+    cluster.until_level().await;
     cluster.assert_identical().await;
 }

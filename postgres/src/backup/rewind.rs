@@ -31,6 +31,17 @@ impl Instance {
         started.and(stopped)
     }
 
+    /// Whether this was a standby that somebody promoted, not [`Instance::promote`], and that ended before it
+    /// had begun a timeline of its own. Recovered as a writer it would write on the one that it followed, and
+    /// look as if it had nothing that is to be rewound.
+    ///
+    /// # Errors
+    /// When the control file cannot be read.
+    pub fn is_promoted_by_another(&self) -> Result<bool, InstanceError> {
+        let halfway = !self.is_standby() && self.promoting()?.is_none();
+        Ok(halfway && self.control_data()?.state == ClusterState::InArchiveRecovery)
+    }
+
     /// The command that rewinds the data of the instance, which does not run, to where they parted from the
     /// server at [`REWIND_PORT`] in the directory of its sockets. Redo that is not in `pg_wal` any more is
     /// taken from `segments`.

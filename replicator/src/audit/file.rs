@@ -99,7 +99,7 @@ impl Files {
 
     /// Where the chain ends, as is kept beside it.
     fn head(&self) -> io::Result<Head> {
-        match std::fs::read(self.head_path()) {
+        match runtime::private::read(&self.head_path()) {
             // One that is none says nothing, and the lines do.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Head::default()),
@@ -117,7 +117,7 @@ impl Files {
         let (mut lines, mut seen, mut bytes) = (Vec::new(), 0_u64, 0);
         let aside = (1..=KEEP).rev().map(|age| self.aside(age));
         for path in aside.chain([self.path()]) {
-            let content = match std::fs::read(&path) {
+            let content = match runtime::private::read(&path) {
                 Ok(content) => content,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e),

@@ -106,7 +106,7 @@ impl Files {
     pub fn read(&self) -> std::io::Result<Vec<Event>> {
         let mut events = Vec::new();
         for path in [&self.older, &self.path] {
-            match std::fs::read(path) {
+            match runtime::private::read(path) {
                 Ok(content) => events.extend(parse(&content)),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),

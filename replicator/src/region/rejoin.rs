@@ -170,6 +170,9 @@ impl Follower {
     async fn take_rewind(&self, open: RewindOpen, tunnel: &mut Tunnel) -> Result<Lsn, FollowError> {
         let (epoch, history) = (Epoch(open.epoch), parse(open.timeline, &open.history)?);
         self.leave_data(epoch, &history).await?;
+        if self.instance.is_promoted_by_another()? {
+            return Err(FollowError::Rewind("its standby was promoted by somebody else (pg_promote)".into()));
+        }
         self.instance.settle_standby(SETTLE).await?;
         // pg_rewind finds a place for each, and makes no link to where the primary's lies.
         let (places, tablespaces) = (self.places.clone(), open.tablespaces);
