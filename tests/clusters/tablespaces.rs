@@ -208,9 +208,6 @@ async fn fill_with_noise(writer: &mut PgConnection, tablespace: &str, rows: i64)
     let make = format!("CREATE TABLE noise (id bigint PRIMARY KEY, pad bytea) TABLESPACE {tablespace}");
     writer.execute(AssertSqlSafe(make)).await.unwrap();
     writer.execute("ALTER TABLE noise ALTER pad SET STORAGE EXTERNAL").await.unwrap();
-    // A vacuum changes each page.
-    let alone = "ALTER TABLE noise SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)";
-    writer.execute(alone).await.unwrap();
     let rows_of_noise = "INSERT INTO noise SELECT g, pg_read_binary_file('/dev/urandom', 0 * g, 1048576) FROM generate_series(1, $1) g";
     sqlx::query(rows_of_noise).bind(rows).execute(writer).await.unwrap();
 }
@@ -253,7 +250,7 @@ async fn a_seed_carries_tablespaces_under_load_and_goes_on_where_it_was_cut() {
     fill(&mut writer, "u", "three", 1000).await;
     cluster.start_region("eu-west");
     until("it goes on, with what was there", || async {
-        seed(&cluster).is_some_and(|[bytes, total, kept]| kept > total / 10 && bytes > total * 6 / 10)
+        seed(&cluster).is_some_and(|[bytes, total, kept]| kept > total * 3 / 10 && bytes > total * 6 / 10)
     })
     .await;
     // One that is made while the backup is under way comes by redo.
