@@ -227,6 +227,11 @@ async fn tokens_outlive_their_authority_for_as_long_as_it_is_trusted() {
     assert_eq!(logs_in(&old).await.unwrap(), "app");
     let _ = cluster.printed(&["certs", "--new-authority"]);
     let _ = cluster.printed(&["certs", "--renew"]);
+    // The daemon looks at its files from time to time.
+    until("the new authority's certificates are let in", || async {
+        cluster.run(&["events", "--region", "us-east"]).status.success()
+    })
+    .await;
     let new = token("new");
     until("both are let in", || async {
         // The old one's file of authorities may be of before the new authority.
