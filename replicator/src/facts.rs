@@ -49,6 +49,19 @@ impl LeaderFacts {
         self.reader.released.held
     }
 
+    /// Whether it knows that nobody else leads: then what it has is the newest.
+    #[must_use]
+    pub fn leads_surely(&self) -> bool {
+        let leads = match self.held() {
+            None | Some(Held::TooFewRegions { .. } | Held::Rpo) => true,
+            Some(
+                Held::Lease | Held::Promotion | Held::GivenUp | Held::Contradicted { .. } | Held::Unasked,
+            ) => false,
+        };
+        // What holds its commits is as old as the last word with its writer; its lease is known now.
+        leads && self.lease_left_us.map_or(self.reader.streaming, |left_us| left_us > 0)
+    }
+
     /// What hinders it, in words; often empty.
     #[must_use]
     pub fn detail(&self) -> String {

@@ -174,8 +174,7 @@ impl Operator {
     pub fn new(config: Config, layout: &Layout) -> Result<Operator, OperatorError> {
         let identity = Identity::load(&layout.shown())?;
         let endpoint = Endpoint::bind(None, &identity)?;
-        endpoint.deny(config.denied.clone());
-        endpoint.require_roles(config.require_roles);
+        config.restrict(&endpoint);
         Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
     }
 

@@ -335,7 +335,7 @@ pub fn head_move(region: &RegionName, moved: &HeadMove) -> String {
         );
     }
     let gap = match moved.gap_us {
-        0 => "How long nothing was taken is not known: it was told, and has forgotten".to_owned(),
+        0 => format!("For how long nothing was taken is not known, as {to} took over by itself"),
         us => format!("Nothing was taken for {:.0} ms", Duration::from_micros(us).as_secs_f64() * 1e3),
     };
     format!(

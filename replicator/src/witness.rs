@@ -68,8 +68,7 @@ pub async fn run(
     let journal = Journal::open(&places.events())?;
     let audit = Audit::new(places.directory());
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
-    endpoint.deny(config.denied.clone());
-    endpoint.require_roles(config.require_roles);
+    config.restrict(&endpoint);
     let kept = Arc::new(RegionFile::new(places.state(), state));
     source.log.tell_epoch(kept.epoch());
     let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
@@ -243,19 +242,26 @@ impl Witness {
             let refused = format!("it is the file of cluster {}, and this is {}", new.cluster, now.cluster);
             return Reloaded { refused, ..Reloaded::default() };
         }
-        let mut keys = vec![told("denied", Outcome::Unchanged, "")];
-        if new.denied != now.denied {
-            self.endpoint.deny(new.denied.clone());
-            self.endpoint.require_roles(new.require_roles);
-            let text = format!(
-                "configuration of {}: denied certificates were {:?}, and are {:?}; it holds from now on",
-                self.door.names.own, now.denied, new.denied
-            );
-            tracing::info!("{text}");
-            self.journal.note(EventKind::ConfigurationChanged, text);
-            now.denied = new.denied.clone();
-            keys = vec![told("denied", Outcome::Applied, "")];
+        let shown = |config: &Config| {
+            [
+                ("denied", format!("{:?}", config.denied)),
+                ("require_roles", format!("{:?}", config.require_roles)),
+            ]
+        };
+        let mut keys = Vec::new();
+        for ((key, was), (_, is)) in shown(&now).into_iter().zip(shown(&new)) {
+            let changed = was != is;
+            if changed {
+                let own = &self.door.names.own;
+                let text =
+                    format!("configuration of {own}: {key} was {was}, and is {is}; it holds from now on");
+                tracing::info!("{text}");
+                self.journal.note(EventKind::ConfigurationChanged, text);
+            }
+            keys.push(told(key, if changed { Outcome::Applied } else { Outcome::Unchanged }, ""));
         }
+        new.restrict(&self.endpoint);
+        (now.denied, now.require_roles) = (new.denied.clone(), new.require_roles);
         if new.agreement() != now.agreement() {
             let detail = "restart the witness, and every daemon whose file says something else";
             keys.push(told("what voters agree on", Outcome::NeedsRestart, detail));

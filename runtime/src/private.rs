@@ -132,6 +132,7 @@ mod tests {
         assert_eq!((mode(&passable), mode(&directory.path().join("p"))), (PASSABLE_MODE, PASSABLE_MODE));
         assert!(!directory.path().join("target.new").exists());
     }
+
     #[test]
     fn a_named_pipe_in_the_place_of_a_file_holds_nobody_up() {
         let directory = tempfile::tempdir().unwrap();

@@ -503,6 +503,11 @@ async fn certificates_of_before_there_were_roles_go_on_until_they_are_renewed() 
     })
     .await;
     assert!(!cluster.printed(&["certs", "--list"]).contains("none"));
+    // From now on one without a role is refused, by regions and the witness.
+    let file = std::fs::read_to_string(cluster.file()).unwrap();
+    std::fs::write(cluster.file(), file.replace("require_roles = false", "require_roles = true")).unwrap();
+    let reloaded = cluster.printed(&["reload"]);
+    assert_eq!(reloaded.matches("applied        require_roles").count(), 3, "{reloaded}");
     let _ = cluster.printed(&["promote", "--region", "eu-west"]);
     cluster.until_streams("us-east").await;
 }

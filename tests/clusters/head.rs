@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use replicator_tests::ledger::Ledger;
+use replicator_tests::ledger::{Acknowledged, Ledger};
 use replicator_tests::{Cluster, connect_to, now, text, until, with_children};
 use sqlx::PgConnection;
 
@@ -43,6 +43,14 @@ async fn until_taken(urls: &[String]) -> String {
             }
         }
         assert!(begin.elapsed() < Duration::from_secs(60), "nobody takes writes");
+    }
+}
+
+/// Nothing that was acknowledged is missing in any of these PostgreSQLs.
+async fn assert_on_hosts(acknowledged: &Acknowledged, urls: &[String]) {
+    for url in urls {
+        let missing = acknowledged.missing_in(&mut connect_to(url).await).await;
+        assert_eq!(missing, Vec::<i64>::new(), "acknowledged, and not on the host of {url}");
     }
 }
 
@@ -107,10 +115,7 @@ async fn a_head_that_is_gone_is_replaced_and_nothing_acknowledged_is_lost() {
     println!("{} commits; the longest gaps: {:?}, {:?}", acknowledged.count(), gap(killed), gap(paused));
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
-    for url in &urls {
-        let missing = acknowledged.missing_in(&mut connect_to(url).await).await;
-        assert_eq!(missing, Vec::<i64>::new(), "acknowledged, and not on the host of {url}");
-    }
+    assert_on_hosts(&acknowledged, &urls).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,10 +285,7 @@ async fn a_head_moves_there_and_back_on_an_operators_word() {
     cluster.until_level().await;
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
-    for url in &urls {
-        let missing = acknowledged.missing_in(&mut connect_to(url).await).await;
-        assert_eq!(missing, Vec::<i64>::new(), "acknowledged, and not on the host of {url}");
-    }
+    assert_on_hosts(&acknowledged, &urls).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

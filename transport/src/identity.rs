@@ -23,8 +23,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
-use crate::peer::Certificate;
-use crate::peer::OF_ROLES;
+use crate::peer::{Certificate, OF_ROLES};
 pub use crate::peer::{Holder, OPERATOR, Peer};
 
 /// How long certificates are valid.

@@ -11,6 +11,7 @@ use postgres::sockets::SUPERUSER;
 use primary::gate::CommitPolicy;
 use proto::messages::Agreement;
 use proto::{ClusterId, NodeName, RegionName};
+use transport::Endpoint;
 use transport::token::subject_pattern;
 use volume::quorum::CopyId;
 
@@ -340,6 +341,14 @@ pub struct NodeConfig {
     pub reader_endpoint: Option<SocketAddr>,
 }
 
+impl NodeConfig {
+    /// Whether it has all that the region's head needs.
+    #[must_use]
+    pub fn may_lead(&self) -> bool {
+        self.listen.is_some() && self.zone.is_some() && self.postgres.is_some()
+    }
+}
+
 impl RegionConfig {
     /// Where its daemon is reached: at one of these, with commas between, where other hosts may take over.
     #[must_use]
@@ -493,6 +502,13 @@ impl Config {
         let mut settings = self.settings.clone();
         settings.extend(region.settings.clone());
         settings
+    }
+
+    /// Has `endpoint` let in nobody whom the file denies, and none without a role where one is required; the
+    /// connections of those that there are end.
+    pub fn restrict(&self, endpoint: &Endpoint) {
+        endpoint.deny(self.denied.clone());
+        endpoint.require_roles(self.require_roles);
     }
 
     /// The lines of `pg_hba.conf` beside those that the daemon needs: nobody comes in over the network as the

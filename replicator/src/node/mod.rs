@@ -205,8 +205,7 @@ pub async fn run(
     let (_lock, identity, shown) = enter_node(&places, &places.node(&node).lock(), &name, &node)?;
     tracing::info!("node {node} of region {name}");
     let endpoint = Endpoint::bind(None, &identity)?;
-    endpoint.deny(config.denied.clone());
-    endpoint.require_roles(config.require_roles);
+    config.restrict(&endpoint);
     let heard = places.node(&node).heard();
     let hearing = region.take_over_after.map(|after| Arc::new(Hearing::new(after, heard, source.silent)));
     let candidates = region.candidates();

@@ -193,7 +193,7 @@ pub(crate) struct Region {
     /// Its head on the way to another host.
     moving: moving::Moving,
     doors: Arc<Doors<Regional>>,
-    /// Commits whose clients would not wait.
+    /// What PostgreSQL's log says and nobody else tells.
     logged: logged::Logged,
     /// Places for sessions of rehearsals.
     rehearsing: tokio::sync::Semaphore,
@@ -296,8 +296,7 @@ pub async fn run(
     )
     .await?;
     let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
-    endpoint.deny(config.denied.clone());
-    endpoint.require_roles(config.require_roles);
+    config.restrict(&endpoint);
     let file = Arc::new(RegionFile::new(places.state(), state));
     log.tell_epoch(file.epoch());
     let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);

@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use volume::quorum::CopyState;
 
 use super::Region;
-use super::nodes::leads_surely;
 use crate::config::NodeConfig;
 use crate::events::Kind as EventKind;
 use crate::node::file::NodeFile;
@@ -208,7 +207,7 @@ impl Region {
         match self.owner.cluster().leader() {
             Some(leader) => {
                 let facts = leader.facts();
-                facts.state() == State::Streaming && leads_surely(&facts)
+                facts.state() == State::Streaming && facts.leads_surely()
             }
             None => match self.owner.cluster().follower() {
                 Some(follower) => {
@@ -234,7 +233,7 @@ impl Region {
         let serves = match self.owner.cluster().leader() {
             Some(leader) => {
                 matches!(self.owner.part(), Part::Leading { .. })
-                    && leads_surely(&leader.facts())
+                    && leader.facts().leads_surely()
                     && leader.reads()
             }
             None => self.owner.part() == Part::Following && state.system_id.is_some() && !state.rejoining,
@@ -256,7 +255,7 @@ impl Region {
         });
         let durable_lsn = self.volume.bounds().durable_lsn;
         Target::Other {
-            may_lead: own.listen.is_some() && own.zone.is_some() && own.postgres.is_some(),
+            may_lead: own.may_lead(),
             connected: report.is_some(),
             follows,
             behind_bytes: applied.map(|lsn| durable_lsn.0.saturating_sub(lsn.0)),

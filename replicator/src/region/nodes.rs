@@ -11,7 +11,6 @@ use postgres::protocol::client::ReplicationClient;
 use postgres::protocol::walsender::StandbyProgress;
 use postgres::wal::segment::SegmentSize;
 use primary::archive::{Archive, receive_inventory};
-use primary::gate::Held;
 use proto::messages::refusal::Kind;
 use proto::messages::{
     BackupOpen, BackupReady, FeedOpen, FeedReady, MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeReport,
@@ -33,7 +32,6 @@ use super::moving::Told as ToldOfMoves;
 use super::tablespaces::{BelowData, NoPlaces};
 use crate::config::NodeConfig;
 use crate::endpoint::way::Replica;
-use crate::facts::LeaderFacts;
 use crate::node::REPORT;
 use crate::node::plan::Origin;
 use crate::region_file::RegionState;
@@ -196,7 +194,7 @@ impl Region {
         (node.report(), node.applied())
     }
 
-    /// How many nodes are connected.
+    /// The nodes that are connected.
     pub(super) fn attended(&self) -> Vec<NodeName> {
         let names = self.its_nodes().into_iter().map(|own| own.name);
         names.filter(|name| self.nodes.node(name).attended().is_some()).collect()
@@ -299,9 +297,10 @@ impl Region {
                 let (may_lead, password, head) = match &self.heading {
                     Some(heading) => {
                         // To those alone that may take over.
-                        let may = own.listen.and(own.zone).and(own.postgres).is_some();
-                        let password =
-                            if may { secrets::load(&self.layout).unwrap_or_default() } else { String::new() };
+                        let password = match own.may_lead() {
+                            true => secrets::load(&self.layout).unwrap_or_default(),
+                            false => String::new(),
+                        };
                         (true, password, heading.host.to_string())
                     }
                     None => Default::default(),
@@ -517,7 +516,7 @@ impl Region {
     fn newest(&self) -> Option<Told> {
         let cluster = self.owner.cluster();
         match (cluster.leader(), cluster.follower()) {
-            (Some(leader), _) => leads_surely(&leader.facts()).then(|| self.nodes.told().clone()),
+            (Some(leader), _) => leader.facts().leads_surely().then(|| self.nodes.told().clone()),
             (None, Some(follower)) => Some(follower.inbound.state().heard),
             (None, None) => None,
         }
@@ -587,18 +586,6 @@ fn behind(newest: Option<&Told>, applied_lsn: Option<Lsn>) -> Option<Duration> {
 /// The system of the data that a region has, if a copy of them can be made.
 fn copyable(state: &RegionState) -> Option<SystemId> {
     state.system_id.filter(|_| !state.rejoining)
-}
-
-/// Whether a primary knows that nobody else leads: then what it has is the newest.
-pub(super) fn leads_surely(leader: &LeaderFacts) -> bool {
-    let leads = match leader.held() {
-        None | Some(Held::TooFewRegions { .. } | Held::Rpo) => true,
-        Some(Held::Lease | Held::Promotion | Held::GivenUp | Held::Contradicted { .. } | Held::Unasked) => {
-            false
-        }
-    };
-    // What holds its commits is as old as the last word with its writer; its lease is known now.
-    leads && leader.lease_left_us.map_or(leader.reader.streaming, |left_us| left_us > 0)
 }
 
 /// Keeps the redo that a node's standby has not applied, however old it is, and notes that `data` of it need

@@ -208,8 +208,7 @@ impl Region {
         let Config { retain, max_size_bytes, repair_bytes_per_second, scrub_every, .. } = force;
         self.log.limit(force.logs);
         self.doors.limit(force.endpoints);
-        self.endpoint.deny(force.denied.clone());
-        self.endpoint.require_roles(force.require_roles);
+        force.restrict(&self.endpoint);
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);

@@ -128,8 +128,7 @@ pub async fn run(
     };
     let names = Names::of(&config, &name);
     let endpoint = Endpoint::bind(None, &identity)?;
-    endpoint.require_roles(config.require_roles);
-    endpoint.deny(config.denied);
+    config.restrict(&endpoint);
     let zone = Zone {
         door: Arc::new(Door { asked: Asked::Zone, cluster_id: identity.cluster_id, names }),
         own,
