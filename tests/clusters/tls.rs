@@ -136,6 +136,8 @@ async fn certificates_and_the_authority_turn_over_under_load() {
     assert_eq!(said(breaks), 0);
     let held = || cluster.printed(&["events", "--json"]).matches("commits-held").count();
     let before = held();
+    // What somebody writes into the file meanwhile waits until it is asked for.
+    cluster.configure("postgresql.settings = { work_mem = \"7MB\" }\n");
     let early = cluster.run(&["certs", "--drop-old-authority"]);
     assert!(early.status.success(), "there is one authority: {}", text(&early.stderr));
     let steps = ["--renew", "--renew", "--new-authority", "--renew", "--drop-old-authority"];
@@ -177,6 +179,11 @@ async fn certificates_and_the_authority_turn_over_under_load() {
             })
             .await;
         }
+    }
+    for url in [cluster.printed(&["url", "--region", "us-east"]), cluster.node_url("us-east", "n2")] {
+        let mut open = PgConnection::connect(&url).await.unwrap();
+        let work_mem: String = sqlx::query_scalar("SHOW work_mem").fetch_one(&mut open).await.unwrap();
+        assert_eq!(work_mem, "4MB", "nobody has asked for what the file says");
     }
     // Also those connect anew that were connected all the time: a promotion asks every voter.
     assert_eq!(said(breaks), 0, "{}", cluster.logs());

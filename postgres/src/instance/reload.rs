@@ -123,6 +123,15 @@ impl Instance {
         taken
     }
 
+    /// Has the running instance read the certificate that lies there now; what is configured stays.
+    ///
+    /// # Errors
+    /// As [`Instance::reload`].
+    pub async fn take_certificate(&self) -> Result<(), ReloadError> {
+        let own = self.own().clone();
+        self.reload(own).await.map(drop)
+    }
+
     async fn take(
         &self,
         session: &mut Session,

@@ -459,23 +459,27 @@ impl Replica {
         Ok(())
     }
 
-    /// Reads the file again each time that is asked for by a signal, and gives PostgreSQL what is its own.
+    /// Reads the file again each time that is asked for by a signal, and gives PostgreSQL what is its own;
+    /// and has it take another certificate once that lies there.
     async fn reload_when_told(&self, source: &Source) {
         loop {
-            let asked = source.again.notified();
-            tokio::select! {
-                () = asked => {}
-                () = self.instance.until_another_certificate() => {}
-            }
-            manager::reloading();
-            let reloaded = self.reload(source).await;
-            manager::serving();
-            match reloaded {
-                Ok(()) => tracing::info!("regions.toml was read again"),
-                Err(why) => {
-                    tracing::warn!("regions.toml was read again and is not taken: {why}");
-                    tokio::time::sleep(RELOAD_AGAIN).await;
+            let taken = tokio::select! {
+                () = source.again.notified() => {
+                    manager::reloading();
+                    let reloaded = self.reload(source).await;
+                    manager::serving();
+                    reloaded.inspect(|()| tracing::info!("regions.toml was read again")).inspect_err(|why| {
+                        tracing::warn!("regions.toml was read again and is not taken: {why}");
+                    })
                 }
+                () = self.instance.until_another_certificate() => {
+                    self.instance.take_certificate().await.map_err(|e| e.to_string()).inspect_err(|why| {
+                        tracing::warn!("PostgreSQL does not take its other certificate: {why}");
+                    })
+                }
+            };
+            if taken.is_err() {
+                tokio::time::sleep(RELOAD_AGAIN).await;
             }
         }
     }

@@ -56,7 +56,7 @@ impl Region {
     async fn renew_servers_certificate(&self) -> Infallible {
         loop {
             self.instance.until_another_certificate().await;
-            let reloaded = self.reload().await;
+            let reloaded = self.take_servers_certificate().await;
             let refused = reloaded.keys.iter().any(|key| key.outcome() == Outcome::Refused);
             if refused || !reloaded.refused.is_empty() {
                 tokio::time::sleep(AGAIN).await;

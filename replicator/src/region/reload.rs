@@ -119,7 +119,25 @@ impl Region {
     /// Reads the file again, and takes what can be taken now; says what became of each key.
     pub(super) async fn reload(&self) -> Reloaded {
         let _one = self.in_force.reloading.lock().await;
-        let reloaded = match self.try_to_reload().await {
+        let taken = match self.read_again().await {
+            Ok(new) => self.try_to_take(new).await,
+            Err(refused) => Err(refused),
+        };
+        self.told(taken)
+    }
+
+    /// Has PostgreSQL take the certificate that lies there now; what is configured stays as it is, whatever
+    /// the file says by now: nobody has asked for that.
+    pub(super) async fn take_servers_certificate(&self) -> Reloaded {
+        let _one = self.in_force.reloading.lock().await;
+        let in_force = (*self.in_force.get()).clone();
+        let taken = self.try_to_take(in_force).await;
+        self.told(taken)
+    }
+
+    /// What was `taken`, said in the log.
+    fn told(&self, taken: Result<Vec<ReloadedKey>, String>) -> Reloaded {
+        let reloaded = match taken {
             Ok(keys) => Reloaded { keys, ..Reloaded::default() },
             Err(refused) => Reloaded { refused, ..Reloaded::default() },
         };
@@ -141,13 +159,16 @@ impl Region {
         reloaded
     }
 
-    async fn try_to_reload(&self) -> Result<Vec<ReloadedKey>, String> {
+    async fn read_again(&self) -> Result<Config, String> {
         let (source, name) = (self.in_force.source.clone(), self.own.name.clone());
         let read = blocking("read regions.toml", move || {
             let config = Config::load(&source.file).map_err(|e| e.to_string())?;
             Ok::<Config, String>(source.complete(config, &name))
         });
-        let new = read.await.map_err(|e| e.to_string())??;
+        read.await.map_err(|e| e.to_string())?
+    }
+
+    async fn try_to_take(&self, new: Config) -> Result<Vec<ReloadedKey>, String> {
         let (old, name) = (self.in_force.get(), &self.own.name);
         let keys = reload::decide(name, &old, &new);
         if keys.iter().any(|key| matches!(key.fate, Fate::Refused(_))) {
