@@ -9,6 +9,8 @@ use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, PATIENCE, free_port, now, text, until};
 use sqlx::{Connection, Executor, PgConnection};
 
+use crate::row;
+
 /// A cluster whose file ends with a section for PostgreSQL that tests change.
 fn cluster(secondaries: usize, postgresql: &str) -> Cluster {
     let cluster = Cluster::new(secondaries);
@@ -425,4 +427,36 @@ async fn a_rotation_that_is_interrupted_anywhere_locks_nobody_out_and_is_finishe
     // Files that were put back as they were some time ago.
     std::fs::write(cluster.region("eu-west").join("superuser.password"), "stale").unwrap();
     until("what is stale is mended", || async { password("eu-west") == password("us-east") }).await;
+}
+
+/// Lines that PostgreSQL does not take are found by `check`. A writer that starts with them all the same lets
+/// nobody in, and says why; corrected ones are taken while it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_no_rule_is_found_before_and_can_be_corrected_after_a_start() {
+    let cluster = cluster(0, "hba = [\"host all stranger all reject\"]");
+    cluster.start();
+    let good = std::fs::read_to_string(cluster.file()).unwrap();
+    let bad = good.replace("all reject", "all rejekt");
+    std::fs::write(cluster.file(), &bad).unwrap();
+    let checked = cluster.run(&["check"]);
+    let said = text(&checked.stderr);
+    assert!(!checked.status.success() && said.contains("rejekt") && said.contains("`hba`"), "{said}");
+    cluster.expect(&["clients are not let in"]);
+    cluster.kill("us-east", true).await;
+    cluster.start_region("us-east");
+    until("it says why nobody comes in", || async {
+        row(&cluster, "us-east").1.contains("replicator reload takes it")
+    })
+    .await;
+    // As long as it is wrong, it is refused.
+    let (told, well) = reload(&cluster, &[]);
+    assert!(!well || told["us-east"].is_empty(), "{told:?}");
+    std::fs::write(cluster.file(), &good).unwrap();
+    let (told, well) = reload(&cluster, &[]);
+    assert!(well, "{told:?}");
+    until("clients are in", || async {
+        PgConnection::connect(&cluster.printed(&["url", "--region", "us-east"])).await.is_ok()
+    })
+    .await;
+    assert!(is_rejected(&cluster, "us-east", "stranger").await);
 }

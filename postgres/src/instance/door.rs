@@ -41,10 +41,10 @@ hostssl all       all      all scram-sha-256
 ";
 
 /// Who may connect.
-const RULES: &str = "pg_hba.conf";
+pub(super) const RULES: &str = "pg_hba.conf";
 
 /// Which name of a system's, or of a certificate, may be which role.
-const MAP: &str = "pg_ident.conf";
+pub(super) const MAP: &str = "pg_ident.conf";
 
 /// What is there as long as the door of the running writer is shut, beside its sockets: where nobody copies
 /// it with the data.
@@ -73,11 +73,11 @@ const LOADED: &str = "SELECT pg_conf_load_time()";
 
 /// Lines of the file that are no rules. One for encrypted clients is, though it matches nobody before the
 /// server has read its certificate.
-const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules \
+pub(super) const MISTAKES: &str = "SELECT line_number, error FROM pg_hba_file_rules \
      WHERE error <> 'hostssl record cannot match because SSL is disabled' LIMIT 1";
 
 /// Lines of the map that are none.
-const MISTAKES_OF_MAP: &str =
+pub(super) const MISTAKES_OF_MAP: &str =
     "SELECT line_number, error FROM pg_ident_file_mappings WHERE error IS NOT NULL LIMIT 1";
 
 /// A line of a file that PostgreSQL does not take.
@@ -104,7 +104,7 @@ pub enum DoorError {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// A line of the user's is no rule.
-    #[error("{0}; no client is let in. Correct it in regions.toml, and start the daemon again")]
+    #[error("{0}; no client is let in. Correct it in regions.toml; replicator reload takes it")]
     Rules(Mistake),
     /// The server did not read its rules.
     #[error("PostgreSQL did not read pg_hba.conf within {} s; no client is let in yet", RELOAD.as_secs())]
@@ -214,6 +214,7 @@ impl Instance {
     }
 
     async fn let_in(&self, session: &mut Session) -> Result<(), DoorError> {
+        let _alone = self.ruling.lock().await;
         self.write_rules(true)?;
         if let Some(mistake) = mistake(session).await? {
             self.write_rules(false)?;
@@ -225,6 +226,17 @@ impl Instance {
         let sockets = self.sockets()?;
         sockets.remove_file(MARK).map_err(at(&sockets.path().join(MARK)))?;
         Ok(())
+    }
+
+    /// The first mistake in the user's lines as they are now, of a server whose door is shut: it stays so.
+    pub(super) async fn mistake_behind_door(
+        &self,
+        session: &mut Session,
+    ) -> Result<Option<Mistake>, DoorError> {
+        self.write_rules(true)?;
+        let mistake = mistake(session).await;
+        self.write_rules(false)?;
+        Ok(mistake?)
     }
 
     /// Has the running server read its configuration and its rules again; whether it did in time.

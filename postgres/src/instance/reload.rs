@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::door::{ANSWER, Mistake, RELOAD, mistake};
+use super::door::{ANSWER, DoorError, Mistake, RELOAD, mistake};
 use super::{Instance, InstanceError};
 use crate::protocol::session::{Session, SessionError};
 
@@ -67,15 +67,15 @@ pub enum ReloadError {
     /// PostgreSQL cannot be asked.
     #[error("PostgreSQL is not there to be asked what it thinks of its configuration: {0}")]
     Session(#[from] SessionError),
-    /// It lets no client in yet.
-    #[error("PostgreSQL does not let clients in yet")]
-    Shut,
     /// A line of `hba` is no rule, or one of `ident` no map.
     #[error("{0}")]
     Rules(Mistake),
     /// A setting is not taken.
     #[error("PostgreSQL does not take {0}")]
     Setting(String),
+    /// See [`DoorError`].
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// PostgreSQL did not read its files.
     #[error("PostgreSQL did not read its configuration within {} s", RELOAD.as_secs())]
     NotRead,
@@ -109,6 +109,7 @@ impl Instance {
     /// When PostgreSQL does not answer, or does not take it: nothing was changed then.
     pub async fn reload(&self, new: Own) -> Result<BTreeMap<String, Took>, ReloadError> {
         let mut session = self.session(ANSWER).await?;
+        let _alone = self.ruling.lock().await;
         let before = std::mem::replace(&mut *self.own(), new.clone());
         let taken = self.take(&mut session, &before, &new).await;
         if taken.is_err() {
@@ -138,10 +139,12 @@ impl Instance {
         before: &Own,
         new: &Own,
     ) -> Result<BTreeMap<String, Took>, ReloadError> {
-        if !self.write_open_rules()? {
-            return Err(ReloadError::Shut);
-        }
-        if let Some(mistake) = mistake(session).await? {
+        // One that lets no client in yet, be it for a mistake in the lines so far, does so by these.
+        let mistake = match self.write_open_rules()? {
+            true => mistake(session).await?,
+            false => self.mistake_behind_door(session).await?,
+        };
+        if let Some(mistake) = mistake {
             return Err(ReloadError::Rules(mistake));
         }
         self.write_settings(None)?;

@@ -1,6 +1,7 @@
 //! `replicator check`: what the file's own words cannot tell. The PostgreSQLs of this machine are looked at,
-//! and say what they think of their settings.
+//! and say what they think of their settings and rules.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use postgres::installation::InstallationError;
@@ -12,13 +13,16 @@ use crate::layout::Layout;
 use crate::local;
 use crate::local::certificates::{self, Listed};
 
-/// Looks at the PostgreSQL that each region would run here, and has it read the region's settings. Those of
+/// Looks at the PostgreSQL that each region would run here, and has it read the region's settings, and the lines of
+/// `hba` and `ident`. Those of
 /// other machines are said not to be looked at.
 pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyResult {
     let found = local::installations(config, layout).map_err(|e| format!("{}: {e}", file.display()))?;
     // Where there is no such account nothing runs; who starts a daemon is told.
     let account = Account::resolve(config.os_user.as_deref()).ok();
     let mut wrong: Vec<String> = Vec::new();
+    // Regions have the same lines, and mostly the same PostgreSQL.
+    let mut asked: BTreeSet<String> = BTreeSet::new();
     for (region, installation) in found {
         let name = &region.name;
         match installation {
@@ -34,7 +38,15 @@ pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyRe
                     // Mostly they are the same for all.
                     && !wrong.iter().any(|known| known.ends_with(&why))
                 {
-                    let version = installation.version;
+                    let version = &installation.version;
+                    wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
+                }
+                if !(config.hba.is_empty() && config.ident.is_empty())
+                    && let Some(account) = &account
+                    && asked.insert(installation.version.clone())
+                    && let Err(why) = installation.check_rules(account, &config.hba, &config.ident)
+                {
+                    let version = &installation.version;
                     wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
                 }
             }

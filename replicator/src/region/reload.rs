@@ -218,7 +218,7 @@ impl Region {
         });
         checked.await.map_err(|e| e.to_string())??;
         self.instance.reload(after).await.map_err(|e| match e {
-            ReloadError::Session(_) | ReloadError::Shut => format!("{e}: reload again once it is"),
+            ReloadError::Session(_) => format!("{e}: reload again once it is"),
             other => other.to_string(),
         })
     }
