@@ -253,6 +253,7 @@ impl Inbound {
             held: Held::default(),
             received: watch::Sender::new((Lsn(ready.durable_lsn), 0)),
         };
+        self.set_state(true, String::new());
         let end = turn.run(session.run(sender, receiver, &wanted)).await.unwrap_or(SessionEnd::Displaced);
         tracing::warn!("no longer receiving redo: {end}");
         self.set_state(false, end.to_string());
