@@ -73,6 +73,21 @@ async fn a_standby_that_cannot_be_started_is_started_once_it_can() {
     cluster.assert_identical().await;
 }
 
+/// A secondary whose data directory somebody moves away while it runs is seeded, without a word to anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secondary_whose_data_directory_is_moved_away_is_seeded_while_it_runs() {
+    let cluster = Cluster::up(1);
+    cluster.expect(&["its data directory is gone", "PostgreSQL ended", "failed", "eu-west"]);
+    cluster.connect("us-east").await.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
+    cluster.until_level().await;
+    let (data, daemon) = (cluster.region("eu-west").join("pgdata"), cluster.daemon("eu-west"));
+    std::fs::rename(&data, data.with_file_name("elsewhere")).unwrap();
+    until("it has data again", || async { data.join("global/pg_control").exists() }).await;
+    cluster.until_streams("eu-west").await;
+    cluster.assert_identical().await;
+    assert_eq!(cluster.daemon("eu-west"), daemon, "nobody has started it again");
+}
+
 /// A daemon that is killed while its data are being replaced leaves a standby behind that nobody keeps.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_ends_the_standby_that_a_killed_daemon_left_running() {

@@ -18,6 +18,7 @@ mod reload;
 mod settings;
 mod slot;
 mod tls;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -152,6 +153,8 @@ pub struct Instance {
     own: Arc<Mutex<Own>>,
     /// What the running server is known to have read for encryption; none of one that was found running.
     loaded: Arc<Mutex<Option<tls::Read>>>,
+    /// Held by whoever has the running server read other rules: one at a time.
+    ruling: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Instance {
@@ -160,7 +163,7 @@ impl Instance {
     pub fn new(mut options: InstanceOptions) -> Instance {
         let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
         let own = Own { settings, hba, ident: std::mem::take(&mut options.ident) };
-        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default() }
+        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default(), ruling: Arc::default() }
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -449,9 +452,7 @@ impl Instance {
     /// they get an id that no process has, and PostgreSQL removes them. The rest of them stays, as it looks
     /// there for shared memory that is still used.
     pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
-        let lock = self.socket().with_added_extension("lock");
-        let lock = PathBuf::from(lock.file_name().unwrap_or_default());
-        let places = [(self.data()?, PathBuf::from(POSTMASTER)), (self.sockets()?, lock)];
+        let places = [(self.data()?, PathBuf::from(POSTMASTER)), (self.sockets()?, self.socket_lock())];
         for (directory, name) in places {
             let io = at(&directory.path().join(&name));
             if let Some(content) = files::if_any(directory.read_to_string(&name)).map_err(&io)? {
@@ -497,6 +498,10 @@ impl Instance {
     /// The running postmaster of this data directory.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {
+        self.process_in_place().or_else(|| self.process_of_moved())
+    }
+
+    fn process_in_place(&self) -> Option<Pid> {
         let content = self.read(POSTMASTER).ok()?;
         let process = content.lines().next()?.trim().parse().ok()?;
         // A process id may have been given to another program since, or put there by somebody who wants that
@@ -506,6 +511,23 @@ impl Instance {
         let data_dir = self.options.data_dir.canonicalize().ok()?;
         let is_ours = works_in == data_dir && frozen::owner(process) == Some(self.options.account.user_id);
         is_ours.then_some(Pid::from_raw(process))
+    }
+
+    /// The one whose data directory somebody has moved away since: its socket's lock names it, and it was
+    /// started by this command.
+    fn process_of_moved(&self) -> Option<Pid> {
+        let content = self.sockets().ok()?.read_to_string(self.socket_lock()).ok()?;
+        let process = content.lines().next()?.trim().parse().ok()?;
+        let command = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
+        let mut words = command.split(|byte| *byte == 0).skip_while(|word| *word != b"-D").skip(1);
+        let is_ours = words.next() == Some(self.options.data_dir.as_os_str().as_encoded_bytes())
+            && frozen::owner(process) == Some(self.options.account.user_id);
+        is_ours.then_some(Pid::from_raw(process))
+    }
+
+    fn socket_lock(&self) -> PathBuf {
+        let lock = self.socket().with_added_extension("lock");
+        PathBuf::from(lock.file_name().unwrap_or_default())
     }
 
     /// Those of its processes that are stopped by a signal: they exist, and do nothing.

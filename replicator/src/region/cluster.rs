@@ -196,7 +196,8 @@ impl Cluster for RegionalCluster {
             open: volume.is_open(),
             durable: Redo::new(bounds.timeline, bounds.durable_lsn),
             has_redo: !volume.is_empty(),
-            writer_runs: instance.process().is_some() && !instance.is_standby(),
+            // Where its data were moved away nothing says what it is.
+            writer_runs: instance.process().is_some() && instance.exists() && !instance.is_standby(),
             primary_lsn: self.follower().map_or(Lsn::ZERO, |follower| follower.heard()),
             refused: leader.is_some_and(|leader| leader.primary().is_fenced()),
         }

@@ -1,6 +1,7 @@
 //! The part of a secondary: takes redo, and keeps the region's standby fed. How it gets data to begin with is
 //! in `rejoin`.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -42,6 +43,12 @@ const REMAINS_UNUSED: Duration = Duration::from_secs(60);
 
 /// How often a standby that could not be started is tried again.
 const START_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often is looked whether the data directory is there …
+const LOOK_AT_DATA: Duration = Duration::from_secs(1);
+
+/// … and how long it is not, before it is gone.
+const GONE: Duration = Duration::from_secs(10);
 
 /// A secondary region at work.
 #[derive(Debug)]
@@ -303,19 +310,23 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits until the standby needs redo that the volume does not keep any more. It never gets on then: the
-    /// region has no data that it could lead with, and asks the primary for a seed. The standby goes on
-    /// answering what it has until that comes.
+    /// Waits until the standby needs redo that the volume does not keep any more, or somebody has taken its
+    /// data directory away. It never gets on then: the region has no data that it could lead with, and asks
+    /// the primary for a seed. A standby goes on answering what it has until that comes.
     fn starve(&self) -> impl Future<Output = ()> + Send + 'static {
         let (mut missing, lacks) = (self.heard.missing.subscribe(), self.lacks.clone());
         let (record, inbound, volume) = (self.record.clone(), self.inbound.clone(), self.volume.clone());
+        let data_dir = self.instance.options().data_dir.clone();
         async move {
-            // The sender lives as long as the follower.
-            let Ok(Some(lsn)) = missing.wait_for(Option::is_some).await.map(|lsn| *lsn) else { return };
-            let why = format!(
-                "its standby needs redo from {lsn} on, and the oldest that the region keeps is {}",
-                volume.bounds().horizon_lsn
-            );
+            let why = tokio::select! {
+                // The sender lives as long as the follower.
+                missing = missing.wait_for(Option::is_some) => {
+                    let Ok(Some(lsn)) = missing.map(|lsn| *lsn) else { return };
+                    let kept_from = volume.bounds().horizon_lsn;
+                    format!("its standby needs redo from {lsn} on, and the oldest that the region keeps is {kept_from}")
+                }
+                () = until_gone(&data_dir) => format!("its data directory is gone: {}", data_dir.display()),
+            };
             tracing::error!("{why}; the primary is asked for a seed");
             *lacks.lock().unwrap_or_else(PoisonError::into_inner) = why;
             // Recorded first: the primary asks again at once, and is then answered so.
@@ -443,6 +454,27 @@ impl Follower {
     /// Gives the running standby to whoever promotes it. It is fed until this is stopped.
     pub async fn give_engine(&self) -> Option<Engine> {
         self.following.lock().await.as_mut()?.engine.take()
+    }
+}
+
+/// Waits until nothing is where the data directory was, for longer than somebody takes who puts another in
+/// its place. An empty one is not gone: a disk may be missing, which comes back.
+async fn until_gone(data_dir: &Path) {
+    let mut since = None;
+    loop {
+        tokio::time::sleep(LOOK_AT_DATA).await;
+        let path = data_dir.to_owned();
+        let looked = blocking("look whether the data are there", move || {
+            let is_missing = |path: &Path| {
+                std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            };
+            is_missing(&path) && path.parent().is_some_and(|above| !is_missing(above))
+        });
+        match looked.await {
+            Ok(true) if since.get_or_insert_with(now).elapsed() >= GONE => return,
+            Ok(true) => {}
+            Ok(false) | Err(_) => since = None,
+        }
     }
 }
 
