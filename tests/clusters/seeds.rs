@@ -2,31 +2,15 @@
 
 use std::os::unix::fs::FileExt;
 
+use replicator_tests::seeding::{Seed, fill_with_noise};
 use replicator_tests::{Cluster, text, until};
-use sqlx::{Executor, PgConnection};
+use sqlx::Executor;
 
 /// Rows of a MiB that does not compress.
 const ROWS: i64 = 200;
 
-/// How fast the seed may be sent: some 12 s for all of it.
-const BANDWIDTH: &str = "160Mbit/s";
-
-async fn fill(connection: &mut PgConnection) {
-    connection.execute("CREATE TABLE t (id bigint PRIMARY KEY, pad bytea)").await.unwrap();
-    connection.execute("ALTER TABLE t ALTER pad SET STORAGE EXTERNAL").await.unwrap();
-    let rows = "INSERT INTO t SELECT g, pg_read_binary_file('/dev/urandom', 0 * g, 1048576) FROM generate_series(1, $1) g";
-    sqlx::query(rows).bind(ROWS).execute(connection).await.unwrap();
-}
-
-/// How far the seed of eu-west is, as us-east says, bytes: what is in place or on its way, of how many, and
-/// what was not sent.
-fn seed(cluster: &Cluster) -> Option<[u64; 3]> {
-    let output = cluster.run(&["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let row = status["regions"].as_array()?.iter().find(|row| row["name"] == "eu-west")?;
-    let bytes = |what: &str| row["seed"][what].as_u64();
-    Some([bytes("bytes")?, bytes("total_bytes")?, bytes("not_sent_bytes")?])
-}
+/// How fast the seed may be sent: some 16 s for all of it.
+const BANDWIDTH: &str = "120Mbit/s";
 
 /// What a region's daemon says was sent to bring the other one's data up, the last time, bytes.
 fn sent(cluster: &Cluster) -> u64 {
@@ -40,23 +24,23 @@ async fn a_seed_that_is_cut_twice_sends_what_is_there_only_once() {
     let cluster = Cluster::up(1);
     cluster.expect(&["the seed failed"]);
     let mut writer = cluster.connect("us-east").await;
-    fill(&mut writer).await;
-    writer.execute("CHECKPOINT").await.unwrap();
+    fill_with_noise(&mut writer, "pg_default", ROWS).await;
     cluster.until_level().await;
     cluster.configure_region("eu-west", &format!("bandwidth = \"{BANDWIDTH}\""));
     let _ = cluster.printed(&["reload"]);
     let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
     until("a good part has arrived", || async {
-        seed(&cluster).is_some_and(|[bytes, total, _]| total > 100 << 20 && bytes > total * 4 / 10)
+        Seed::of(&cluster, "eu-west").is_some_and(|seed| seed.total_bytes > 100 << 20 && seed.has_tenths(6))
     })
     .await;
     cluster.kill("eu-west", false).await;
     // What was sent changes: it is compared, and sent again.
     let mut writer = cluster.connect("us-east").await;
-    writer.execute("UPDATE t SET id = id + 1000 WHERE id <= 3").await.unwrap();
+    writer.execute("UPDATE noise SET id = id + 1000 WHERE id <= 3").await.unwrap();
     cluster.start_region("eu-west");
     until("it goes on, with what was there", || async {
-        seed(&cluster).is_some_and(|[bytes, total, kept]| kept > total * 3 / 10 && bytes > total * 7 / 10)
+        Seed::of(&cluster, "eu-west")
+            .is_some_and(|seed| seed.not_sent_bytes > seed.total_bytes * 3 / 10 && seed.has_tenths(8))
     })
     .await;
     cluster.kill("us-east", false).await;

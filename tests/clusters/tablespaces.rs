@@ -7,6 +7,7 @@ use std::process::Command;
 
 use nix::unistd::User;
 use replicator_tests::ledger::Ledger;
+use replicator_tests::seeding::{Seed, fill_with_noise};
 use replicator_tests::{Cluster, connect_to, has_amcheck, text, until};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -203,24 +204,6 @@ fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Rows of a MiB that does not compress, in a tablespace.
-async fn fill_with_noise(writer: &mut PgConnection, tablespace: &str, rows: i64) {
-    let make = format!("CREATE TABLE noise (id bigint PRIMARY KEY, pad bytea) TABLESPACE {tablespace}");
-    writer.execute(AssertSqlSafe(make)).await.unwrap();
-    writer.execute("ALTER TABLE noise ALTER pad SET STORAGE EXTERNAL").await.unwrap();
-    let rows_of_noise = "INSERT INTO noise SELECT g, pg_read_binary_file('/dev/urandom', 0 * g, 1048576) FROM generate_series(1, $1) g";
-    sqlx::query(rows_of_noise).bind(rows).execute(writer).await.unwrap();
-}
-
-/// How far the seed of eu-west is, bytes: what is in place or on its way, of how many, and what was not sent.
-fn seed(cluster: &Cluster) -> Option<[u64; 3]> {
-    let output = cluster.run(&["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let row = status["regions"].as_array()?.iter().find(|row| row["name"] == "eu-west")?;
-    let bytes = |what: &str| row["seed"][what].as_u64();
-    Some([bytes("bytes")?, bytes("total_bytes")?, bytes("not_sent_bytes")?])
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_carries_tablespaces_under_load_and_goes_on_where_it_was_cut() {
     let cluster = Cluster::up(1);
@@ -234,11 +217,11 @@ async fn a_seed_carries_tablespaces_under_load_and_goes_on_where_it_was_cut() {
     writer.execute("CREATE TABLE gone TABLESPACE two AS SELECT 1 AS n").await.unwrap();
     cluster.until_level().await;
     let ledger = Ledger::start(&cluster.printed(&["url", "--region", "us-east"]), 2).await;
-    cluster.configure_region("eu-west", "bandwidth = \"160Mbit/s\"");
+    cluster.configure_region("eu-west", "bandwidth = \"80Mbit/s\"");
     let _ = cluster.printed(&["reload"]);
     let _ = cluster.printed(&["reseed", "--region", "eu-west", "--yes"]);
     until("a good part has arrived", || async {
-        seed(&cluster).is_some_and(|[bytes, total, _]| total > 100 << 20 && bytes > total * 4 / 10)
+        Seed::of(&cluster, "eu-west").is_some_and(|seed| seed.total_bytes > 100 << 20 && seed.has_tenths(6))
     })
     .await;
     cluster.kill("eu-west", false).await;
@@ -250,7 +233,8 @@ async fn a_seed_carries_tablespaces_under_load_and_goes_on_where_it_was_cut() {
     fill(&mut writer, "u", "three", 1000).await;
     cluster.start_region("eu-west");
     until("it goes on, with what was there", || async {
-        seed(&cluster).is_some_and(|[bytes, total, kept]| kept > total * 3 / 10 && bytes > total * 6 / 10)
+        Seed::of(&cluster, "eu-west")
+            .is_some_and(|seed| seed.not_sent_bytes > seed.total_bytes * 2 / 10 && seed.has_tenths(7))
     })
     .await;
     // One that is made while the backup is under way comes by redo.

@@ -12,6 +12,7 @@ pub mod collector;
 pub mod flood;
 pub mod lags;
 pub mod ledger;
+pub mod seeding;
 pub mod simulation;
 pub mod wan;
 
