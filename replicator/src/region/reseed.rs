@@ -1,5 +1,5 @@
 //! A region that an operator has seeded anew: what it has is moved aside, and nothing is deleted. Its
-//! certificate and its vote stay.
+//! certificate, its vote and the lost writes that it keeps stay.
 //!
 //! The daemon notes that in `region.json` and ends; the next one moves the data before anything uses them,
 //! and goes on where a crash has left off.
@@ -78,11 +78,8 @@ pub(super) fn set_aside(
     let failed = |path: &Path, source: io::Error| StateError::Io { path: path.display().to_string(), source };
     let volume = aside.join("volume");
     private::make_directory(&volume).map_err(|e| failed(&aside, e))?;
-    let mut moves = vec![
-        (places.pgdata(), aside.join("pgdata")),
-        (places.tablespaces(), aside.join("tablespaces")),
-        (places.lost(), aside.join("lost")),
-    ];
+    let mut moves =
+        vec![(places.pgdata(), aside.join("pgdata")), (places.tablespaces(), aside.join("tablespaces"))];
     for zone in ['a', 'b', 'c'].into_iter().filter(|zone| !apart.contains(zone)) {
         let zone = format!("az-{zone}");
         let from = places.volume().join(&zone);
@@ -169,9 +166,7 @@ mod tests {
         std::fs::create_dir_all(places.aside("T")).unwrap();
         std::fs::rename(places.pgdata(), places.aside("T").join("pgdata")).unwrap();
         let after = set_aside(&places, state.clone(), &['b']).unwrap();
-        for path in
-            ["pgdata/PG_VERSION", "tablespaces/7/PG_15_1/5/6", "lost/epoch-1/meta", "volume/az-a/a1/log"]
-        {
+        for path in ["pgdata/PG_VERSION", "tablespaces/7/PG_15_1/5/6", "volume/az-a/a1/log"] {
             assert!(
                 places.aside("T").join(path).exists() && !places.directory().join(path).exists(),
                 "{path}"
@@ -180,6 +175,7 @@ mod tests {
         assert!(places.directory().join("volume/az-b/b1/log").exists(), "another process has it");
         assert!(disk.path().join("aside-T/c1").exists() && places.volume().join("az-c").is_symlink());
         assert!(places.identity().join("key").exists());
+        assert!(places.lost().join("epoch-1/meta").exists(), "`replicator lost` still finds it");
         assert_eq!((after.system_id, after.forgot, after.aside.clone()), (None, true, None));
         assert_eq!((&after.acceptor, &after.memory), (&state.acceptor, &state.memory), "the vote");
         assert_eq!(RegionState::load(&places.state()).unwrap(), Some(after));
