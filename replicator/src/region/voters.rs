@@ -34,7 +34,7 @@ impl Region {
         let membership = match (request.add.as_str(), request.remove.as_str()) {
             ("", "") => return Ok(self.show_voters(self.voter.agreed().map(|agreed| agreed.record))),
             (add, "") => self.addition(name(add)?)?,
-            (_, remove) => Membership::Remove { name: name(remove)? },
+            (_, remove) => self.removal(name(remove)?)?,
         };
         let begin = now();
         loop {
@@ -59,6 +59,20 @@ impl Region {
             return Err(Refusal::new(Kind::NotAllowed, reason));
         }
         Ok(Membership::Add { name, witness })
+    }
+
+    /// One that was removed already may be so again; whose name nobody knows was mistyped.
+    fn removal(&self, name: RegionName) -> Result<Membership, Refusal> {
+        let known = self.show_voters(self.voter.agreed().map(|agreed| agreed.record)).voters;
+        if !known.iter().any(|voter| voter.name == name.as_str()) {
+            let known: Vec<&str> = known.iter().map(|voter| voter.name.as_str()).collect();
+            let reason = format!(
+                "{name} is no voter, nor in this daemon's regions.toml; nothing was changed. Those are {}",
+                known.join(", ")
+            );
+            return Err(Refusal::new(Kind::NotAllowed, reason));
+        }
+        Ok(Membership::Remove { name })
     }
 
     async fn try_to_change(&self, membership: &Membership) -> Result<Leadership, Hindered> {
