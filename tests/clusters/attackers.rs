@@ -294,6 +294,27 @@ fn assert_tampering_is_found(cluster: &Cluster) {
     std::fs::write(&path, &whole).unwrap();
 }
 
+/// One that cannot be written is told in `status`, and no order waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_that_cannot_be_written_is_told_and_holds_no_order_up() {
+    let cluster = Cluster::up(1);
+    cluster.expect(&["the audit"]);
+    let path = cluster.region("eu-west").join("audit.jsonl");
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    until("it is told", || async {
+        crate::row(&cluster, "eu-west").1.contains("its audit cannot be written")
+    })
+    .await;
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    cluster.until_streams("us-east").await;
+    let _ = cluster.printed(&["promote", "--region", "us-east"]);
+    until("it is over", || async { !crate::row(&cluster, "eu-west").1.contains("audit") }).await;
+}
+
 /// An operator's and a node's certificates are stolen, and are denied while rows are written: what the
 /// thief has open ends within seconds, nothing begins, and nothing else notices. The node gets another, and
 /// goes on.

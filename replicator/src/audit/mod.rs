@@ -11,7 +11,6 @@ pub mod file;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +50,8 @@ pub struct Audit(Arc<Inner>);
 struct Inner {
     files: Files,
     refusals: Mutex<HashMap<String, Refusals>>,
-    failing: AtomicBool,
+    /// Why the last deed was not kept; none if it was.
+    failing: Mutex<Option<String>>,
     /// The record of who leads, as it was kept last.
     record: Mutex<String>,
 }
@@ -84,7 +84,7 @@ impl Audit {
     #[must_use]
     pub fn new(directory: &Path) -> Audit {
         let files = Files::new(directory);
-        let (refusals, failing, record) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        let (refusals, failing, record) = (Mutex::default(), Mutex::default(), Mutex::default());
         Audit(Arc::new(Inner { files, refusals, failing, record }))
     }
 
@@ -99,13 +99,22 @@ impl Audit {
             Err(_) => Some(format!("it is not written within {} s", PATIENCE.as_secs())),
         };
         let is_kept = failed.is_none();
-        let was = self.0.failing.swap(!is_kept, Ordering::Relaxed);
-        if let Some(why) = failed.filter(|_| !was) {
+        let was = std::mem::replace(
+            &mut *self.0.failing.lock().unwrap_or_else(PoisonError::into_inner),
+            failed.clone(),
+        );
+        if let Some(why) = failed.filter(|_| was.is_none()) {
             tracing::warn!(
                 "the audit: {why}; what is ordered is done all the same, and not kept until it can be written"
             );
         }
         is_kept
+    }
+
+    /// Why the last deed was not kept; none if it was.
+    #[must_use]
+    pub fn failing(&self) -> Option<String> {
+        self.0.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps that somebody was refused, unless that happens too often.

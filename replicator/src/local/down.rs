@@ -10,12 +10,17 @@ use postgres::installation::Installation;
 use postgres::instance::account::Account;
 use postgres::instance::{Instance, InstanceOptions, Stop};
 use postgres::sockets::socket_dir_for;
+use proto::RegionName;
+use runtime::clock::now;
 
 use super::LocalResult;
 use crate::config::{Config, NodeConfig, RegionConfig, Role};
 use crate::daemon::lock::{DaemonLock, LockError};
 use crate::layout::{Apart, Layout};
 use crate::region_file::{RegionState, was_head};
+
+/// How often is said that somebody takes long to stop.
+const TELL: Duration = Duration::from_secs(5);
 
 /// Stops every region on this machine: the primary first, so that the secondaries get its last redo.
 ///
@@ -43,7 +48,7 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
             for region in of_role {
                 let places = layout.region(&region.name);
                 for lock in heads(layout, region) {
-                    until_free(&lock).await?;
+                    until_free(&region.name, &lock).await?;
                 }
                 // The zones last: the region's last redo goes to them.
                 let zones = ['a', 'b', 'c'].map(Apart::Zone).into_iter();
@@ -58,7 +63,7 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
                     let _ = kill(Pid::from_raw(holder), Signal::SIGTERM);
                 }
                 for lock in &locks {
-                    until_free(lock).await?;
+                    until_free(&region.name, lock).await?;
                 }
                 stop_orphan(&instance(config, layout, region, None)?).await?;
                 for node in &region.nodes {
@@ -72,7 +77,7 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
             if let Some(pid) = DaemonLock::holder(&lock)? {
                 let _ = kill(pid, Signal::SIGTERM);
             }
-            until_free(&lock).await?;
+            until_free(&witness.name, &lock).await?;
             eprintln!("{}: stopped", witness.name);
         }
         Ok(())
@@ -96,9 +101,21 @@ fn heads(layout: &Layout, region: &RegionConfig) -> Vec<PathBuf> {
     if heads.is_empty() { vec![places.lock()] } else { heads }
 }
 
-/// Waits until no process holds a lock.
-async fn until_free(lock: &Path) -> LocalResult {
-    while DaemonLock::holder(lock)?.is_some() {
+/// Waits until no process holds a lock; says each few seconds that it waits, and for whom.
+async fn until_free(name: &RegionName, lock: &Path) -> LocalResult {
+    let since = now();
+    let mut told = TELL;
+    while let Some(holder) = DaemonLock::holder(lock)? {
+        if since.elapsed() >= told {
+            let log = lock.with_file_name("daemon.log");
+            eprintln!(
+                "{name}: process {holder} is still stopping after {} s: PostgreSQL ends its sessions, writes a checkpoint and waits for \
+                 its archiver; see {}",
+                told.as_secs(),
+                log.display()
+            );
+            told += TELL;
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -237,6 +237,11 @@ impl Region {
                  full, and redo that nobody needs gave way; make room, or give [volume] max_size less"
             ));
         }
+        if let Some(why) = self.audit.failing() {
+            warnings.push(format!(
+                "its audit cannot be written: {why}; orders are carried out and not kept, and no token is granted: mend that"
+            ));
+        }
         let left_days = (self.certificates_end_s() - wall_us() / 1_000_000).div_euclid(86_400);
         if left_days < CERTIFICATE_DAYS {
             let ends =
