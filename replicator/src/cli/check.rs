@@ -13,8 +13,8 @@ use crate::layout::Layout;
 use crate::local;
 use crate::local::certificates::{self, Listed};
 
-/// Looks at the PostgreSQL that each region would run here, and has it read the region's settings, and the lines of
-/// `hba` and `ident`. Those of
+/// Looks at the PostgreSQL that each region would run here, and has it read the region's settings, and the
+/// lines of `hba` and `ident`. Those of
 /// other machines are said not to be looked at.
 pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyResult {
     let found = local::installations(config, layout).map_err(|e| format!("{}: {e}", file.display()))?;
