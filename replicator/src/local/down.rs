@@ -85,11 +85,21 @@ pub async fn down(config: &Config, layout: &Layout, timeout: Duration) -> LocalR
     match tokio::time::timeout(timeout, stopping).await {
         Ok(stopped) => stopped,
         Err(_) => Err(format!(
-            "not every region stopped within {} s; see daemon.log in its directory",
+            "{} did not stop within {} s: see daemon.log in its directory; `down` again waits for it",
+            still_running(config, layout).join(", "),
             timeout.as_secs()
         )
         .into()),
     }
+}
+
+/// Those of the file that still have a daemon here.
+fn still_running(config: &Config, layout: &Layout) -> Vec<String> {
+    let names = config.voters().into_iter().map(|voter| voter.name);
+    let runs =
+        |name: &RegionName| DaemonLock::holder(&layout.region(name).lock()).is_ok_and(|pid| pid.is_some());
+    let running: Vec<String> = names.filter(runs).map(|name| format!("the daemon of {name}")).collect();
+    if running.is_empty() { vec!["a region's PostgreSQL, node or zone".into()] } else { running }
 }
 
 /// The locks of the hosts here that are the region's head, or may be: one, but where it moved just now.
