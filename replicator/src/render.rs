@@ -511,7 +511,6 @@ pub fn table(status: &ClusterStatus) -> String {
         "Visible lag",
         "Connection",
     ];
-    let dash = || "-".to_owned();
     let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
     let lsn = |lsn: Option<u64>| lsn.map_or_else(dash, |l| Lsn(l).to_string());
     let ms = |ms: Option<u64>| ms.map_or_else(dash, show_ms);
@@ -556,6 +555,52 @@ pub fn table(status: &ClusterStatus) -> String {
         text.push_str(&format!("  note: {note}\n"));
     }
     text
+}
+
+/// The nodes of all regions, below each other.
+#[must_use]
+pub fn replicas(status: &ClusterStatus) -> String {
+    let heads = ["Region", "Node", "Zone", "State", "Applied LSN", "Visible lag", "Connection"];
+    let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
+    let or_dash = |text: &str| if text.is_empty() { dash() } else { text.to_owned() };
+    for (region, node) in status.regions.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)))
+    {
+        let seed = [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes];
+        rows.push(vec![
+            region.name.clone(),
+            node.name.clone(),
+            or_dash(&node.zone),
+            if node.state.is_empty() { "serves".into() } else { seeding(&node.state, seed) },
+            node.applied_lsn.map_or_else(dash, |lsn| Lsn(lsn).to_string()),
+            node.lag_ms.map_or_else(dash, show_ms),
+            or_dash(&node.url),
+        ]);
+    }
+    if rows.len() == 1 {
+        return "no region has nodes besides the host of its daemon; replicator replica add makes one\n"
+            .into();
+    }
+    columns(&rows)
+}
+
+/// The stable contract of `replica list --json`: an object for each node, as in `status --json`, with its
+/// region.
+#[must_use]
+pub fn replicas_json(status: &ClusterStatus) -> String {
+    let nodes = status.regions.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)));
+    let nodes: Vec<serde_json::Value> = nodes
+        .map(|(row, node)| {
+            let mut value = serde_json::to_value(json_node(node)).unwrap_or_default();
+            value["region"] = row.name.as_str().into();
+            value
+        })
+        .collect();
+    format!("{}\n", serde_json::json!({ "nodes": nodes }))
+}
+
+/// What stands where there is nothing to show.
+fn dash() -> String {
+    "-".to_owned()
 }
 
 /// A state, and how far a seed is.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, connect_to, fill_bulk, free_port, make_bulk, until, with_children};
+use replicator_tests::{Cluster, connect_to, fill_bulk, free_port, make_bulk, text, until, with_children};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::row;
@@ -185,4 +185,51 @@ async fn readers_are_spread_over_replicas_and_brought_to_none_that_does_not_go_o
         kill(other, Signal::SIGCONT).unwrap();
     }
     cluster.until_level().await;
+}
+
+/// A replica comes to a region under load and goes again by a command each; the file is afterwards what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_added_and_removed_by_a_command_while_rows_are_written() {
+    let cluster = Cluster::up(1);
+    let before = std::fs::read_to_string(cluster.file()).unwrap();
+    let ledger = load(&cluster).await;
+    ledger.until_written(50).await;
+    let own = ["--region", "eu-west", "--node", "r1"];
+    let at = format!("127.0.0.1:{}", free_port());
+    // What the file would not take changes nothing.
+    let refused = cluster.run(&[&["replica", "add"][..], &own, &["--postgres", "127.0.0.1:99999"]].concat());
+    assert!(!refused.status.success());
+    let unknown = cluster.run(&["replica", "add", "--region", "eu", "--node", "r1", "--postgres", &at]);
+    assert!(
+        text(&unknown.stderr).contains("there is no region eu; there are us-east"),
+        "{}",
+        text(&unknown.stderr)
+    );
+    assert_eq!(std::fs::read_to_string(cluster.file()).unwrap(), before);
+    let added = cluster.run(&[&["replica", "add"][..], &own, &["--postgres", &at]].concat());
+    assert!(added.status.success(), "{}", text(&added.stderr));
+    let listed = cluster.printed(&["replica", "list", "--region", "eu-west"]);
+    assert!(listed.contains("r1") && listed.contains("streaming"), "{listed}");
+    let twice = cluster.run(&[&["replica", "add"][..], &own, &["--postgres", &at]].concat());
+    assert!(text(&twice.stderr).contains("has a node r1 already"), "{}", text(&twice.stderr));
+    let acknowledged = ledger.acknowledged().await;
+    cluster.until_level().await;
+    cluster.until_node_streams("eu-west", "r1").await;
+    let rows = "SELECT count(*) FROM ledger";
+    let there: i64 = sqlx::query_scalar(rows).fetch_one(&mut cluster.connect("us-east").await).await.unwrap();
+    let url = cluster.node_url("eu-west", "r1");
+    until("the replica has them all", || async {
+        sqlx::query_scalar::<_, i64>(rows).fetch_one(&mut connect_to(&url).await).await.unwrap() == there
+    })
+    .await;
+    acknowledged.assert_in_all(&cluster).await;
+    let removed = cluster.run(&[&["replica", "remove"][..], &own].concat());
+    let said = text(&removed.stderr);
+    assert!(removed.status.success() && said.contains("its data stay there"), "{said}");
+    assert_eq!(std::fs::read_to_string(cluster.file()).unwrap(), before);
+    assert!(cluster.node("eu-west", "r1").join("pgdata").exists());
+    assert!(PgConnection::connect(&url).await.is_err(), "its PostgreSQL is stopped");
+    until("nobody speaks of it", || async { !cluster.printed(&["status"]).contains("r1") }).await;
+    let twice = cluster.run(&[&["replica", "remove"][..], &own].concat());
+    assert!(text(&twice.stderr).contains("eu-west has no node r1"), "{}", text(&twice.stderr));
 }

@@ -1,6 +1,7 @@
 //! What may be typed: commands, their arguments, and their help. Nothing is done here.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -212,6 +213,12 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The nodes of regions: list them, add a replica while everything goes on, remove one
+    #[command(after_help = help::REPLICA)]
+    Replica {
+        #[command(subcommand)]
+        action: ReplicaAction,
+    },
     /// Have a secondary seeded anew by the primary; what it has is set aside, and its vote kept
     #[command(after_help = help::RESEED)]
     Reseed {
@@ -415,6 +422,49 @@ pub(super) enum KeysAction {
         /// The region
         #[arg(long)]
         region: RegionName,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum ReplicaAction {
+    /// Show the nodes of every region: state, position, lag
+    List {
+        /// Only this region's
+        #[arg(long)]
+        region: Option<RegionName>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a node with a replica to a region: to the file, to its daemon, and on this machine its process
+    Add {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
+        /// The node, a name that the region does not have yet
+        #[arg(long)]
+        node: NodeName,
+        /// Where applications reach its PostgreSQL
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        postgres: SocketAddr,
+        /// Where it takes in clients that read
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        reader_endpoint: Option<SocketAddr>,
+        /// How long it may take to stream
+        #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+        timeout: Duration,
+    },
+    /// Stop a node that is a replica, and remove it from the file; its data stay where they are
+    Remove {
+        /// The region
+        #[arg(long)]
+        region: RegionName,
+        /// The node
+        #[arg(long)]
+        node: NodeName,
+        /// How long it may take to stop
+        #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
+        timeout: Duration,
     },
 }
 

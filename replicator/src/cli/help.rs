@@ -14,7 +14,8 @@ the operator's certificate in it.";
 
 /// `replicator up`.
 pub(super) const UP: &str = "\
-Ctrl-C stops every region cleanly; the next `up` goes on where it was.";
+Ctrl-C stops every region cleanly; the next `up` goes on where it was. With --detach it stops those
+that this `up` has started, and no other.";
 
 /// `replicator run`.
 pub(super) const RUN: &str = "\
@@ -84,8 +85,8 @@ within `take_over_after` where N does not. Ctrl-C stops the words, and not the m
 /// `replicator reseed`.
 pub(super) const RESEED: &str = "\
 For a region whose data are wrong or damaged: nothing has to be deleted by hand. Its data
-directory, its volume and the lost writes that it kept are moved to aside/<time> in its directory;
-its certificate and its vote stay. Its daemon starts again, and the primary sends a seed. Copies of
+directory and its volume are moved to aside/<time> in its directory; its certificate, its vote and
+the lost writes that it keeps stay. Its daemon starts again, and the primary sends a seed. Copies of
 zones with a process of their own stay where they are, and begin anew. A primary is refused: order
 a promotion first. Delete aside/<time> when you do not need it any more.";
 
@@ -94,6 +95,15 @@ pub(super) const REVOTE: &str = "\
 A voter whose directory is gone does not know what it has promised. It answers nothing until a
 majority of the other voters has told it theirs, which it asks by itself. Where those are lost for
 good, it needs your word, as two voters of two may. `status` says what it waits for.";
+
+/// `replicator replica`.
+pub(super) const REPLICA: &str = "\
+A replica follows its region's volume, not the writer, and is read by whoever needs its answers: see
+`url --reader` and the reader endpoint. `add` writes the node into regions.toml, has the daemons take
+it, and starts its process where the region runs on this machine; elsewhere it says what to do on the
+node's host. The first copy is made by a base backup within the region. The same by hand: the section
+[region.R.node.N], `certs`, `reload`, and `run --region R --node N`. Regions on other machines have
+files of their own: change those too.";
 
 /// `replicator voters`.
 pub(super) const VOTERS: &str = "\

@@ -18,6 +18,7 @@ mod owner;
 mod password;
 mod promote;
 mod reload;
+mod replica;
 mod signal;
 mod status;
 mod token;
@@ -195,6 +196,10 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             let lost = lost.iter().map(ToString::to_string).collect();
             let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down, lost };
             promote::promote(&Operator::new(config, &layout)?, &region, request, json).await
+        }
+        Command::Replica { action } => {
+            let file = cli.places.config().canonicalize()?;
+            replica::run(config, &layout, &file, action).await
         }
         Command::Reseed { region, yes } => {
             if !yes {

@@ -1,9 +1,10 @@
 //! `regions.toml`: read, checked, and every mistake reported at once with its place and what would be right.
 //!
 //! [`model`] is what the file says, [`read`] takes values out of it, [`check`] has a file for each section,
-//! and [`show`] shows mistakes in their places.
+//! and [`show`] shows mistakes in their places; [`edit`] changes the text for commands.
 
 mod check;
+pub mod edit;
 mod model;
 mod read;
 pub mod reload;

@@ -112,7 +112,7 @@ fn heads(layout: &Layout, region: &RegionConfig) -> Vec<PathBuf> {
 }
 
 /// Waits until no process holds a lock; says each few seconds that it waits, and for whom.
-async fn until_free(name: &RegionName, lock: &Path) -> LocalResult {
+pub(super) async fn until_free(name: &RegionName, lock: &Path) -> LocalResult {
     let since = now();
     let mut told = TELL;
     while let Some(holder) = DaemonLock::holder(lock)? {
