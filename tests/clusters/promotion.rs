@@ -5,7 +5,7 @@ use std::time::Duration;
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, Ordered, now, stays, text, until};
 use runtime::task::Task;
-use sqlx::{Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 /// What an old primary says when it is back after a failover.
 const DEPOSED: &str = "this region does not lead any more";
@@ -183,6 +183,42 @@ fn fail_over(cluster: &Cluster, to: &str) -> serde_json::Value {
     let output = cluster.run(&["promote", "--region", to, "--mode", "failover", "--json"]);
     assert!(output.status.success(), "{}\n{}", text(&output.stderr), cluster.logs());
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The primary is lost while a transaction of it locks a catalog that each login reads: the standbys have
+/// that lock by redo, and let nobody in until one of them is promoted. Nor does a role that the superuser is
+/// made to take hinder anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_goes_to_a_standby_that_lets_nobody_in_for_a_lock_of_the_lost_primary_s() {
+    let cluster = Cluster::up(2);
+    let mut writer = cluster.connect("us-east").await;
+    writer.execute("CREATE ROLE weak; ALTER ROLE postgres SET role = 'weak'").await.unwrap();
+    cluster.until_level().await;
+    for mode in ["switchover", "failover"] {
+        let dry = cluster.run(&["promote", "--region", "eu-west", "--mode", mode, "--dry-run"]);
+        let said = text(&dry.stdout) + &text(&dry.stderr);
+        assert!(!said.contains("does not answer"), "{said}");
+    }
+    writer.execute("ALTER ROLE postgres RESET role").await.unwrap();
+    // What follows the lock has it written, and sent.
+    let locks = "BEGIN; LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE; CREATE TABLE undone (n int); SELECT pg_switch_wal()";
+    writer.execute(locks).await.unwrap();
+    let url = cluster.printed(&["url", "--region", "eu-west"]);
+    until("nobody comes in there", || async {
+        tokio::time::timeout(Duration::from_secs(2), PgConnection::connect(&url)).await.is_err()
+    })
+    .await;
+    cluster.kill("us-east", true).await;
+    let dry = cluster.run(&["promote", "--region", "eu-west", "--mode", "failover", "--dry-run", "--json"]);
+    assert!(text(&dry.stdout).contains("postgresql_silent"), "{}{}", text(&dry.stdout), text(&dry.stderr));
+    let _ = fail_over(&cluster, "eu-west");
+    let mut writer = PgConnection::connect(&url).await.unwrap();
+    writer.execute("CREATE TABLE t AS SELECT 1 AS n").await.unwrap();
+    cluster.start();
+    cluster.until_streams("us-east").await;
+    cluster.until_streams("ap-northeast").await;
+    cluster.until_level().await;
+    cluster.assert_identical().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// What the session sets for itself, against what production sets for everybody. All of it is known to the
 /// oldest PostgreSQL that works.
-const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=5s -c idle_session_timeout=0 \
+const OPTIONS: &str = "-c role=none -c statement_timeout=0 -c lock_timeout=5s -c idle_session_timeout=0 \
      -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off -c search_path=pg_catalog \
      -c session_preload_libraries= -c log_statement=none -c log_min_duration_statement=-1 -c jit=off";
 

@@ -22,8 +22,9 @@ use super::DrillError;
 use super::role::Reader;
 
 /// What sessions of a rehearsal set for themselves, against what production sets for everybody.
-const OWN: [(&str, &str); 6] = [
+const OWN: [(&str, &str); 7] = [
     ("search_path", "pg_catalog"),
+    ("role", "none"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_session_timeout", "0"),

@@ -18,7 +18,7 @@ pub const DEADLINE: Duration = Duration::from_millis(900);
 
 /// What PostgreSQL itself gives up after: before the deadline, so that a session that is dropped has nothing
 /// to do.
-const LIMITS: &str = "SET statement_timeout = '700ms'; SET lock_timeout = '300ms'";
+const LIMITS: &str = "SET ROLE NONE; SET statement_timeout = '700ms'; SET lock_timeout = '300ms'";
 
 /// The longest name of a role, an application or a host, bytes.
 const NAME_BYTES_MAX: usize = 64;

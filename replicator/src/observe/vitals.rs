@@ -136,7 +136,7 @@ async fn connect(instance: &Instance) -> Result<PgConnection, sqlx::Error> {
         .disable_statement_logging();
     let mut connection = PgConnection::connect_with(&place).await?;
     // A server that is busy must not pile these up, and its log has no use for them.
-    let settings = "SET search_path = pg_catalog; SET statement_timeout = '1500ms'; SET lock_timeout = '500ms'; SET log_min_duration_statement = -1";
+    let settings = "SET ROLE NONE; SET search_path = pg_catalog; SET statement_timeout = '1500ms'; SET lock_timeout = '500ms'; SET log_min_duration_statement = -1";
     sqlx::raw_sql(settings).execute(&mut connection).await?;
     Ok(connection)
 }

@@ -198,6 +198,9 @@ impl Findings<'_> {
     /// What is looked at in both regions.
     fn common(&mut self, facts: &Facts, refuses: bool) {
         let grave = if refuses { Outcome::Refused } else { Outcome::Told };
+        // One that applies redo can be promoted, also where nobody can log in: that may be by a lock that a
+        // transaction of the lost primary holds on a catalog, and goes with it.
+        let applies = facts.stopped.is_empty() && facts.reported.is_some_and(|ago| ago <= REPORTS);
         if !facts.stopped.is_empty() {
             let titles: Vec<String> =
                 facts.stopped.iter().map(|stopped| format!("{} ({})", stopped.title, stopped.pid)).collect();
@@ -210,13 +213,15 @@ impl Findings<'_> {
             );
         }
         if !facts.silent.is_empty() {
-            let action = "see postgresql.log there, and what its disks do";
-            self.add(
-                Kind::Silent,
-                Outcome::Refused,
-                format!("PostgreSQL does not answer: {}", facts.silent),
-                action,
-            );
+            let (outcome, action) = match !refuses && applies {
+                true => (
+                    Outcome::Told,
+                    "it applies redo all the same, and is promoted: a lock of the old primary's goes with that. What a standby could have \
+                     said of itself was not looked at",
+                ),
+                false => (Outcome::Refused, "see postgresql.log there, and what its disks do"),
+            };
+            self.add(Kind::Silent, outcome, format!("PostgreSQL does not answer: {}", facts.silent), action);
         }
         if !facts.overrides.is_empty() {
             let fact = format!(

@@ -171,6 +171,21 @@ fn a_finding_is_told_whole() {
 }
 
 #[test]
+fn a_standby_that_lets_nobody_in_is_promoted_where_the_primary_is_lost_and_it_applies_redo() {
+    let silent = |reported: Option<u64>| Facts {
+        silent: "no answer within 5 s".into(),
+        reported: reported.map(Duration::from_secs),
+        ..Facts::default()
+    };
+    let found = |facts: &Facts, mode| outcomes(&of_target(&region(), facts, mode));
+    assert_eq!(found(&silent(Some(1)), Mode::Failover), [(Kind::Silent, Outcome::Told)]);
+    assert_eq!(found(&silent(Some(1)), Mode::Switchover), [(Kind::Silent, Outcome::Refused)]);
+    for not in [None, Some(6)] {
+        assert_eq!(found(&silent(not), Mode::Failover), [(Kind::Silent, Outcome::Refused)], "{not:?}");
+    }
+}
+
+#[test]
 fn what_a_machine_lacks_refuses_a_switchover_and_is_told_in_a_failover() {
     let of = |of: OfDatabase, mode| {
         let facts = Facts { databases: vec![of], ..Facts::default() };
