@@ -5,6 +5,7 @@ pub mod certificates;
 mod down;
 mod installations;
 mod process;
+pub mod replica;
 pub mod requests;
 
 use std::io::IsTerminal;
@@ -83,7 +84,10 @@ pub async fn up(
     };
     if detach {
         if stop.is_cancelled() {
-            down(config, layout, Duration::from_secs(90)).await?;
+            // Those that ran before are nobody's to stop who gives up on the others.
+            for daemon in daemons.iter_mut().rev() {
+                daemon.stop(layout).await?;
+            }
         }
         came?;
         print!("{}", render::table(&operator.status(None).await?));

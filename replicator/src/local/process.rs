@@ -4,10 +4,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proto::RegionName;
 use runtime::private;
 
 use super::LocalResult;
+use super::down::until_free;
 use crate::daemon::lock::DaemonLock;
 use crate::layout::{Apart, Layout, make_passable};
 use crate::logs::older;
@@ -64,6 +67,17 @@ impl Daemon {
         // A terminal's Ctrl-C is for `up`, which stops the daemons in order.
         let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Stops it, if this process has started it.
+    pub(super) async fn stop(&mut self, layout: &Layout) -> LocalResult {
+        let Some(child) = &self.child else { return Ok(()) };
+        let process = i32::try_from(child.id()).map(Pid::from_raw)?;
+        // It may have ended by itself.
+        let _ = kill(process, Signal::SIGTERM);
+        until_free(&self.name, &layout.region(&self.name).lock_of(self.apart.as_ref())).await?;
+        eprintln!("{self}: stopped");
         Ok(())
     }
 

@@ -239,7 +239,7 @@ impl Region {
         }
         if let Some(why) = self.audit.failing() {
             warnings.push(format!(
-                "its audit cannot be written: {why}; orders are carried out and not kept, and no token is granted: mend that"
+                "its audit cannot be written, as the last deed that it should keep showed: {why}; orders are carried out all the same, and no token is granted"
             ));
         }
         let left_days = (self.certificates_end_s() - wall_us() / 1_000_000).div_euclid(86_400);
@@ -434,6 +434,18 @@ pub(super) fn tell_of_itself(row: &mut RegionStatus, by_itself: &RegionStatus) {
     row.warnings.clone_from(&by_itself.warnings);
 }
 
+/// A primary knows how far a region's volume is; whether its PostgreSQL runs and answers, only itself.
+fn tell_of_postgresql(row: &mut RegionStatus, by_itself: &RegionStatus) {
+    let is =
+        |row: &RegionStatus, states: [RegionState; 2]| states.iter().any(|state| row.state == state.as_str());
+    if is(row, [RegionState::Streaming, RegionState::CatchingUp])
+        && is(by_itself, [RegionState::Starting, RegionState::Silent])
+    {
+        row.state.clone_from(&by_itself.state);
+        row.detail.clone_from(&by_itself.detail);
+    }
+}
+
 /// One table of what several daemons said, in the order of the file. What the primary says of a secondary
 /// counts before what that says of itself, except that a region which answers is not unreachable.
 pub(super) fn merge(
@@ -452,6 +464,7 @@ pub(super) fn merge(
         let said = by_primary.or(by_itself).cloned().map(|mut row| {
             if let Some(by_itself) = by_itself {
                 tell_of_itself(&mut row, by_itself);
+                tell_of_postgresql(&mut row, by_itself);
             }
             row
         });
