@@ -192,9 +192,9 @@ async fn keep(
                     set(trouble("PostgreSQL ended and is being started again"));
                 }
                 Err(e) => {
-                    tracing::error!("{e}");
                     if failed != e.to_string() {
                         failed = e.to_string();
+                        tracing::error!("{failed}; its start is tried again each second");
                         let text =
                             format!("PostgreSQL of {name}: {failed}; its start is tried again each second");
                         journal.note(Kind::PostgresFailed, text);

@@ -214,7 +214,6 @@ impl Instance {
     }
 
     async fn let_in(&self, session: &mut Session) -> Result<(), DoorError> {
-        let _alone = self.ruling.lock().await;
         self.write_rules(true)?;
         if let Some(mistake) = mistake(session).await? {
             self.write_rules(false)?;
@@ -226,17 +225,6 @@ impl Instance {
         let sockets = self.sockets()?;
         sockets.remove_file(MARK).map_err(at(&sockets.path().join(MARK)))?;
         Ok(())
-    }
-
-    /// The first mistake in the user's lines as they are now, of a server whose door is shut: it stays so.
-    pub(super) async fn mistake_behind_door(
-        &self,
-        session: &mut Session,
-    ) -> Result<Option<Mistake>, DoorError> {
-        self.write_rules(true)?;
-        let mistake = mistake(session).await;
-        self.write_rules(false)?;
-        Ok(mistake?)
     }
 
     /// Has the running server read its configuration and its rules again; whether it did in time.

@@ -50,6 +50,7 @@ pub use password::{Owner, OwnerIs};
 pub use reload::{CLIENTS_MAP, Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 pub use tls::{OWN_ENCRYPTION, is_pair};
+pub use trial::RulesError;
 
 /// What an instance is made of.
 #[derive(Debug, Clone)]
@@ -140,6 +141,11 @@ pub enum InstanceError {
     /// It did not stop.
     #[error("PostgreSQL (process {0}) did not stop in time")]
     NotStopped(i32),
+    /// It runs where nobody looks for it.
+    #[error(
+        "its data directory was moved away or replaced while PostgreSQL (process {0}) runs in it: put it back, or end that process"
+    )]
+    Moved(i32),
     /// The control file is not understood.
     #[error("pg_controldata does not tell {0}")]
     ControlData(&'static str),
@@ -153,8 +159,6 @@ pub struct Instance {
     own: Arc<Mutex<Own>>,
     /// What the running server is known to have read for encryption; none of one that was found running.
     loaded: Arc<Mutex<Option<tls::Read>>>,
-    /// Held by whoever has the running server read other rules: one at a time.
-    ruling: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Instance {
@@ -163,7 +167,7 @@ impl Instance {
     pub fn new(mut options: InstanceOptions) -> Instance {
         let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
         let own = Own { settings, hba, ident: std::mem::take(&mut options.ident) };
-        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default(), ruling: Arc::default() }
+        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default() }
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -381,6 +385,12 @@ impl Instance {
     pub async fn start(&self, patience: Duration) -> Result<(), InstanceError> {
         let InstanceOptions { account, data_dir, log_file, .. } = &self.options;
         if self.process().is_none() {
+            match self.moved_process() {
+                // What it has is a standby's: nothing is lost with it.
+                Some(_) if self.is_standby() => self.stop(Stop::Immediate, MOVED).await?,
+                Some(process) => return Err(InstanceError::Moved(process.as_raw())),
+                None => {}
+            }
             let postgres = self.installation().program("postgres");
             account.check_reach(data_dir)?;
             account.check_programs(&postgres)?;
@@ -477,7 +487,8 @@ impl Instance {
     /// # Errors
     /// When it still runs after `patience`.
     pub async fn stop(&self, how: Stop, patience: Duration) -> Result<(), InstanceError> {
-        let Some(process) = self.process() else { return Ok(()) };
+        let runs = || self.process().or_else(|| self.moved_process());
+        let Some(process) = runs() else { return Ok(()) };
         let signal = match how {
             Stop::Fast => Signal::SIGINT,
             Stop::Immediate => Signal::SIGQUIT,
@@ -485,10 +496,10 @@ impl Instance {
         // It may end by itself just now.
         let _ = kill(process, signal);
         if how == Stop::Immediate {
-            frozen::kill_later(process, || self.process() == Some(process)).await;
+            frozen::kill_later(process, || runs() == Some(process)).await;
         }
         let stopped = tokio::time::timeout(patience, async {
-            while self.process().is_some() {
+            while runs().is_some() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
@@ -498,10 +509,6 @@ impl Instance {
     /// The running postmaster of this data directory.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {
-        self.process_in_place().or_else(|| self.process_of_moved())
-    }
-
-    fn process_in_place(&self) -> Option<Pid> {
         let content = self.read(POSTMASTER).ok()?;
         let process = content.lines().next()?.trim().parse().ok()?;
         // A process id may have been given to another program since, or put there by somebody who wants that
@@ -513,9 +520,13 @@ impl Instance {
         is_ours.then_some(Pid::from_raw(process))
     }
 
-    /// The one whose data directory somebody has moved away since: its socket's lock names it, and it was
-    /// started by this command.
-    fn process_of_moved(&self) -> Option<Pid> {
+    /// The one that was started here and whose data directory somebody has moved away since: its socket's
+    /// lock names it, and it was started by this command.
+    #[must_use]
+    pub fn moved_process(&self) -> Option<Pid> {
+        if self.process().is_some() {
+            return None;
+        }
         let content = self.sockets().ok()?.read_to_string(self.socket_lock()).ok()?;
         let process = content.lines().next()?.trim().parse().ok()?;
         let command = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
@@ -697,6 +708,9 @@ const PROMOTE: Duration = Duration::from_secs(10);
 
 /// How long the collector of a server that has ended may take to write what that said last.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How long a standby may take to stop whose data directory was moved away.
+const MOVED: Duration = Duration::from_secs(20);
 
 /// How long `initdb` may take.
 const CREATE: Duration = Duration::from_secs(300);

@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::door::{ANSWER, DoorError, Mistake, RELOAD, mistake};
+use runtime::task::blocking;
+
+use super::door::{ANSWER, Mistake, RELOAD, mistake};
+use super::trial::RulesError;
 use super::{Instance, InstanceError};
 use crate::protocol::session::{Session, SessionError};
 
@@ -73,9 +76,9 @@ pub enum ReloadError {
     /// A setting is not taken.
     #[error("PostgreSQL does not take {0}")]
     Setting(String),
-    /// See [`DoorError`].
-    #[error(transparent)]
-    Door(#[from] DoorError),
+    /// The same, as another PostgreSQL says while this one lets no client in.
+    #[error("{0}")]
+    Trial(String),
     /// PostgreSQL did not read its files.
     #[error("PostgreSQL did not read its configuration within {} s", RELOAD.as_secs())]
     NotRead,
@@ -109,7 +112,6 @@ impl Instance {
     /// When PostgreSQL does not answer, or does not take it: nothing was changed then.
     pub async fn reload(&self, new: Own) -> Result<BTreeMap<String, Took>, ReloadError> {
         let mut session = self.session(ANSWER).await?;
-        let _alone = self.ruling.lock().await;
         let before = std::mem::replace(&mut *self.own(), new.clone());
         let taken = self.take(&mut session, &before, &new).await;
         if taken.is_err() {
@@ -139,13 +141,15 @@ impl Instance {
         before: &Own,
         new: &Own,
     ) -> Result<BTreeMap<String, Took>, ReloadError> {
-        // One that lets no client in yet, be it for a mistake in the lines so far, does so by these.
-        let mistake = match self.write_open_rules()? {
-            true => mistake(session).await?,
-            false => self.mistake_behind_door(session).await?,
-        };
-        if let Some(mistake) = mistake {
-            return Err(ReloadError::Rules(mistake));
+        match self.write_open_rules()? {
+            true => {
+                if let Some(mistake) = mistake(session).await? {
+                    return Err(ReloadError::Rules(mistake));
+                }
+            }
+            // One that lets no client in yet, be it for a mistake in the lines so far, does so by these. It
+            // must not be able to read them before: another is asked.
+            false => self.try_rules(new).await.map_err(ReloadError::Trial)?,
         }
         self.write_settings(None)?;
         if let Some(wrong) = session.rows(WRONG, ANSWER).await?.first() {
@@ -156,6 +160,17 @@ impl Instance {
         }
         // A session has read what was read when it began.
         self.took(&before.settings_changed(new), ANSWER).await.map_err(ReloadError::from)
+    }
+
+    async fn try_rules(&self, new: &Own) -> Result<(), String> {
+        let (installation, account) = (self.installation().clone(), self.options().account.clone());
+        let (hba, ident) = (new.hba.clone(), new.ident.clone());
+        let tried = blocking("try the rules", move || installation.check_rules(&account, &hba, &ident));
+        match tried.await.map_err(|e| e.to_string())? {
+            Err(RulesError::Mistake(why)) => Err(why),
+            // Whoever lets clients in asks the server itself.
+            Ok(()) | Err(RulesError::NotAsked(_)) => Ok(()),
+        }
     }
 
     /// The settings that were changed and wait for PostgreSQL's next start; none where it does not say.

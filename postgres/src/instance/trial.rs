@@ -15,6 +15,20 @@ use crate::sockets::SUPERUSER;
 /// How long the cluster may take for its answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// Why rules are not known to be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RulesError {
+    /// A line is none: the line, and what PostgreSQL says of it.
+    #[error("{0}")]
+    Mistake(String),
+    /// PostgreSQL could not be asked, or not about a line that names files beside the data directory.
+    #[error("{0}")]
+    NotAsked(String),
+}
+
+/// What PostgreSQL says of a line whose files are elsewhere.
+const OTHER_FILES: &str = "could not open";
+
 /// What stands before and after a mistake in an answer.
 const MARKS: [&str; 2] = ["<mistake ", " mistake>"];
 
@@ -24,16 +38,22 @@ impl Installation {
     ///
     /// # Errors
     /// What it says of the first line that it does not take, with the line; or why it could not be asked.
-    pub fn check_rules(&self, account: &Account, rules: &[String], map: &[String]) -> Result<(), String> {
+    pub fn check_rules(&self, account: &Account, rules: &[String], map: &[String]) -> Result<(), RulesError> {
         // Nobody else can know it.
         let unique = format!("replicator-check-{:016x}", runtime::random::draw::<u64>());
         let directory = std::env::temp_dir().join(unique);
-        account.make_private(&directory).map_err(|e| e.to_string())?;
+        let not_asked = |why: &dyn std::fmt::Display| RulesError::NotAsked(why.to_string());
+        account.check_reach(&directory).map_err(|e| not_asked(&e))?;
+        account.make_private(&directory).map_err(|e| not_asked(&e))?;
         let said = self.mistake(account, &directory.join("data"), rules, map);
         if let Err(e) = std::fs::remove_dir_all(&directory) {
             tracing::warn!("{}: it stays, since it cannot be removed: {e}", directory.display());
         }
-        said.map_err(|e| e.to_string())?.map_or(Ok(()), Err)
+        match said.map_err(|e| not_asked(&e))? {
+            None => Ok(()),
+            Some(mistake) if mistake.contains(OTHER_FILES) => Err(RulesError::NotAsked(mistake)),
+            Some(mistake) => Err(RulesError::Mistake(mistake)),
+        }
     }
 
     fn mistake(
@@ -79,8 +99,9 @@ mod tests {
             return;
         };
         let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<String>>();
-        let said =
-            |rules: &[&str], map: &[&str]| installation.check_rules(&account, &lines(rules), &lines(map));
+        let said = |rules: &[&str], map: &[&str]| {
+            installation.check_rules(&account, &lines(rules), &lines(map)).map_err(|e| e.to_string())
+        };
         let well = ["host all app 10.0.0.0/8 reject", "hostssl all all all cert map=people"];
         assert_eq!(said(&well, &["people ann app"]), Ok(()));
         let rule = said(&[well[0], "host all app 10.0.0.0/8 md55"], &[]).unwrap_err();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use postgres::installation::InstallationError;
+use postgres::instance::RulesError;
 use postgres::instance::account::Account;
 
 use super::AnyResult;
@@ -42,12 +43,26 @@ pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyRe
                     wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
                 }
                 if !(config.hba.is_empty() && config.ident.is_empty())
-                    && let Some(account) = &account
                     && asked.insert(installation.version.clone())
-                    && let Err(why) = installation.check_rules(account, &config.hba, &config.ident)
                 {
                     let version = &installation.version;
-                    wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
+                    let asked = account
+                        .as_ref()
+                        .map(|account| installation.check_rules(account, &config.hba, &config.ident));
+                    match asked {
+                        Some(Ok(())) => {}
+                        Some(Err(RulesError::Mistake(why))) => {
+                            wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
+                        }
+                        Some(Err(RulesError::NotAsked(why))) => {
+                            eprintln!(
+                                "`hba` and `ident` were not checked by PostgreSQL {version} of {name}: {why}"
+                            );
+                        }
+                        None => eprintln!(
+                            "`hba` and `ident` were not checked: PostgreSQL's account is not here, or not ours to be"
+                        ),
+                    }
                 }
             }
             Err(e) if is_elsewhere(config, region, &e) => {

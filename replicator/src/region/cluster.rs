@@ -18,6 +18,7 @@ use super::follower::{Follower, Hold};
 use super::leader::Leader;
 use super::{look, slots};
 use crate::client;
+use crate::config::Role;
 use crate::engine::Engine;
 use crate::part::{Cluster, Observed, Trouble};
 use crate::preflight;
@@ -189,15 +190,17 @@ impl RegionalCluster {
 
 impl Cluster for RegionalCluster {
     fn observe(&self) -> Observed {
-        let Parts { volume, instance, .. } = &*self.parts;
+        let Parts { volume, instance, file, .. } = &*self.parts;
         let bounds = volume.bounds();
         let leader = self.leader();
+        // Where the data were moved away from a PostgreSQL that runs, only the record says what it is.
+        let led = file.get().role == Role::Primary;
         Observed {
             open: volume.is_open(),
             durable: Redo::new(bounds.timeline, bounds.durable_lsn),
             has_redo: !volume.is_empty(),
-            // Where its data were moved away nothing says what it is.
-            writer_runs: instance.process().is_some() && instance.exists() && !instance.is_standby(),
+            writer_runs: (instance.process().is_some() && !instance.is_standby())
+                || (led && instance.moved_process().is_some()),
             primary_lsn: self.follower().map_or(Lsn::ZERO, |follower| follower.heard()),
             refused: leader.is_some_and(|leader| leader.primary().is_fenced()),
         }

@@ -48,7 +48,7 @@ const START_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_AT_DATA: Duration = Duration::from_secs(1);
 
 /// … and how long it is not, before it is gone.
-const GONE: Duration = Duration::from_secs(10);
+const GONE: Duration = Duration::from_secs(30);
 
 /// A secondary region at work.
 #[derive(Debug)]
@@ -316,7 +316,7 @@ impl Follower {
     fn starve(&self) -> impl Future<Output = ()> + Send + 'static {
         let (mut missing, lacks) = (self.heard.missing.subscribe(), self.lacks.clone());
         let (record, inbound, volume) = (self.record.clone(), self.inbound.clone(), self.volume.clone());
-        let data_dir = self.instance.options().data_dir.clone();
+        let (data_dir, file) = (self.instance.options().data_dir.clone(), self.layout.state());
         async move {
             let why = tokio::select! {
                 // The sender lives as long as the follower.
@@ -325,7 +325,7 @@ impl Follower {
                     let kept_from = volume.bounds().horizon_lsn;
                     format!("its standby needs redo from {lsn} on, and the oldest that the region keeps is {kept_from}")
                 }
-                () = until_gone(&data_dir) => format!("its data directory is gone: {}", data_dir.display()),
+                () = until_gone(&data_dir, &file) => format!("its data directory is gone: {}", data_dir.display()),
             };
             tracing::error!("{why}; the primary is asked for a seed");
             *lacks.lock().unwrap_or_else(PoisonError::into_inner) = why;
@@ -458,17 +458,18 @@ impl Follower {
 }
 
 /// Waits until nothing is where the data directory was, for longer than somebody takes who puts another in
-/// its place. An empty one is not gone: a disk may be missing, which comes back.
-async fn until_gone(data_dir: &Path) {
+/// its place, or this one back. An empty one is not gone, nor one whose region's record is not there either:
+/// a disk may be missing, which comes back.
+async fn until_gone(data_dir: &Path, record: &Path) {
     let mut since = None;
     loop {
         tokio::time::sleep(LOOK_AT_DATA).await;
-        let path = data_dir.to_owned();
+        let (path, record) = (data_dir.to_owned(), record.to_owned());
         let looked = blocking("look whether the data are there", move || {
             let is_missing = |path: &Path| {
                 std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
             };
-            is_missing(&path) && path.parent().is_some_and(|above| !is_missing(above))
+            is_missing(&path) && !is_missing(&record)
         });
         match looked.await {
             Ok(true) if since.get_or_insert_with(now).elapsed() >= GONE => return,

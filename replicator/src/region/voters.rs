@@ -34,7 +34,7 @@ impl Region {
         let membership = match (request.add.as_str(), request.remove.as_str()) {
             ("", "") => return Ok(self.show_voters(self.voter.agreed().map(|agreed| agreed.record))),
             (add, "") => self.addition(name(add)?)?,
-            (_, remove) => self.removal(name(remove)?)?,
+            (_, remove) => Membership::Remove { name: name(remove)? },
         };
         let begin = now();
         loop {
@@ -61,23 +61,12 @@ impl Region {
         Ok(Membership::Add { name, witness })
     }
 
-    /// One that was removed already may be so again; whose name nobody knows was mistyped.
-    fn removal(&self, name: RegionName) -> Result<Membership, Refusal> {
-        let known = self.show_voters(self.voter.agreed().map(|agreed| agreed.record)).voters;
-        if !known.iter().any(|voter| voter.name == name.as_str()) {
-            let known: Vec<&str> = known.iter().map(|voter| voter.name.as_str()).collect();
-            let reason = format!(
-                "{name} is no voter, nor in this daemon's regions.toml; nothing was changed. Those are {}",
-                known.join(", ")
-            );
-            return Err(Refusal::new(Kind::NotAllowed, reason));
-        }
-        Ok(Membership::Remove { name })
-    }
-
     async fn try_to_change(&self, membership: &Membership) -> Result<Leadership, Hindered> {
         let record = self.voter.change(&Change::Read).await?;
         let voters = record.electorate(self.voter.file()).clone();
+        if let Membership::Remove { name } = membership {
+            self.is_known(name, &record)?;
+        }
         // What the record itself forbids is said before what hinders for now.
         let by = self.own.name.clone();
         record
@@ -108,6 +97,19 @@ impl Region {
             }
         }
         Ok(self.voter.change_voters(membership.clone()).await?)
+    }
+
+    /// One that was removed already may be so again; whose name nobody knows was mistyped.
+    fn is_known(&self, name: &RegionName, record: &Leadership) -> Result<(), Hindered> {
+        let known = self.show_voters(Some(record.clone())).voters;
+        if known.iter().any(|voter| voter.name == name.as_str()) {
+            return Ok(());
+        }
+        let known: Vec<&str> = known.iter().map(|voter| voter.name.as_str()).collect();
+        Err(Hindered::ForGood(format!(
+            "{name} is no voter, nor in this daemon's regions.toml; nothing was changed. Those are {}",
+            known.join(", ")
+        )))
     }
 
     /// Those of `names` that answer, and remember what they have promised.
