@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The mode of a file that is its owner's alone.
@@ -90,10 +90,27 @@ pub fn make_passable(path: &Path) -> io::Result<()> {
 /// # Errors
 /// When the file or its directory cannot be written.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_made(path, content, |_| Ok(()))
+}
+
+/// The same of a file that is there and is the user's: its mode and its owner stay what they are.
+///
+/// # Errors
+/// When there is none, it is not ours to give to its owner, or it or its directory cannot be written.
+pub fn replace_content(path: &Path, content: &[u8]) -> io::Result<()> {
+    let now = std::fs::metadata(path)?;
+    replace_made(path, content, |new| {
+        std::os::unix::fs::fchown(new, Some(now.uid()), Some(now.gid()))?;
+        new.set_permissions(Permissions::from_mode(now.mode() & 0o777))
+    })
+}
+
+fn replace_made(path: &Path, content: &[u8], make: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     let mut file = create_new(&temporary)?;
+    make(&file)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
@@ -103,7 +120,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
 
     fn mode(path: &Path) -> u32 {
         std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
@@ -130,6 +147,11 @@ mod tests {
         make_passable(&passable).unwrap();
         make_passable(&passable).unwrap();
         assert_eq!((mode(&passable), mode(&directory.path().join("p"))), (PASSABLE_MODE, PASSABLE_MODE));
+        // What is the user's stays as open as it was.
+        std::fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
+        replace_content(&target, b"other").unwrap();
+        assert_eq!((std::fs::read(&target).unwrap(), mode(&target)), (b"other".to_vec(), 0o640));
+        assert!(replace_content(&directory.path().join("none"), b"").is_err());
         assert!(!directory.path().join("target.new").exists());
     }
 

@@ -187,7 +187,8 @@ async fn readers_are_spread_over_replicas_and_brought_to_none_that_does_not_go_o
     cluster.until_level().await;
 }
 
-/// A replica comes to a region under load and goes again by a command each; the file is afterwards what it was.
+/// A replica comes to a region under load and goes again by a command each; the file is afterwards what it
+/// was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_is_added_and_removed_by_a_command_while_rows_are_written() {
     let cluster = Cluster::up(1);

@@ -1,14 +1,13 @@
 //! A node that has a replica, added to the file and removed from it while everything goes on.
 
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use proto::messages::NodeStatus;
 use proto::{NodeName, RegionName};
+use runtime::private;
 
 use super::process::Daemon;
 use super::{LOOK, LocalResult, certificates, down};
@@ -59,7 +58,7 @@ pub async fn add(
     let section = node_section(&region, &node, &lines);
     let changed = with_node(&text, &region, &section);
     let config = Config::parse(&changed).map_err(|mistakes| mistaken(file, &changed, mistakes))?;
-    replace(file, &changed)?;
+    private::replace_content(file, changed.as_bytes())?;
     tell(&format!("{}: has {region}.{node} now", file.display()));
     certificates::make(&config, layout, false)?;
     reload(&config, layout, &region, tell).await?;
@@ -138,7 +137,7 @@ pub async fn remove(
     let config = Config::parse(&changed).map_err(|mistakes| mistaken(file, &changed, mistakes))?;
     let places = layout.region(region).node(node);
     // The file first: nobody starts it again.
-    replace(file, &changed)?;
+    private::replace_content(file, changed.as_bytes())?;
     tell(&format!("{}: has {region}.{node} no more", file.display()));
     if let Some(holder) = DaemonLock::holder(&places.lock())? {
         tell(&format!("{region}.{node}: stopping process {holder}"));
@@ -204,18 +203,4 @@ fn no_such(config: &Config, region: &RegionName) -> String {
 
 fn mistaken(file: &Path, text: &str, mistakes: Vec<crate::config::Mistake>) -> ConfigError {
     ConfigError::Mistakes { path: file.display().to_string(), text: text.to_owned(), mistakes }
-}
-
-/// Puts `text` in the place of the file, whole or not at all, as its owner's and with its mode.
-fn replace(file: &Path, text: &str) -> std::io::Result<()> {
-    let now = std::fs::metadata(file)?;
-    let beside = file.with_added_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    let mut new = options.write(true).create(true).truncate(true).mode(now.mode()).open(&beside)?;
-    new.write_all(text.as_bytes())?;
-    // Whoever may not give it away owns it already, or is refused here.
-    chown(&beside, Some(now.uid()), Some(now.gid()))?;
-    new.sync_all()?;
-    std::fs::rename(&beside, file)?;
-    std::fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
