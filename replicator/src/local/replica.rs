@@ -114,7 +114,8 @@ fn progress(row: &NodeStatus) -> String {
 /// Stops a node that runs on this machine, and removes it from `file`; its data stay where they are.
 ///
 /// # Errors
-/// When there is no such node, it is not only a replica, it does not stop, or a daemon does not take the file.
+/// When there is no such node, it is not only a replica, it does not stop, or a daemon does not take the
+/// file.
 pub async fn remove(
     layout: &Layout,
     file: &Path,
