@@ -167,9 +167,7 @@ impl Installation {
         for (name, value) in settings {
             lines += &format!("{name} = '{}'\n", value.replace('\'', "''"));
         }
-        // Nobody else can know it.
-        let unique = format!("replicator-check-{:016x}", runtime::random::draw::<u64>());
-        let directory = std::env::temp_dir().join(unique);
+        let directory = trial_directory();
         let said = self.read_settings(&directory, &lines);
         let _ = std::fs::remove_dir_all(&directory);
         said
@@ -215,6 +213,11 @@ impl Installation {
     pub fn program(&self, name: &str) -> PathBuf {
         self.bin_dir.join(name)
     }
+}
+
+/// Where something is tried, a directory that is not there yet: nobody else can know its name.
+pub(crate) fn trial_directory() -> PathBuf {
+    std::env::temp_dir().join(format!("replicator-check-{:016x}", runtime::random::draw::<u64>()))
 }
 
 /// The PostgreSQLs that a region can run: at least one. Which of them does, the data decide.

@@ -532,12 +532,7 @@ pub fn table(status: &ClusterStatus) -> String {
             rows.push(vec![
                 format!("  {}{zone}", node.name),
                 if node.url.is_empty() { "node" } else { "replica" }.into(),
-                match node.state.is_empty() {
-                    true => "serves".into(),
-                    false => {
-                        seeding(&node.state, [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes])
-                    }
-                },
+                node_state(node),
                 dash(),
                 dash(),
                 lsn(node.applied_lsn),
@@ -563,14 +558,12 @@ pub fn replicas(status: &ClusterStatus) -> String {
     let heads = ["Region", "Node", "Zone", "State", "Applied LSN", "Visible lag", "Connection"];
     let mut rows: Vec<Vec<String>> = vec![heads.map(str::to_owned).to_vec()];
     let or_dash = |text: &str| if text.is_empty() { dash() } else { text.to_owned() };
-    for (region, node) in status.regions.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)))
-    {
-        let seed = [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes];
+    for (region, node) in nodes(status) {
         rows.push(vec![
             region.name.clone(),
             node.name.clone(),
             or_dash(&node.zone),
-            if node.state.is_empty() { "serves".into() } else { seeding(&node.state, seed) },
+            node_state(node),
             node.applied_lsn.map_or_else(dash, |lsn| Lsn(lsn).to_string()),
             node.lag_ms.map_or_else(dash, show_ms),
             or_dash(&node.url),
@@ -587,8 +580,7 @@ pub fn replicas(status: &ClusterStatus) -> String {
 /// region.
 #[must_use]
 pub fn replicas_json(status: &ClusterStatus) -> String {
-    let nodes = status.regions.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)));
-    let nodes: Vec<serde_json::Value> = nodes
+    let nodes: Vec<serde_json::Value> = nodes(status)
         .map(|(row, node)| {
             let mut value = serde_json::to_value(json_node(node)).unwrap_or_default();
             value["region"] = row.name.as_str().into();
@@ -596,6 +588,19 @@ pub fn replicas_json(status: &ClusterStatus) -> String {
         })
         .collect();
     format!("{}\n", serde_json::json!({ "nodes": nodes }))
+}
+
+/// Each node, with its region.
+fn nodes(status: &ClusterStatus) -> impl Iterator<Item = (&RegionStatus, &NodeStatus)> {
+    status.regions.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)))
+}
+
+/// The state of a node, and how far its copy is; one without a PostgreSQL holds copies alone.
+pub(crate) fn node_state(node: &NodeStatus) -> String {
+    match node.state.is_empty() {
+        true => "serves".into(),
+        false => seeding(&node.state, [node.seed_bytes, node.seed_total_bytes, node.seed_kept_bytes]),
+    }
 }
 
 /// What stands where there is nothing to show.

@@ -143,10 +143,10 @@ async fn a_rehearsal_that_is_interrupted_leaves_nothing_and_one_that_is_killed_i
     // One at a time.
     let refused = cluster.run(&["drill", "--region", "eu-west"]);
     assert!(text(&refused.stderr).contains("under way already"), "{}", text(&refused.stderr));
-    // `timeout` tells a process, and then its group.
-    for _ in 0..2 {
-        kill(Pid::from_raw(i32::try_from(drill.id()).unwrap()), Signal::SIGTERM).unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // One wish that comes twice, as from `timeout`, which tells a process and then its group. Two of the same
+    // signal could become one on the way.
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        kill(Pid::from_raw(i32::try_from(drill.id()).unwrap()), signal).unwrap();
     }
     let output = drill.wait_with_output().unwrap();
     assert!(text(&output.stderr).contains("interrupted: the clone was removed"), "{}", text(&output.stderr));

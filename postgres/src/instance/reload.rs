@@ -73,12 +73,12 @@ pub enum ReloadError {
     /// A line of `hba` is no rule, or one of `ident` no map.
     #[error("{0}")]
     Rules(Mistake),
-    /// A setting is not taken.
-    #[error("PostgreSQL does not take {0}")]
-    Setting(String),
     /// The same, as another PostgreSQL says while this one lets no client in.
     #[error("{0}")]
     Trial(String),
+    /// A setting is not taken.
+    #[error("PostgreSQL does not take {0}")]
+    Setting(String),
     /// PostgreSQL did not read its files.
     #[error("PostgreSQL did not read its configuration within {} s", RELOAD.as_secs())]
     NotRead,

@@ -9,7 +9,7 @@ use super::account::Account;
 use super::door::{MAP, MISTAKES, MISTAKES_OF_MAP, RULES};
 use super::{CREATE, InstanceError, at, run, run_with};
 use crate::below::Below;
-use crate::installation::Installation;
+use crate::installation::{Installation, trial_directory};
 use crate::sockets::SUPERUSER;
 
 /// How long the cluster may take for its answer.
@@ -39,9 +39,7 @@ impl Installation {
     /// # Errors
     /// What it says of the first line that it does not take, with the line; or why it could not be asked.
     pub fn check_rules(&self, account: &Account, rules: &[String], map: &[String]) -> Result<(), RulesError> {
-        // Nobody else can know it.
-        let unique = format!("replicator-check-{:016x}", runtime::random::draw::<u64>());
-        let directory = std::env::temp_dir().join(unique);
+        let directory = trial_directory();
         let not_asked = |why: &dyn std::fmt::Display| RulesError::NotAsked(why.to_string());
         account.check_reach(&directory).map_err(|e| not_asked(&e))?;
         account.make_private(&directory).map_err(|e| not_asked(&e))?;

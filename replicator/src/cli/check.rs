@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use postgres::installation::InstallationError;
+use postgres::installation::{Installation, InstallationError};
 use postgres::instance::RulesError;
 use postgres::instance::account::Account;
 
@@ -15,8 +15,7 @@ use crate::local;
 use crate::local::certificates::{self, Listed};
 
 /// Looks at the PostgreSQL that each region would run here, and has it read the region's settings, and the
-/// lines of `hba` and `ident`. Those of
-/// other machines are said not to be looked at.
+/// lines of `hba` and `ident`. Those of other machines are said not to be looked at.
 pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyResult {
     let found = local::installations(config, layout).map_err(|e| format!("{}: {e}", file.display()))?;
     // Where there is no such account nothing runs; who starts a daemon is told.
@@ -42,27 +41,11 @@ pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyRe
                     let version = &installation.version;
                     wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
                 }
-                if !(config.hba.is_empty() && config.ident.is_empty())
-                    && asked.insert(installation.version.clone())
+                if asked.insert(installation.version.clone())
+                    && let Err(why) = rules(config, &installation, account.as_ref())
                 {
                     let version = &installation.version;
-                    let asked = account
-                        .as_ref()
-                        .map(|account| installation.check_rules(account, &config.hba, &config.ident));
-                    match asked {
-                        Some(Ok(())) => {}
-                        Some(Err(RulesError::Mistake(why))) => {
-                            wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
-                        }
-                        Some(Err(RulesError::NotAsked(why))) => {
-                            eprintln!(
-                                "`hba` and `ident` were not checked by PostgreSQL {version} of {name}: {why}"
-                            );
-                        }
-                        None => eprintln!(
-                            "`hba` and `ident` were not checked: PostgreSQL's account is not here, or not ours to be"
-                        ),
-                    }
+                    wrong.push(format!("{}: PostgreSQL {version} of {name}: {why}", file.display()));
                 }
             }
             Err(e) if is_elsewhere(config, region, &e) => {
@@ -74,6 +57,22 @@ pub(super) fn postgresql(config: &Config, layout: &Layout, file: &Path) -> AnyRe
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
+/// Has a PostgreSQL read the lines of `hba` and `ident`; where it cannot be asked, that is said.
+fn rules(config: &Config, installation: &Installation, account: Option<&Account>) -> Result<(), String> {
+    if config.hba.is_empty() && config.ident.is_empty() {
+        return Ok(());
+    }
+    let version = &installation.version;
+    let why = match account.map(|account| installation.check_rules(account, &config.hba, &config.ident)) {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(RulesError::Mistake(why))) => return Err(why),
+        Some(Err(RulesError::NotAsked(why))) => why,
+        None => "PostgreSQL's account is not here, or not ours to be".to_owned(),
+    };
+    eprintln!("`hba` and `ident` were not checked by PostgreSQL {version}: {why}");
+    Ok(())
 }
 
 /// Says which of the certificates that are here have no role: they are let in where the file says nothing

@@ -29,10 +29,21 @@ impl Config {
     /// # Errors
     /// When it cannot be read, or with all its mistakes.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let shown = path.display().to_string();
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
-        Config::parse(&text).map_err(|mistakes| ConfigError::Mistakes { path: shown, text, mistakes })
+            .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
+        Config::parse_of(path, &text)
+    }
+
+    /// Checks what is to be the content of the file at `path`, or is.
+    ///
+    /// # Errors
+    /// With all its mistakes.
+    pub fn parse_of(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text).map_err(|mistakes| ConfigError::Mistakes {
+            path: path.display().to_string(),
+            text: text.to_owned(),
+            mistakes,
+        })
     }
 
     /// Checks the content of the file.

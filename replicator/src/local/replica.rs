@@ -12,11 +12,11 @@ use runtime::private;
 use super::process::Daemon;
 use super::{LOOK, LocalResult, certificates, down};
 use crate::config::edit::{node_section, with_node, without_node};
-use crate::config::{Config, ConfigError, NodeConfig};
+use crate::config::{Config, NodeConfig};
 use crate::daemon::lock::DaemonLock;
 use crate::layout::{Apart, Layout};
 use crate::operator::Operator;
-use crate::render::seeding;
+use crate::render::node_state;
 
 /// What a node is to be.
 #[derive(Debug)]
@@ -50,14 +50,14 @@ pub async fn add(
     if let Some(endpoint) = reader_endpoint {
         lines += &format!("reader_endpoint = \"{endpoint}\"\n");
     }
-    let before = Config::parse(&text).map_err(|mistakes| mistaken(file, &text, mistakes))?;
+    let before = Config::parse_of(file, &text)?;
     let own = before.region(&region).ok_or_else(|| no_such(&before, &region))?;
     if own.nodes.iter().any(|own| own.name == node) {
         return Err(format!("{region} has a node {node} already: see `replicator replica list`").into());
     }
     let section = node_section(&region, &node, &lines);
     let changed = with_node(&text, &region, &section);
-    let config = Config::parse(&changed).map_err(|mistakes| mistaken(file, &changed, mistakes))?;
+    let config = Config::parse_of(file, &changed)?;
     private::replace_content(file, changed.as_bytes())?;
     tell(&format!("{}: has {region}.{node} now", file.display()));
     certificates::make(&config, layout, false)?;
@@ -107,7 +107,7 @@ pub async fn add(
 
 /// How far a replica is.
 fn progress(row: &NodeStatus) -> String {
-    let how = seeding(&row.state, [row.seed_bytes, row.seed_total_bytes, row.seed_kept_bytes]);
+    let how = node_state(row);
     if row.detail.is_empty() { how } else { format!("{how}: {}", row.detail) }
 }
 
@@ -125,7 +125,7 @@ pub async fn remove(
     tell: &(dyn Fn(&str) + Sync),
 ) -> LocalResult {
     let text = std::fs::read_to_string(file)?;
-    let before = Config::parse(&text).map_err(|mistakes| mistaken(file, &text, mistakes))?;
+    let before = Config::parse_of(file, &text)?;
     let own = before.region(region).ok_or_else(|| no_such(&before, region))?;
     let Some(removed) = own.nodes.iter().find(|own| own.name == *node) else {
         let nodes: Vec<&str> = own.nodes.iter().map(|node| node.name.as_str()).collect();
@@ -135,7 +135,7 @@ pub async fn remove(
     let changed = without_node(&text, region, node).ok_or_else(|| {
         format!("{}: {region}.{node} is not a section of its own: take it out by hand, and then `replicator reload`", file.display())
     })?;
-    let config = Config::parse(&changed).map_err(|mistakes| mistaken(file, &changed, mistakes))?;
+    let config = Config::parse_of(file, &changed)?;
     let places = layout.region(region).node(node);
     // The file first: nobody starts it again.
     private::replace_content(file, changed.as_bytes())?;
@@ -198,10 +198,5 @@ async fn reload(
 }
 
 fn no_such(config: &Config, region: &RegionName) -> String {
-    let known: Vec<&str> = config.regions.iter().map(|region| region.name.as_str()).collect();
-    format!("there is no region {region}; there are {}", known.join(", "))
-}
-
-fn mistaken(file: &Path, text: &str, mistakes: Vec<crate::config::Mistake>) -> ConfigError {
-    ConfigError::Mistakes { path: file.display().to_string(), text: text.to_owned(), mistakes }
+    format!("there is no region {region}; there are {}", config.region_names())
 }

@@ -528,3 +528,32 @@ pub(super) fn volume_trouble(status: &VolumeStatus) -> String {
         format!("commits wait: the volume needs four of its six copies; {copies}{recover}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_postgresql_that_does_not_run_or_answer_is_told_by_its_region_and_nothing_else_is() {
+        let row = |state: RegionState, detail: &str| RegionStatus {
+            state: state.to_string(),
+            detail: detail.into(),
+            ..RegionStatus::default()
+        };
+        let told = |by_primary, by_itself| {
+            let mut row = row(by_primary, "");
+            tell_of_postgresql(&mut row, &by_itself);
+            (row.state, row.detail)
+        };
+        use RegionState::{CatchingUp, Disconnected, Seeding, Silent, Starting, Streaming};
+        for by_primary in [Streaming, CatchingUp] {
+            for by_itself in [Starting, Silent] {
+                let wanted = (by_itself.to_string(), "FATAL: no".to_owned());
+                assert_eq!(told(by_primary, row(by_itself, "FATAL: no")), wanted);
+            }
+            let unchanged = (by_primary.to_string(), String::new());
+            assert_eq!(told(by_primary, row(Disconnected, "cut")), unchanged, "the primary knows better");
+        }
+        assert_eq!(told(Seeding, row(Starting, "old")).0, Seeding.to_string());
+    }
+}
