@@ -18,6 +18,12 @@ const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('archive_mode')
      (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
      (SELECT setting FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND applied LIMIT 1)";
 
+/// What the files set and PostgreSQL has not taken: it takes it when it starts, or cannot read it. What its
+/// command line sets is never taken from them.
+const NOT_TAKEN: &str = "SELECT coalesce(f.name, ''), coalesce(f.setting, ''), f.sourcefile, f.sourceline, f.error \
+     FROM pg_file_settings f LEFT JOIN pg_settings s ON s.name = f.name \
+     WHERE f.error IS NOT NULL AND s.source IS DISTINCT FROM 'command line' ORDER BY f.seqno LIMIT 200";
+
 const REPLAY: &str = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), \
      (SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1)";
 
@@ -55,6 +61,10 @@ pub struct Vitals {
     pub read_only: bool,
     /// What settings are now, and where that comes from, as `pg_settings` names it.
     pub settings: BTreeMap<String, (String, String)>,
+    /// What the files set, by name, and it takes only when it starts, or not at all.
+    pub not_taken: BTreeMap<String, String>,
+    /// Why it cannot read its files.
+    pub unreadable: Option<String>,
     /// Its replication slots, but temporary ones.
     pub slots: Vec<Slot>,
     /// What is set for roles and databases.
@@ -180,6 +190,15 @@ impl Vitals {
         let settings = format!("SELECT name, setting, source FROM pg_settings WHERE name IN ({SETTINGS})");
         for row in session.rows(&settings, deadline).await? {
             vitals.settings.insert(text(&row, 0), (text(&row, 1), text(&row, 2)));
+        }
+        for row in session.rows(NOT_TAKEN, deadline).await? {
+            match text(&row, 0).as_str() {
+                "" => {
+                    vitals.unreadable =
+                        Some(format!("{}, line {}: {}", text(&row, 2), text(&row, 3), text(&row, 4)));
+                }
+                name => _ = vitals.not_taken.insert(name.to_owned(), text(&row, 1)),
+            }
         }
         vitals.slots = session.rows(SLOTS, deadline).await?.iter().map(Slot::of).collect();
         vitals.of_roles = session.rows(OF_ROLES, deadline).await?.iter().filter_map(OfRole::of).collect();

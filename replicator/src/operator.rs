@@ -78,6 +78,15 @@ pub enum OperatorError {
     /// See [`IdentityError`].
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// There is no certificate to show.
+    #[error(
+        "{directory}: no operator's certificate is there, so there is nobody to ask as; `replicator up` makes it and starts the regions on \
+         this machine. For regions of other machines, copy it from where it was made, or name where it is: --data, or REPLICATOR_IDENTITY"
+    )]
+    NoCertificate {
+        /// Where it was looked for.
+        directory: String,
+    },
     /// See [`TransportError`].
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -172,7 +181,10 @@ impl Operator {
     /// # Errors
     /// When there is no certificate, or no socket.
     pub fn new(config: Config, layout: &Layout) -> Result<Operator, OperatorError> {
-        let identity = Identity::load(&layout.shown())?;
+        let identity = Identity::load(&layout.shown()).map_err(|e| match e {
+            IdentityError::Missing(directory) => OperatorError::NoCertificate { directory },
+            e => OperatorError::Identity(e),
+        })?;
         let endpoint = Endpoint::bind(None, &identity)?;
         config.restrict(&endpoint);
         Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })

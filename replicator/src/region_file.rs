@@ -110,6 +110,15 @@ impl RegionFile {
         Ok(())
     }
 
+    /// Writes it as it is: so a promotion can know that it will be able to.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn rewrite(&self) -> Result<(), StateError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.path.as_ref().map_or(Ok(()), |path| state.save(path))
+    }
+
     /// Changes it, if the primary of `epoch` leads at that moment, as far as this region has accepted;
     /// whether it does. No vote comes between the two.
     ///

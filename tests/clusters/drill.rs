@@ -162,6 +162,19 @@ async fn a_rehearsal_that_is_interrupted_leaves_nothing_and_one_that_is_killed_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_amid_a_switchover_says_so_and_leaves_nothing() {
+    let cluster = Cluster::up(1);
+    let drill = begin(&cluster, "eu-west");
+    let copied = cluster.region("eu-west").join("drill/pgdata/base");
+    until("it has begun to copy", || async { copied.exists() }).await;
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    let output = drill.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("eu-west has become the primary meanwhile"), "{said}");
+    assert_nothing_left(&cluster, "eu-west").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_drill_goes_there_and_back() {
     let cluster = Cluster::up(2);
     let ledger = Ledger::start_at(

@@ -1,6 +1,8 @@
 //! What goes wrong in the field: paused and held replay, settings that differ, archives that hang, processes
 //! that are frozen.
 
+use std::os::unix::fs::MetadataExt;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use replicator_tests::{Cluster, text, until};
@@ -278,4 +280,58 @@ async fn what_the_targets_machine_lacks_is_found_before_the_failover() {
     writer.execute("DROP FUNCTION f()").await.unwrap();
     cluster.until_level().await;
     assert!(found(&cluster, "eu-west", "switchover").1);
+}
+
+/// What would keep PostgreSQL down is found while it runs: a switchover stops one of the two, and clients
+/// would wait for a writer that does not come up, or nobody would follow the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_keep_postgresql_down_is_found_while_it_runs() {
+    let cluster = Cluster::up(2);
+    cluster.expect(&["28000", "Is a directory"]);
+    let find = |kind: &str, wanted: bool| {
+        let (findings, begins) = found(&cluster, "eu-west", "switchover");
+        assert_eq!(findings.contains(&kind.to_owned()), wanted, "{findings:?}");
+        assert_eq!(begins, !wanted, "{findings:?}");
+    };
+    // A library that is not there, which the next start would look for.
+    let mut writer = cluster.connect("us-east").await;
+    writer.execute("ALTER SYSTEM SET shared_preload_libraries = 'no_such_library'").await.unwrap();
+    find("start_fails us-east refused", true);
+    until("status tells of it", || async {
+        row(&cluster, "us-east").1.contains("could not access file \"no_such_library\"")
+    })
+    .await;
+    writer.execute("ALTER SYSTEM RESET shared_preload_libraries").await.unwrap();
+    // One that can be had waits for the next start as well.
+    writer.execute("ALTER SYSTEM SET max_connections = 130").await.unwrap();
+    find("start_fails us-east refused", false);
+    writer.execute("ALTER SYSTEM RESET max_connections").await.unwrap();
+    // Files of the target that are another's, or cannot be written.
+    let control = cluster.region("eu-west").join("pgdata/global/pg_control");
+    let owner = std::fs::metadata(&control).unwrap();
+    let (user, group) = (owner.uid(), owner.gid());
+    if nix::unistd::Uid::effective().is_root() {
+        std::os::unix::fs::chown(&control, Some(0), Some(0)).unwrap();
+        find("not_writable eu-west refused", true);
+        std::os::unix::fs::chown(&control, Some(user), Some(group)).unwrap();
+    }
+    let record = cluster.region("eu-west").join("region.json");
+    let aside = record.with_extension("aside");
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    find("not_writable eu-west refused", true);
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    find("not_writable eu-west refused", false);
+    // The role by which the daemon looks after PostgreSQL.
+    let roles = "CREATE ROLE other SUPERUSER LOGIN PASSWORD 'other'; ALTER ROLE postgres NOLOGIN";
+    writer.execute(roles).await.unwrap();
+    until("what to do is told", || async {
+        row(&cluster, "us-east").1.contains("ALTER ROLE postgres LOGIN, as another superuser")
+    })
+    .await;
+    find("postgresql_silent us-east refused", true);
+    writer.execute("ALTER ROLE postgres LOGIN").await.unwrap();
+    until("it is let in again", || async { row(&cluster, "us-east").0 == "streaming" }).await;
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
 }

@@ -9,6 +9,7 @@ use postgres::backup::base_backup::BackupEvent;
 use postgres::installation::Installation;
 use postgres::major::LogicalSlots;
 use postgres::protocol::client::{ConnectOptions, ReplicationClient};
+use postgres::protocol::logins::Logins;
 use postgres::sockets::socket_dir_for;
 use replicator::layout::make_passable;
 use replicator_tests::{Cluster, bin_dir, installation, text, until};
@@ -111,6 +112,7 @@ async fn a_base_backup_of_a_writer_with_tablespaces_is_one_archive() {
         user: "postgres".into(),
         application_name: "test".into(),
         major: installation().major,
+        logins: Logins::default(),
     };
     let mut backup = ReplicationClient::connect(&options).await.unwrap().base_backup("test").await.unwrap();
     let outside: Vec<_> = backup.tablespaces.iter().map(|of| (of.oid, of.path.clone())).collect();

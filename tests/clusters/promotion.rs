@@ -1,11 +1,15 @@
 //! Promotions under load: nothing acknowledged is lost, and every region follows.
 
+use std::process::Command;
 use std::time::Duration;
 
+use postgres::protocol::logins::LOGINS_MAX;
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, Ordered, now, stays, text, until};
 use runtime::task::Task;
 use sqlx::{Connection, Executor, PgConnection};
+
+use crate::row;
 
 /// What an old primary says when it is back after a failover.
 const DEPOSED: &str = "this region does not lead any more";
@@ -208,6 +212,14 @@ async fn a_failover_goes_to_a_standby_that_lets_nobody_in_for_a_lock_of_the_lost
         tokio::time::timeout(Duration::from_secs(2), PgConnection::connect(&url)).await.is_err()
     })
     .await;
+    // The daemon's own questions do not pile up: the standby has few connections for them.
+    until("it is silent for long", || async { row(&cluster, "eu-west").1.contains("does not answer for 1") })
+        .await;
+    let postmaster = cluster.postmaster("eu-west").to_string();
+    let listed = Command::new("ps").args(["-o", "args=", "--ppid", &postmaster]).output().unwrap();
+    let listed = text(&listed.stdout);
+    let ours = listed.lines().filter(|line| line.contains("[local]")).count();
+    assert!((1..=LOGINS_MAX).contains(&ours), "{listed}");
     cluster.kill("us-east", true).await;
     let dry = cluster.run(&["promote", "--region", "eu-west", "--mode", "failover", "--dry-run", "--json"]);
     assert!(text(&dry.stdout).contains("postgresql_silent"), "{}{}", text(&dry.stdout), text(&dry.stderr));

@@ -50,6 +50,25 @@ impl Instance {
         Below::open(&self.options().data_dir).is_ok_and(|data| data.exists(name))
     }
 
+    /// What of that which PostgreSQL writes when it becomes a writer, or none any more, its account may not
+    /// write, in words.
+    #[must_use]
+    pub fn not_writable(&self) -> Option<String> {
+        const WRITTEN: [&str; 4] = ["", "global", "global/pg_control", "pg_wal"];
+        let options = self.options();
+        let may_write = |path: &Path| {
+            let test = options.account.command(Path::new("/usr/bin/test")).arg("-w").arg(path).status();
+            test.is_ok_and(|status| status.success())
+        };
+        let path =
+            WRITTEN.into_iter().map(|name| options.data_dir.join(name)).find(|path| !may_write(path))?;
+        Some(format!(
+            "{}: user '{}', who runs PostgreSQL, may not write it",
+            path.display(),
+            options.account.name
+        ))
+    }
+
     /// A file of the data directory.
     pub(crate) fn read(&self, name: &str) -> Result<String, InstanceError> {
         self.data()?.read_to_string(name).map_err(at(&self.options().data_dir.join(name)))

@@ -42,6 +42,7 @@ use crate::below::Below;
 use crate::installation::{Installation, Installations};
 use crate::major::LogicalSlots;
 use crate::protocol::client::ConnectOptions;
+use crate::protocol::logins::Logins;
 use crate::sockets::{READER, REHEARSAL, SUPERUSER, WALSENDER_PORT};
 
 pub use floors::{Need, is_floor};
@@ -50,7 +51,7 @@ pub use password::{Owner, OwnerIs};
 pub use reload::{CLIENTS_MAP, Own, ReloadError, Took};
 pub use settings::{GIVEN_SETTINGS, LEAST_SETTINGS, RESERVED_SETTINGS, WAL_LEVELS};
 pub use tls::{OWN_ENCRYPTION, is_pair};
-pub use trial::RulesError;
+pub use trial::TrialError;
 
 /// What an instance is made of.
 #[derive(Debug, Clone)]
@@ -159,6 +160,8 @@ pub struct Instance {
     own: Arc<Mutex<Own>>,
     /// What the running server is known to have read for encryption; none of one that was found running.
     loaded: Arc<Mutex<Option<tls::Read>>>,
+    /// The logins of ours that it has not answered.
+    logins: Logins,
 }
 
 impl Instance {
@@ -167,7 +170,12 @@ impl Instance {
     pub fn new(mut options: InstanceOptions) -> Instance {
         let (settings, hba) = (std::mem::take(&mut options.settings), std::mem::take(&mut options.hba));
         let own = Own { settings, hba, ident: std::mem::take(&mut options.ident) };
-        Instance { options, own: Arc::new(Mutex::new(own)), loaded: Arc::default() }
+        Instance {
+            options,
+            own: Arc::new(Mutex::new(own)),
+            loaded: Arc::default(),
+            logins: Logins::default(),
+        }
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -203,6 +211,7 @@ impl Instance {
             user: SUPERUSER.into(),
             application_name: READER.into(),
             major: self.installation().major,
+            logins: self.logins.clone(),
         }
     }
 

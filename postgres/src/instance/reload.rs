@@ -10,7 +10,7 @@ use std::time::Duration;
 use runtime::task::blocking;
 
 use super::door::{ANSWER, Mistake, RELOAD, mistake};
-use super::trial::RulesError;
+use super::trial::TrialError;
 use super::{Instance, InstanceError};
 use crate::protocol::session::{Session, SessionError};
 
@@ -167,9 +167,9 @@ impl Instance {
         let (hba, ident) = (new.hba.clone(), new.ident.clone());
         let tried = blocking("try the rules", move || installation.check_rules(&account, &hba, &ident));
         match tried.await.map_err(|e| e.to_string())? {
-            Err(RulesError::Mistake(why)) => Err(why),
+            Err(TrialError::Mistake(why)) => Err(why),
             // Whoever lets clients in asks the server itself.
-            Ok(()) | Err(RulesError::NotAsked(_)) => Ok(()),
+            Ok(()) | Err(TrialError::NotAsked(_)) => Ok(()),
         }
     }
 

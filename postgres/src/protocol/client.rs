@@ -4,6 +4,7 @@
 //! protocol with both directions of copy mode and the result that follows the end of a timeline; so this one
 //! does, and nothing more.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
 
 use crate::major::Major;
+use crate::protocol::logins::Logins;
 use crate::protocol::wire::{self, Incoming, Message, Outgoing, WireError, put_message, put_text, take_text};
 
 /// The largest message taken from a server. A walsender sends at most 128 KiB of redo in one; a base backup,
@@ -40,6 +42,8 @@ pub struct ConnectOptions {
     pub application_name: String,
     /// The server's major version.
     pub major: Major,
+    /// The logins to it that were given up.
+    pub logins: Logins,
 }
 
 /// Why a command to the server failed.
@@ -176,10 +180,20 @@ impl ReplicationClient {
         options: &ConnectOptions,
         parameters: &[(&str, &str)],
     ) -> Result<ReplicationClient, ClientError> {
+        let mut login = options.logins.begin().await;
         let path = crate::sockets::socket_path(&options.socket_dir, options.port);
-        let socket = UnixStream::connect(&path)
-            .await
-            .map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?;
+        let failed = |source| ClientError::Connect { path: path.display().to_string(), source };
+        let socket = UnixStream::connect(&path).await.map_err(failed)?;
+        login.asks(socket.as_fd()).map_err(failed)?;
+        let answer = Self::introduce(socket, parameters).await;
+        login.is_answered();
+        answer
+    }
+
+    async fn introduce(
+        socket: UnixStream,
+        parameters: &[(&str, &str)],
+    ) -> Result<ReplicationClient, ClientError> {
         let (incoming, outgoing) = wire::channel(socket, MESSAGE_BYTES_MAX);
         let mut client = ReplicationClient { incoming, outgoing };
         let mut packet = BytesMut::new();

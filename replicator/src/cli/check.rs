@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use postgres::installation::{Installation, InstallationError};
-use postgres::instance::RulesError;
+use postgres::instance::TrialError;
 use postgres::instance::account::Account;
 
 use super::AnyResult;
@@ -67,8 +67,8 @@ fn rules(config: &Config, installation: &Installation, account: Option<&Account>
     let version = &installation.version;
     let why = match account.map(|account| installation.check_rules(account, &config.hba, &config.ident)) {
         Some(Ok(())) => return Ok(()),
-        Some(Err(RulesError::Mistake(why))) => return Err(why),
-        Some(Err(RulesError::NotAsked(why))) => why,
+        Some(Err(TrialError::Mistake(why))) => return Err(why),
+        Some(Err(TrialError::NotAsked(why))) => why,
         None => "PostgreSQL's account is not here, or not ours to be".to_owned(),
     };
     eprintln!("`hba` and `ident` were not checked by PostgreSQL {version}: {why}");

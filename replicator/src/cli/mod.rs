@@ -128,7 +128,12 @@ async fn run(cli: Cli, log: DaemonLog) -> Result<ExitCode, Box<dyn Error>> {
 async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> AnyResult {
     match cli.command {
         Command::Check => {
+            // What is tried is taken away, also by Ctrl-C.
+            let (stop, _listening) = signal::on_signal()?;
             check::postgresql(&config, &layout, cli.places.config())?;
+            if stop.is_cancelled() {
+                return Err("interrupted".into());
+            }
             check::roles(&config, &layout);
             println!("{}: {} regions, no mistakes", cli.places.config().display(), config.regions.len());
             Ok(())

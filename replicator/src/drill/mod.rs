@@ -75,6 +75,15 @@ pub enum DrillError {
     /// The user said stop.
     #[error("interrupted: the clone was removed, nothing else was touched")]
     Interrupted,
+    /// Another region leads than when it began.
+    #[error(
+        "{primary} has become the primary meanwhile, and what was rehearsed is past: the clone was removed, nothing else was touched. Run it \
+         again once `replicator status` shows that the region streams"
+    )]
+    Moved {
+        /// The region that leads now.
+        primary: String,
+    },
     /// No room for a clone.
     #[error(
         "{path} is not on a file system that clones files, and a copy needs {} of room: there are {}",
@@ -209,9 +218,24 @@ impl Drill {
         let removed = remove(&clone, &self.places.drill()).await;
         // The lock's file stays: another drill may just have opened it.
         drop(lock);
+        let report = report.finished();
+        let has_failed = match &drilled {
+            Err(DrillError::Interrupted) => false,
+            Err(_) => true,
+            Ok(()) => !report.passed,
+        };
+        if has_failed && let Some(moved) = self.moved_since(&status).await {
+            return Err(moved);
+        }
         drilled?;
         removed?;
-        Ok(report.finished())
+        Ok(report)
+    }
+
+    /// Whether another region leads than by this status, which then is why a drill failed.
+    async fn moved_since(&self, status: &ClusterStatus) -> Option<DrillError> {
+        let ClusterStatus { epoch, primary, .. } = self.status().await.ok()?;
+        (epoch != status.epoch).then_some(DrillError::Moved { primary })
     }
 
     async fn steps(

@@ -75,6 +75,10 @@ pub struct Facts {
     pub disks: Vec<Disk>,
     /// The settings that must be ours, and that `ALTER SYSTEM` has set.
     pub overrides: Vec<String>,
+    /// Why it could not start again with what its files set by now.
+    pub cannot_start: Option<String>,
+    /// What could not be written by whoever is to write it, in words.
+    pub not_writable: Option<String>,
     /// How long ago a standby said last how far it is; none when it does not run yet, or is none.
     pub reported: Option<Duration>,
     /// Why a standby is not given the next redo; empty while it is.
@@ -119,6 +123,10 @@ pub enum Kind {
     Paused,
     /// Replay waits for a session.
     Held,
+    /// It could not start again.
+    Start,
+    /// Files that a promotion writes cannot be written.
+    Files,
     /// A disk has little room left.
     Room,
     /// Segments wait to be archived.
@@ -139,6 +147,8 @@ pub enum Kind {
     Collation,
     /// Unlogged tables.
     Unlogged,
+    /// The files of two daemons differ in what must be the same everywhere.
+    Configuration,
     /// The primary's own word: the region is not near, or cannot be seen.
     Primary,
 }
@@ -154,6 +164,8 @@ impl Kind {
             Kind::Settings => "settings_low",
             Kind::Paused => "replay_paused",
             Kind::Held => "replay_held",
+            Kind::Start => "start_fails",
+            Kind::Files => "not_writable",
             Kind::Room => "disk_room",
             Kind::Archive => "archive_queue",
             Kind::ReadOnly => "read_only",
@@ -164,6 +176,7 @@ impl Kind {
             Kind::Library => "library",
             Kind::Collation => "collation",
             Kind::Unlogged => "unlogged",
+            Kind::Configuration => "configuration",
             Kind::Primary => "primary",
         }
     }
@@ -195,9 +208,9 @@ impl Findings<'_> {
         self.found.push(Finding { kind, region, fact, action, outcome });
     }
 
-    /// What is looked at in both regions.
-    fn common(&mut self, facts: &Facts, refuses: bool) {
-        let grave = if refuses { Outcome::Refused } else { Outcome::Told };
+    /// What is looked at in both regions. `grave` is what comes of a disk without room.
+    fn common(&mut self, facts: &Facts, mode: Mode, grave: Outcome) {
+        let switches = mode == Mode::Switchover;
         // One that applies redo can be promoted, also where nobody can log in: that may be by a lock that a
         // transaction of the lost primary holds on a catalog, and goes with it.
         let applies = facts.stopped.is_empty() && facts.reported.is_some_and(|ago| ago <= REPORTS);
@@ -213,7 +226,7 @@ impl Findings<'_> {
             );
         }
         if !facts.silent.is_empty() {
-            let (outcome, action) = match !refuses && applies {
+            let (outcome, action) = match !switches && applies {
                 true => (
                     Outcome::Told,
                     "it applies redo all the same, and is promoted: a lock of the old primary's goes with that. What a standby could have \
@@ -229,6 +242,18 @@ impl Findings<'_> {
                 facts.overrides.join(", ")
             );
             self.add(Kind::Settings, Outcome::Told, fact, "it is taken out when PostgreSQL starts next");
+        }
+        if let Some(why) = &facts.cannot_start {
+            let outcome = if switches { Outcome::Refused } else { Outcome::Told };
+            self.add(Kind::Start, outcome, start_fails(why), TAKE_BACK);
+        }
+        if let Some(why) = &facts.not_writable {
+            self.add(
+                Kind::Files,
+                Outcome::Refused,
+                why.clone(),
+                "give it back to its account, and see what its file system allows",
+            );
         }
         for disk in &facts.disks {
             match disk.free_bytes {
@@ -398,7 +423,7 @@ fn logical(vitals: &Vitals) -> impl Iterator<Item = (&Slot, &Decodes)> {
 #[must_use]
 pub fn of_target(region: &RegionName, facts: &Facts, mode: Mode) -> Vec<Finding> {
     let mut findings = Findings { region, found: Vec::new() };
-    findings.common(facts, mode == Mode::Switchover);
+    findings.common(facts, mode, if mode == Mode::Switchover { Outcome::Refused } else { Outcome::Told });
     if let Some(vitals) = &facts.vitals {
         findings.standby(vitals, facts);
         findings.both(vitals, facts, false);
@@ -449,7 +474,7 @@ pub fn machine_lacks(databases: &[OfDatabase]) -> Vec<String> {
 pub fn of_primary(region: &RegionName, facts: &Facts) -> Vec<Finding> {
     let mut findings = Findings { region, found: Vec::new() };
     // Its disk may well be why another shall lead.
-    findings.common(facts, false);
+    findings.common(facts, Mode::Switchover, Outcome::Told);
     if let Some(vitals) = &facts.vitals {
         findings.writer(vitals, facts);
         findings.both(vitals, facts, true);
@@ -520,6 +545,20 @@ pub fn low_disks(disks: &[Disk]) -> Vec<String> {
     let low = disks.iter().filter(|disk| disk.free_bytes < needed(disk));
     low.map(|disk| format!("{}; make room: without any commits wait, and PostgreSQL ends", disk.words()))
         .collect()
+}
+
+/// What to do about settings with which PostgreSQL cannot start.
+const TAKE_BACK: &str =
+    "ALTER SYSTEM RESET takes a setting back, or mend what it needs: stopped now, PostgreSQL would stay down";
+
+fn start_fails(why: &str) -> String {
+    format!("PostgreSQL could not start again with what its files say now: {why}")
+}
+
+/// What an operator should know of a PostgreSQL that could not start again, in words.
+#[must_use]
+pub fn told_of_start(why: &str) -> String {
+    format!("{}; {TAKE_BACK}", start_fails(why))
 }
 
 /// What an operator should know of settings that `ALTER SYSTEM` has set, and that must be ours.

@@ -349,9 +349,9 @@ impl Cluster for RegionalCluster {
     }
 
     async fn preflight(&self) -> Vec<Finding> {
-        let Parts { own, instance, config, .. } = &*self.parts;
+        let Parts { own, instance, config, file, .. } = &*self.parts;
         // One that leads and does not answer is not waited for.
-        let facts = look::facts(instance, None, config.commit.waits(), &|| false).await;
+        let facts = look::facts(instance, file, None, config.commit.waits(), &|| false).await;
         preflight::of_primary(&own.name, &facts).iter().map(preflight::Finding::told).collect()
     }
 

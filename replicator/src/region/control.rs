@@ -28,7 +28,7 @@ use crate::client;
 use crate::config::{Config, RegionConfig, Role};
 use crate::facts::PartFacts;
 use crate::secrets;
-use crate::voter::Seat;
+use crate::voter::{Difference, Seat};
 
 /// How long another region may take to answer before it is said to be unreachable.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -382,7 +382,8 @@ impl Region {
             notes.push(format!("a {mode} to {to} is in progress, coordinated by {coordinator}"));
         }
         notes.extend(self.without_roles());
-        notes.extend(self.voter.differences());
+        let differences = self.voter.differences().into_iter();
+        notes.extend(differences.map(|found| format!("{}; {}", found.fact(), Difference::ACTION)));
         notes.extend(self.voter.unlike_the_file());
         let recorded = self.voter.accepted().primary;
         let mut status = merge(&self.config, &recorded, &views, notes);

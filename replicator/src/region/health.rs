@@ -1,6 +1,7 @@
 //! Asks the region's PostgreSQL every second as a client would: a process that exists may answer nobody. What
 //! is wrong is shown in `status`, and the primary is told of a standby.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use postgres::instance::Instance;
 use postgres::protocol::client::ReplicationClient;
 use postgres::protocol::session::SessionError;
+use postgres::vitals::Vitals;
 use proto::{Lsn, RegionName};
 use runtime::clock::now;
 use runtime::task::blocking;
@@ -17,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{DiskLook, inventory, is_starting, vitals, written_by};
+use super::look::{DiskLook, cannot_start, inventory, is_starting, silence, vitals, written_by};
 use crate::preflight;
 
 /// How often it is asked.
@@ -53,6 +55,26 @@ struct Looks {
     inside: Option<Instant>,
     /// What the machine lacks for them, in words.
     machine_lacks: Vec<String>,
+    /// The settings that a start was tried with, and why it failed.
+    tried: Option<(NotTaken, Option<String>)>,
+}
+
+/// Settings that PostgreSQL has not taken, and why it cannot read the others.
+type NotTaken = (BTreeMap<String, String>, Option<String>);
+
+impl Looks {
+    /// Why `instance` could not start again. That is tried once for the same settings.
+    async fn cannot_start(&mut self, instance: &Instance, vitals: &Vitals) -> Option<String> {
+        let settings = (vitals.not_taken.clone(), vitals.unreadable.clone());
+        match &self.tried {
+            Some((tried, why)) if *tried == settings => why.clone(),
+            _ => {
+                let why = cannot_start(instance, vitals).await;
+                self.tried = Some((settings, why.clone()));
+                why
+            }
+        }
+    }
 }
 
 /// How the region's PostgreSQL is, for `status`.
@@ -149,7 +171,7 @@ async fn ask(instance: &Instance, connection: &mut Option<ReplicationClient>) ->
             Said::Answered
         }
         Err(e) if is_starting(&e) => Said::Starting,
-        Err(e) => Said::Nothing(e.to_string()),
+        Err(e) => Said::Nothing(silence(&e)),
     }
 }
 
@@ -271,12 +293,17 @@ impl Region {
             Err(hang) => vec![hang],
         };
         let seen = if answers { vitals(&self.instance).await.ok() } else { None };
+        let cannot_start = match &seen {
+            Some(vitals) => looks.cannot_start(&self.instance, vitals).await,
+            None => None,
+        };
         let waits = self.config.commit.waits();
         let notes = seen.map(|vitals| {
             let notes = preflight::notes(&vitals, &needs, waits);
             let (waits, lacks) = (follower.and_then(Follower::waits), looks.machine_lacks.iter().cloned());
+            let start = cannot_start.as_deref().map(preflight::told_of_start);
             let notes = preflight::overridden(&overrides).into_iter().chain(notes);
-            notes.chain(waits).chain(lacks).collect::<Vec<String>>()
+            notes.chain(start).chain(waits).chain(lacks).collect::<Vec<String>>()
         });
         let mut state = self.health.lock();
         state.low_disks = low_disks;

@@ -3,13 +3,15 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coordination::Mode;
-use postgres::instance::Instance;
+use postgres::instance::{Instance, TrialError};
 use postgres::inventory::{self, OfDatabase};
 use postgres::protocol::client::ClientError;
 use postgres::protocol::session::SessionError;
+use postgres::sockets::SUPERUSER;
 use postgres::tablespaces::places_in;
 use postgres::vitals::{Replay, Vitals};
 use proto::messages::finding::Outcome;
@@ -21,6 +23,7 @@ use super::Region;
 use super::follower::Follower;
 use crate::part::Trouble;
 use crate::preflight::{self, Disk, Facts, Finding};
+use crate::region_file::RegionFile;
 
 /// How long PostgreSQL may take to let us in, and for each answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -52,6 +55,19 @@ pub(super) fn is_starting(error: &SessionError) -> bool {
     }
 }
 
+/// PostgreSQL's word that it lets a role not in.
+const NOT_LET_IN: &str = "28000";
+
+/// Why PostgreSQL does not answer, in words; with what to do where it lets us not in.
+pub(super) fn silence(error: &SessionError) -> String {
+    match error.code() {
+        Some(NOT_LET_IN) => format!(
+            "{error}. Clients go on; this service looks after it by that role: ALTER ROLE {SUPERUSER} LOGIN, as another superuser"
+        ),
+        _ => error.to_string(),
+    }
+}
+
 /// How `instance` is, as it says itself.
 ///
 /// # Errors
@@ -70,9 +86,36 @@ pub(super) async fn inventory(instance: &Instance) -> Result<Vec<OfDatabase>, Se
     timeout(INVENTORY, looking).await.unwrap_or(Err(SessionError::Late(INVENTORY)))
 }
 
+/// Why `instance` could not start again with what its files set by now; none where it can, or where that is
+/// not known.
+pub(super) async fn cannot_start(instance: &Instance, vitals: &Vitals) -> Option<String> {
+    if let Some(unreadable) = &vitals.unreadable {
+        return Some(unreadable.clone());
+    }
+    if vitals.not_taken.is_empty() {
+        return None;
+    }
+    let (looking, settings) = (instance.clone(), vitals.not_taken.clone());
+    let tried = blocking("try to start PostgreSQL", move || {
+        looking.installation().check_start(&looking.options().account, &settings)
+    });
+    match tried.await {
+        Ok(Err(TrialError::Mistake(why))) => {
+            let names: Vec<&str> = vitals.not_taken.keys().map(String::as_str).collect();
+            Some(format!("{} set: {why}", names.join(", ")))
+        }
+        Ok(Err(TrialError::NotAsked(why))) => {
+            tracing::warn!("whether PostgreSQL would start again is not known: {why}");
+            None
+        }
+        Ok(Ok(())) | Err(_) => None,
+    }
+}
+
 /// What is known of `instance`, which is a standby's when `follower` is there.
 pub(super) async fn facts(
     instance: &Instance,
+    file: &Arc<RegionFile>,
     follower: Option<&Follower>,
     commits_wait: bool,
     begin: &impl Fn() -> bool,
@@ -86,22 +129,28 @@ pub(super) async fn facts(
                 sleep(AGAIN).await;
                 continue;
             }
-            Err(e) => facts.silent = e.to_string(),
+            Err(e) => facts.silent = silence(&e),
         }
         break;
     }
-    let (looking, standby) = (instance.clone(), follower.is_some());
+    let (looking, standby, file) = (instance.clone(), follower.is_some(), Arc::clone(file));
     let looked = blocking("look at PostgreSQL's processes and disks", move || {
         let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-        (looking.stopped_processes(), needs, looking.overrides().unwrap_or_default())
+        let overrides = looking.overrides().unwrap_or_default();
+        let not_writable = file.rewrite().err().map(|e| e.to_string());
+        (looking.stopped_processes(), needs, overrides, not_writable.or_else(|| looking.not_writable()))
     });
-    if let Ok((stopped, needs, overrides)) = looked.await {
+    if let Ok((stopped, needs, overrides, not_writable)) = looked.await {
         (facts.stopped, facts.needs, facts.overrides) = (stopped, needs, overrides);
+        facts.not_writable = not_writable;
     }
     match DiskLook::default().at(written_by(instance).into()).await {
         Ok(disks) => facts.disks = disks,
         Err(hang) if facts.silent.is_empty() => facts.silent = hang,
         Err(_) => {}
+    }
+    if let Some(vitals) = &facts.vitals {
+        facts.cannot_start = cannot_start(instance, vitals).await;
     }
     facts.reported = follower.and_then(Follower::reported);
     if follower.is_some() && facts.vitals.is_some() {
@@ -205,7 +254,8 @@ impl Region {
         let Some(follower) = cluster.follower() else { return Vec::new() };
         let look = || async {
             let mut facts =
-                facts(&self.instance, Some(&follower), self.config.commit.waits(), &|| true).await;
+                facts(&self.instance, &self.file, Some(&follower), self.config.commit.waits(), &|| true)
+                    .await;
             facts.carried = self.slots.carried();
             preflight::of_target(&self.own.name, &facts, mode)
         };

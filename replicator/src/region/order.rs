@@ -15,7 +15,7 @@ use runtime::random;
 use super::Region;
 use crate::part::Cluster;
 use crate::preflight::{Finding, Kind};
-use crate::voter::ChangeError;
+use crate::voter::{ChangeError, Difference};
 
 /// How long the primary may take to say whether it could hand over.
 const ASK: Duration = Duration::from_secs(10);
@@ -165,7 +165,15 @@ impl Region {
         let before = self.prepare(mode, true).await;
         let mended = before.iter().any(|found| found.outcome == Outcome::Mended) && !only_tell;
         let own = if mended { self.prepare(mode, false).await } else { before };
-        let own: Vec<m::Finding> = own.iter().map(Finding::told).collect();
+        let mut own: Vec<m::Finding> = own.iter().map(Finding::told).collect();
+        // What is promised of commits is by this region's file, once it leads.
+        own.extend(self.voter.differences().into_iter().map(|found| m::Finding {
+            kind: Kind::Configuration.name().into(),
+            region: self.own.name.to_string(),
+            fact: found.fact(),
+            action: Difference::ACTION.into(),
+            outcome: Outcome::Told.into(),
+        }));
         if mode == Mode::Failover {
             return Ok(own);
         }

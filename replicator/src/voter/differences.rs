@@ -53,21 +53,37 @@ impl Voter {
             found.remove(name);
             return;
         }
-        tracing::error!("{}", words(name, &what));
+        let difference = Difference { name: name.clone(), what: what.clone() };
+        tracing::error!("{}; {}", difference.fact(), Difference::ACTION);
         found.insert(name.clone(), what);
     }
 
-    /// How other daemons' files differ from this one's, for people.
+    /// How other daemons' files differ from this one's.
     #[must_use]
-    pub fn differences(&self) -> Vec<String> {
-        lock(&self.differences.found).iter().map(|(name, what)| words(name, what)).collect()
+    pub fn differences(&self) -> Vec<Difference> {
+        let found = lock(&self.differences.found);
+        found.iter().map(|(name, what)| Difference { name: name.clone(), what: what.clone() }).collect()
     }
 }
 
-fn words(name: &RegionName, what: &str) -> String {
-    format!(
-        "regions.toml: differs from that of {name} in {what}; make the files equal, and restart these daemons"
-    )
+/// How another daemon's file differs from this one's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Whose.
+    name: RegionName,
+    /// In what, in words.
+    what: String,
+}
+
+impl Difference {
+    /// What to do about it.
+    pub const ACTION: &str = "make the files equal, and restart these daemons";
+
+    /// What is so, for people.
+    #[must_use]
+    pub fn fact(&self) -> String {
+        format!("regions.toml: differs from that of {} in {}", self.name, self.what)
+    }
 }
 
 #[cfg(test)]

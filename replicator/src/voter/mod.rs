@@ -17,6 +17,7 @@ mod voters;
 mod watch;
 pub mod wire;
 
+pub use differences::Difference;
 pub use hints::of_a_voter;
 
 use std::collections::BTreeSet;
