@@ -186,7 +186,7 @@ impl ReplicationClient {
         let socket = UnixStream::connect(&path).await.map_err(failed)?;
         login.asks(socket.as_fd()).map_err(failed)?;
         let answer = Self::introduce(socket, parameters).await;
-        login.is_answered();
+        login.end();
         answer
     }
 

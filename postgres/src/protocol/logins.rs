@@ -1,7 +1,7 @@
 //! Logins that a server has not answered. A lock on a catalog holds each login up, and a client that leaves
-//! does not end it: the server sees that only when it answers. So a login that is given up keeps its place here
-//! until the server says something, and while all places are taken, the next login waits for one: it would take
-//! one more of the server's connections.
+//! does not end it: the server sees that only when it answers. So a login that is given up keeps its place
+//! here until the server says something, and while all places are taken, the next login waits for one: it
+//! would take one more of the server's connections.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,7 +76,7 @@ impl Login {
     }
 
     /// The server has said yes or no.
-    pub(super) fn is_answered(mut self) {
+    pub(super) fn end(mut self) {
         self.socket = None;
     }
 }
@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn no_login_is_begun_while_as_many_as_may_be_wait_for_their_answer() {
         let logins = Logins::default();
-        logins.begin().await.is_answered();
+        logins.begin().await.end();
         drop(logins.begin().await);
         let mut servers: Vec<UnixStream> = Vec::new();
         for _ in 1..LOGINS_MAX {
@@ -116,7 +116,7 @@ mod tests {
         // The last place: one that is under way.
         let last = logins.begin().await;
         assert!(!logins.take_place());
-        last.is_answered();
+        last.end();
         servers.push(given_up(&logins).await);
         assert!(!logins.take_place());
         // One is answered, or ends.
@@ -124,7 +124,7 @@ mod tests {
         servers.push(given_up(&logins).await);
         assert!(!logins.take_place());
         servers.clear();
-        logins.begin().await.is_answered();
+        logins.begin().await.end();
         assert_eq!(logins.lock().under_way, 0);
     }
 }

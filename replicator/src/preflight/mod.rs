@@ -248,12 +248,12 @@ impl Findings<'_> {
             self.add(Kind::Start, outcome, start_fails(why), TAKE_BACK);
         }
         if let Some(why) = &facts.not_writable {
-            self.add(
-                Kind::Files,
-                Outcome::Refused,
-                why.clone(),
-                "give it back to its account, and see what its file system allows",
-            );
+            let is_full = facts.disks.iter().any(|disk| disk.free_bytes < ROOM_NEEDED_BYTES);
+            let action = match is_full {
+                true => "make room first; --mode failover does not ask the old primary",
+                false => "give it back to its account, and see what its file system allows",
+            };
+            self.add(Kind::Files, Outcome::Refused, why.clone(), action);
         }
         for disk in &facts.disks {
             match disk.free_bytes {

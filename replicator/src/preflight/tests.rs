@@ -88,6 +88,22 @@ fn a_full_disk_refuses_a_switchover_and_is_told_in_a_failover() {
 }
 
 #[test]
+fn what_would_stay_down_or_cannot_be_written_is_refused_before_it_is_tried() {
+    let full = vec![Disk { place: "/data".into(), free_bytes: 0, total_bytes: 1 << 30 }];
+    let facts = Facts {
+        cannot_start: Some("no library".into()),
+        not_writable: Some("region.json: full".into()),
+        disks: full,
+        ..Facts::default()
+    };
+    let [start, files] = [Kind::Start, Kind::Files].map(|kind| (kind, Outcome::Refused));
+    assert_eq!(outcomes(&of_primary(&region(), &facts)), [start, files, (Kind::Room, Outcome::Told)]);
+    let of_target = of_target(&region(), &facts, Mode::Failover);
+    assert_eq!(outcomes(&of_target), [(Kind::Start, Outcome::Told), files, (Kind::Room, Outcome::Told)]);
+    assert!(of_target[1].action.starts_with("make room"), "{of_target:?}");
+}
+
+#[test]
 fn what_undoes_durability_is_a_note() {
     let good =
         [("synchronous_standby_names", "\"replicator\""), ("synchronous_commit", "on"), ("fsync", "on")];
