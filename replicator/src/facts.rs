@@ -62,6 +62,12 @@ impl LeaderFacts {
         leads && self.lease_left_us.map_or(self.reader.streaming, |left_us| left_us > 0)
     }
 
+    /// Whether clients that come now are let in, and their commits can return.
+    #[must_use]
+    pub fn takes_writes(&self) -> bool {
+        self.runs && self.postgres_trouble.is_none() && self.shut_until.is_none() && self.leads_surely()
+    }
+
     /// What hinders it, in words; often empty.
     #[must_use]
     pub fn detail(&self) -> String {

@@ -6,7 +6,8 @@
 //! the daemons agree on who leads; [`witness`] is a daemon that does nothing else. [`drill`] rehearses a
 //! promotion on a clone of a region. [`events`] is what happened, kept by each daemon, [`verdict`] whether
 //! all is well, [`load`] what PostgreSQL was busy with, and [`page`] what a browser is shown. [`endpoint`]
-//! brings clients to the writer, wherever it is, and to readers.
+//! brings clients to the writer, wherever it is, and to readers; [`pooler`] has those of PgBouncer wait while
+//! it moves.
 
 pub mod audit;
 pub mod cli;
@@ -28,6 +29,7 @@ pub mod observe;
 pub mod operator;
 pub mod page;
 pub mod part;
+pub mod pooler;
 pub mod preflight;
 pub mod region;
 pub mod region_file;

@@ -9,7 +9,7 @@ use replicator_tests::{Cluster, connect_to, now, text, until, with_children};
 use sqlx::PgConnection;
 
 /// A region of three hosts in three zones, each of which may be its head, and two other voters.
-fn three_hosts(after: &str) -> Cluster {
+pub fn three_hosts(after: &str) -> Cluster {
     let cluster = Cluster::new(1);
     cluster.configure("lease = \"2s\"\n");
     cluster.configure_region("us-east", &format!("take_over_after = \"{after}\""));

@@ -25,6 +25,7 @@ mod majors;
 mod nodes;
 mod observe;
 mod owner;
+mod poolers;
 mod promotion;
 mod reload;
 mod sealed;

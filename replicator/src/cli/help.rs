@@ -129,7 +129,7 @@ For the audit file:  replicator drill --region eu-west --markdown > drill.md";
 pub(super) const RELOAD: &str = "\
 Each region's daemon reads regions.toml on its own machine and checks it as `check` does. A file that
 is wrong changes nothing. What can be taken while everything goes on is: settings of PostgreSQL that
-it reads again, `hba`, [volume], [telemetry], [logs], [endpoints], `failover`, `failover_after`,
+it reads again, `hba`, [volume], [telemetry], [logs], [endpoints], [pgbouncer], `failover`, `failover_after`,
 `max_loss`, `http`, `bandwidth`. Of everything else that is another it is said what has to be restarted, and in which order. SIGHUP to a daemon does the same, and its log
 says it. Witnesses and zones with a process of their own read the file when they start.
 

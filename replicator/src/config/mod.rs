@@ -16,8 +16,8 @@ use toml::de::DeTable;
 
 pub use model::{
     Config, EncryptionConfig, EndpointsConfig, FailoverConfig, HOME, KeyProvider, KmsConfig, LogFormat,
-    LogsConfig, NODES_MAX, NodeConfig, Place, RegionConfig, Role, SECONDARIES_MAX, Server, TelemetryConfig,
-    VaultConfig, WITNESSES_MAX, WitnessConfig,
+    LogsConfig, NODES_MAX, NodeConfig, Place, PoolersConfig, RegionConfig, Role, SECONDARIES_MAX, Server,
+    TelemetryConfig, VaultConfig, WITNESSES_MAX, WitnessConfig,
 };
 pub use show::{ConfigError, Mistake};
 
@@ -317,6 +317,19 @@ mod tests {
         let wrong = "cluster = \"c\"\nfailover = \"yes\"\nfailover_after = \"0s\"\n".to_owned() + &regions(3);
         assert_eq!(mistakes(&wrong).len(), 2, "{:?}", mistakes(&wrong));
         assert!(!Config::parse(&("cluster = \"c\"\n".to_owned() + &regions(3))).unwrap().failover.automatic);
+    }
+
+    #[test]
+    fn pgbouncers_are_known_by_where_they_listen() {
+        let file =
+            |more: &str| format!("cluster = \"c\"\n{}[pgbouncer]\n{more}", region("a", "primary", 7001));
+        let good = file("consoles = [\"10.0.0.1:6432\", \"/run/pg:6433\", \"[::1]:6432\"]\nwait = \"5s\"");
+        let poolers = Config::parse(&good).unwrap().poolers;
+        assert_eq!((poolers.consoles.len(), poolers.user.as_str()), (3, "replicator"));
+        assert_eq!((poolers.wait, poolers.password_file), (Duration::from_secs(5), None));
+        assert!(Config::parse(&file("")).is_err(), "without consoles it means nothing");
+        let wrong = file("consoles = [\"here\", \":6432\", \"a:0\"]\nwait = \"1m\"\npassword_file = \"x\"");
+        assert_eq!(mistakes(&wrong).len(), 5, "{:?}", mistakes(&wrong));
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// How endpoints treat clients.
     pub endpoints: EndpointsConfig,
+    /// The PgBouncers in front of the writer.
+    pub poolers: PoolersConfig,
     /// Who orders failovers.
     pub failover: FailoverConfig,
     /// The certificates that are not let in, by serial number or fingerprint as [`transport::peer::mark`] has
@@ -130,6 +132,26 @@ pub struct EndpointsConfig {
 impl Default for EndpointsConfig {
     fn default() -> EndpointsConfig {
         EndpointsConfig { hold: Duration::from_secs(30), max_lag: Duration::from_secs(1), sessions: 1000 }
+    }
+}
+
+/// The PgBouncers in front of the writer: they are paused while it moves as planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolersConfig {
+    /// Where each listens: `host:port`, or `/directory:port` of its socket.
+    pub consoles: Vec<String>,
+    /// One of its `admin_users`.
+    pub user: String,
+    /// The file that has the user's password; none where it asks for none.
+    pub password_file: Option<PathBuf>,
+    /// How long it is waited for transactions of their clients to end.
+    pub wait: Duration,
+}
+
+impl Default for PoolersConfig {
+    fn default() -> PoolersConfig {
+        let (user, wait) = ("replicator".into(), Duration::from_secs(2));
+        PoolersConfig { consoles: Vec::new(), user, password_file: None, wait }
     }
 }
 
@@ -462,6 +484,7 @@ impl Config {
             telemetry: TelemetryConfig::default(),
             logs: LogsConfig::default(),
             endpoints: EndpointsConfig::default(),
+            poolers: PoolersConfig::default(),
             failover: FailoverConfig::default(),
             denied: BTreeSet::new(),
             require_roles: None,

@@ -115,6 +115,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         telemetry,
         logs,
         endpoints,
+        poolers,
         failover,
         denied,
         require_roles,
@@ -180,6 +181,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("endpoints.hold", old.endpoints.hold == *hold, Fate::Now);
     keys.add("endpoints.max_lag", old.endpoints.max_lag == *max_lag, Fate::Now);
     keys.add("endpoints.sessions", old.endpoints.sessions == *sessions, Fate::Now);
+    keys.add("pgbouncer", old.poolers == *poolers, Fate::Now);
     let FailoverConfig { automatic, after, max_loss_bytes } = failover;
     keys.add("failover", old.failover.automatic == *automatic, Fate::Now);
     keys.add("failover_after", old.failover.after == *after, Fate::Now);
@@ -287,6 +289,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         telemetry: new.telemetry.clone(),
         logs: new.logs,
         endpoints: new.endpoints,
+        poolers: new.poolers.clone(),
         failover: new.failover,
         denied: new.denied.clone(),
         require_roles: new.require_roles,

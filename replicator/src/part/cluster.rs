@@ -107,6 +107,12 @@ pub trait Cluster: Debug + Send + Sync + 'static {
     /// Writes a checkpoint, so that the writer stops quickly.
     fn checkpoint(&self) -> impl Work<()>;
 
+    /// Has clients wait that would see the writer stop, as far as that can be; whether any do. It is over once
+    /// this region, or another one, leads.
+    fn pause_clients(&self) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+
     /// Stops the writer cleanly; returns where its redo ends, which is durable in the volume.
     fn stop_writer(&self) -> impl Work<Redo>;
 

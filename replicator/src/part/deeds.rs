@@ -289,6 +289,7 @@ impl<C: Cluster> Owner<C> {
         self.set(Part::Stopping { epoch });
         let stopped_at = now();
         let handing = async {
+            self.cluster.pause_clients().await;
             let end = within(HAND_OVER, "stop the writer", self.cluster.stop_writer()).await?;
             if stopped.send((end, stopped_at)).is_err() {
                 return Err(Trouble::new("nobody waits for it any more"));
@@ -343,6 +344,11 @@ impl<C: Cluster> Owner<C> {
         next_epoch: Epoch,
         steps: &mut Steps,
     ) -> Result<coordination::Redo, Trouble> {
+        if self.cluster.pause_clients().await {
+            steps.done("pause PgBouncer");
+            // It may have been rolled back meanwhile: then the writer is not touched.
+            self.may_hand_over(to, next_epoch).map_err(|refusal| Trouble(refusal.reason))?;
+        }
         let end = within(HAND_OVER, "stop the writer", self.cluster.stop_writer()).await?;
         steps.done("stop the writer");
         if !planted::is(Bug::HandsOverEarly) {

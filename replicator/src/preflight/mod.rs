@@ -149,6 +149,8 @@ pub enum Kind {
     Unlogged,
     /// The files of two daemons differ in what must be the same everywhere.
     Configuration,
+    /// A PgBouncer that is not told to pause.
+    Pooler,
     /// The primary's own word: the region is not near, or cannot be seen.
     Primary,
 }
@@ -177,6 +179,7 @@ impl Kind {
             Kind::Collation => "collation",
             Kind::Unlogged => "unlogged",
             Kind::Configuration => "configuration",
+            Kind::Pooler => "pgbouncer",
             Kind::Primary => "primary",
         }
     }
@@ -480,6 +483,20 @@ pub fn of_primary(region: &RegionName, facts: &Facts) -> Vec<Finding> {
         findings.both(vitals, facts, true);
     }
     findings.found
+}
+
+/// What is found of the PgBouncer at `console`, which `region` cannot tell anything.
+#[must_use]
+pub fn of_pooler(region: &RegionName, console: &str, why: &str) -> Finding {
+    Finding {
+        kind: Kind::Pooler,
+        region: region.clone(),
+        fact: format!("PgBouncer {console} cannot be told to pause: {why}"),
+        action: "its clients see errors when the writer stops; see `consoles`, `user` and `password_file` of [pgbouncer], and its \
+                 admin_users"
+            .into(),
+        outcome: Outcome::Told,
+    }
 }
 
 /// What an operator should know of a region's PostgreSQL at any time, in words, the gravest first.

@@ -21,6 +21,7 @@ use crate::client;
 use crate::config::Role;
 use crate::engine::Engine;
 use crate::part::{Cluster, Observed, Trouble};
+use crate::pooler::{self, Poolers};
 use crate::preflight;
 use crate::secrets::{self, Clients};
 
@@ -59,11 +60,12 @@ pub(crate) struct RegionalCluster {
     parts: Arc<Parts>,
     playing: Mutex<Playing>,
     hold: Hold,
+    poolers: Poolers,
 }
 
 impl RegionalCluster {
     pub(super) fn new(parts: Arc<Parts>, hold: Hold) -> RegionalCluster {
-        RegionalCluster { parts, playing: Mutex::default(), hold }
+        RegionalCluster { parts, playing: Mutex::default(), hold, poolers: Poolers::default() }
     }
 
     fn playing(&self) -> std::sync::MutexGuard<'_, Playing> {
@@ -176,6 +178,24 @@ impl RegionalCluster {
             None if self.parts.instance.is_standby() => Ok(()),
             None => self.parts.instance.stop(Stop::Immediate, STOP_NOW).await.map_err(Trouble::new),
         }
+    }
+
+    /// Clients of the PgBouncers go on once `leader` takes writes.
+    fn resume_clients(&self, leader: &Arc<Leader>) {
+        let config = self.parts.in_force().poolers.clone();
+        if config.consoles.is_empty() {
+            return;
+        }
+        let leader = Arc::downgrade(leader);
+        self.poolers.resume_when(&config, async move {
+            loop {
+                match leader.upgrade() {
+                    None => return false,
+                    Some(leader) if leader.facts().takes_writes() => return true,
+                    Some(_) => tokio::time::sleep(TRY).await,
+                }
+            }
+        });
     }
 
     /// The engine of the standby that was promoted, and nothing follows any more.
@@ -314,7 +334,8 @@ impl Cluster for RegionalCluster {
     }
 
     async fn lead(&self, epoch: Epoch) -> Result<(), Trouble> {
-        if self.leader().is_some_and(|leader| leader.epoch() == epoch && leader.runs()) {
+        if let Some(leader) = self.leader().filter(|leader| leader.epoch() == epoch && leader.runs()) {
+            self.resume_clients(&leader);
             return Ok(());
         }
         let leader = self.playing().leader.take();
@@ -329,6 +350,7 @@ impl Cluster for RegionalCluster {
         self.playing().leader = Some(leader.clone());
         // The configuration may have been read again meanwhile.
         leader.limit(&self.parts);
+        self.resume_clients(&leader);
         Ok(())
     }
 
@@ -352,7 +374,12 @@ impl Cluster for RegionalCluster {
         let Parts { own, instance, config, file, .. } = &*self.parts;
         // One that leads and does not answer is not waited for.
         let facts = look::facts(instance, file, None, config.commit.waits(), &|| false).await;
-        preflight::of_primary(&own.name, &facts).iter().map(preflight::Finding::told).collect()
+        let mut findings = preflight::of_primary(&own.name, &facts);
+        let wrong = pooler::look(&self.parts.in_force().poolers).await;
+        findings.extend(
+            wrong.iter().map(|(console, why)| preflight::of_pooler(&own.name, console, &why.to_string())),
+        );
+        findings.iter().map(preflight::Finding::told).collect()
     }
 
     fn hinders(&self, to: &RegionName) -> Option<String> {
@@ -364,6 +391,15 @@ impl Cluster for RegionalCluster {
 
     async fn checkpoint(&self) -> Result<(), Trouble> {
         Box::pin(self.parts.instance.checkpoint()).await.map_err(Trouble::new)
+    }
+
+    async fn pause_clients(&self) -> bool {
+        let config = self.parts.in_force().poolers.clone();
+        if config.consoles.is_empty() {
+            return false;
+        }
+        self.poolers.pause(&config).await;
+        true
     }
 
     async fn stop_writer(&self) -> Result<Redo, Trouble> {

@@ -11,6 +11,7 @@ mod failover;
 mod heads;
 mod logs;
 mod nodes;
+mod pgbouncer;
 mod postgresql;
 mod regions;
 mod telemetry;
@@ -37,6 +38,7 @@ const KEYS: &[&str] = &[
     "logs",
     "max_loss",
     "owner",
+    "pgbouncer",
     "postgresql",
     "region",
     "require_roles",
@@ -57,6 +59,7 @@ impl Reader {
         self.telemetry(table, &mut config);
         self.logs(table, &mut config);
         self.endpoints(table, &mut config);
+        self.pgbouncer(table, &mut config);
         self.regions(table, &mut config)?;
         self.witnesses(table, &mut config);
         self.addresses(table);
