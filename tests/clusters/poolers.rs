@@ -5,7 +5,7 @@ use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use replicator_tests::{free_port, postgresql, text, until};
 use sqlx::postgres::PgConnectOptions;
@@ -72,6 +72,16 @@ impl PgBouncer {
         PgBouncer { process, _directory: directory, port, password }
     }
 
+    /// What its console says to a command.
+    fn console(&self, command: &str) -> Output {
+        Command::new(postgresql("psql"))
+            .args(["--no-psqlrc", "--host", "127.0.0.1", "--username", "replicator", "--port"])
+            .args([&self.port.to_string(), "pgbouncer", "--command", command])
+            .env("PGPASSWORD", "of the console")
+            .output()
+            .unwrap()
+    }
+
     fn said(&self) -> String {
         std::fs::read_to_string(self.password.with_file_name("log")).unwrap()
     }
@@ -125,6 +135,7 @@ async fn clients_of_pgbouncer_see_no_error_while_the_writer_moves_as_planned() {
         return;
     }
     let cluster = three_hosts("5s");
+    cluster.expect(&["another host of this region has taken its volume", "another daemon has taken over"]);
     let port = free_port();
     // Its endpoint is that of a host which does not become the head.
     cluster.configure(&format!(
@@ -148,7 +159,8 @@ async fn clients_of_pgbouncer_see_no_error_while_the_writer_moves_as_planned() {
     let seconds = std::env::var("REPLICATOR_TEST_SECONDS").unwrap_or_else(|_| SECONDS.into());
     let mut clients = pgbench(&bouncer, script.path(), &password(&endpoint), &seconds);
     let mut moves = 0;
-    'working: loop {
+    while clients.try_wait().unwrap().is_none() {
+        // There and back.
         for to in [
             ["--region", "eu-west"].as_slice(),
             &["--region", "us-east"],
@@ -157,12 +169,8 @@ async fn clients_of_pgbouncer_see_no_error_while_the_writer_moves_as_planned() {
         ] {
             let can = || async { cluster.run(&[&["promote", "--dry-run"], to].concat()).status.success() };
             until("it can be moved", can).await;
-            if clients.try_wait().unwrap().is_some() {
-                break 'working;
-            }
-            let moved = cluster.printed(&[&["promote"], to].concat());
-            println!("{moved}");
-            moves += 1;
+            println!("{}", cluster.printed(&[&["promote"], to].concat()));
+            moves += usize::from(clients.try_wait().unwrap().is_none());
         }
     }
     let output = clients.wait_with_output().unwrap();
@@ -176,4 +184,14 @@ async fn clients_of_pgbouncer_see_no_error_while_the_writer_moves_as_planned() {
         .await
         .unwrap();
     assert_eq!(done.unwrap().trim().parse::<i64>().unwrap(), rows, "each once");
+
+    // A daemon that was killed after the pause: the one that leads next has its clients go on.
+    assert!(bouncer.console("PAUSE").status.success(), "{}", bouncer.said());
+    let mut waiting = pgbench(&bouncer, script.path(), &password(&endpoint), "1");
+    cluster.kill("us-east", true).await;
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    cluster.start();
+    until("it goes on", || async { waiting.try_wait().unwrap().is_some() }).await;
+    let output = waiting.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{}", text(&output.stderr), bouncer.said());
 }

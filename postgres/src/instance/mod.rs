@@ -13,6 +13,8 @@ mod floors;
 mod frozen;
 mod log;
 mod password;
+mod process;
+mod program;
 mod promotion;
 mod reload;
 mod settings;
@@ -26,18 +28,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
 use proto::Lsn;
 use runtime::private;
-use runtime::task::{Thread, blocking};
 
 use self::account::{Account, AccountError};
 use self::aside::Aside;
+pub(crate) use self::program::run;
+use self::program::run_with;
 use crate::below::Below;
 use crate::installation::{Installation, Installations};
 use crate::major::LogicalSlots;
@@ -387,69 +387,6 @@ impl Instance {
         account.make_private(socket_dir).map_err(InstanceError::from)
     }
 
-    /// Starts the instance if it does not run, and waits until it accepts connections.
-    ///
-    /// # Errors
-    /// When it does not come up before `patience` has passed.
-    pub async fn start(&self, patience: Duration) -> Result<(), InstanceError> {
-        let InstanceOptions { account, data_dir, log_file, .. } = &self.options;
-        if self.process().is_none() {
-            match self.moved_process() {
-                // What it has is a standby's: nothing is lost with it.
-                Some(_) if self.is_standby() => self.stop(Stop::Immediate, MOVED).await?,
-                Some(process) => return Err(InstanceError::Moved(process.as_raw())),
-                None => {}
-            }
-            let postgres = self.installation().program("postgres");
-            account.check_reach(data_dir)?;
-            account.check_programs(&postgres)?;
-            self.undo_interrupted_promotion()?;
-            self.remove_unused_histories()?;
-            self.disown_stale_locks()?;
-            self.place_certificate(&self.own())?;
-            self.close_door()?;
-            let log = private::options().create(true).append(true).open(log_file).map_err(at(log_file))?;
-            // Its collector opens it by itself.
-            account.own(&log).map_err(at(log_file))?;
-            let errors = log.try_clone().map_err(at(log_file))?;
-            let mut child = account
-                .command(&postgres)
-                .arg("-D")
-                .arg(data_dir)
-                .args(self.floors()?)
-                .args(self.command_line()?)
-                .stdin(Stdio::null())
-                .stdout(log)
-                .stderr(errors)
-                .spawn()
-                .map_err(at(&postgres))?;
-            // Reaped when it ends, whenever that is.
-            let reaping = Thread::spawn("reap postgres", move || drop(child.wait()));
-            drop(reaping.map_err(at(&postgres))?);
-            self.note_certificate_read();
-        }
-        let started = tokio::time::timeout(patience, async {
-            let mut seen = false;
-            let mut waited = 0;
-            while !self.accepts().await {
-                let runs = self.process().is_some();
-                // It may take a moment until the process has written its id.
-                waited += 1;
-                if !runs && (seen || waited > 100) {
-                    // Its collector may have its last words still.
-                    tokio::time::sleep(LAST_WORDS).await;
-                    let log = log_file.display().to_string();
-                    return Err(InstanceError::Ended { log, last: last_lines(log_file) });
-                }
-                seen |= runs;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Ok(())
-        });
-        let not_ready = || InstanceError::NotReady(patience.as_secs(), log_file.display().to_string());
-        started.await.unwrap_or_else(|_| Err(not_ready()))
-    }
-
     /// The settings that nobody can change while it runs: those that durability stands on. A rehearsal's data
     /// are thrown away.
     fn command_line(&self) -> Result<Vec<String>, InstanceError> {
@@ -464,96 +401,6 @@ impl Instance {
     /// Whom commits wait for by the configuration; empty for nobody.
     fn synchronous(&self) -> Result<String, InstanceError> {
         Ok(synchronous_in(&self.read(OURS)?))
-    }
-
-    /// A postmaster that was killed leaves its lock files, and where ids start anew with the container, its
-    /// id is another process's by now: PostgreSQL would take that for itself. No postmaster works here: so
-    /// they get an id that no process has, and PostgreSQL removes them. The rest of them stays, as it looks
-    /// there for shared memory that is still used.
-    pub(crate) fn disown_stale_locks(&self) -> Result<(), InstanceError> {
-        let places = [(self.data()?, PathBuf::from(POSTMASTER)), (self.sockets()?, self.socket_lock())];
-        for (directory, name) in places {
-            let io = at(&directory.path().join(&name));
-            if let Some(content) = files::if_any(directory.read_to_string(&name)).map_err(&io)? {
-                let content = disowned(&content);
-                directory.replace(&name, content.as_bytes(), self.options.account.owner()).map_err(io)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether it accepts connections.
-    async fn accepts(&self) -> bool {
-        let InstanceOptions { account, socket_dir, listen, .. } = &self.options;
-        let mut command = account.command(&self.installation().program("pg_isready"));
-        command.arg("-q").arg("-h").arg(socket_dir).arg("-p").arg(listen.port().to_string());
-        let asked = blocking("pg_isready", move || command.status()).await;
-        asked.is_ok_and(|status| status.is_ok_and(|s| s.success()))
-    }
-
-    /// Stops the instance. One that is frozen and does not even stop at once is killed.
-    ///
-    /// # Errors
-    /// When it still runs after `patience`.
-    pub async fn stop(&self, how: Stop, patience: Duration) -> Result<(), InstanceError> {
-        let runs = || self.process().or_else(|| self.moved_process());
-        let Some(process) = runs() else { return Ok(()) };
-        let signal = match how {
-            Stop::Fast => Signal::SIGINT,
-            Stop::Immediate => Signal::SIGQUIT,
-        };
-        // It may end by itself just now.
-        let _ = kill(process, signal);
-        if how == Stop::Immediate {
-            frozen::kill_later(process, || runs() == Some(process)).await;
-        }
-        let stopped = tokio::time::timeout(patience, async {
-            while runs().is_some() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        stopped.await.map_err(|_| InstanceError::NotStopped(process.as_raw()))
-    }
-
-    /// The running postmaster of this data directory.
-    #[must_use]
-    pub fn process(&self) -> Option<Pid> {
-        let content = self.read(POSTMASTER).ok()?;
-        let process = content.lines().next()?.trim().parse().ok()?;
-        // A process id may have been given to another program since, or put there by somebody who wants that
-        // one ended: the postmaster is the account's, and works in its data directory.
-        let works_in = || std::fs::read_link(format!("/proc/{process}/cwd"));
-        let works_in = self.options.account.seeing(works_in).ok()?;
-        let data_dir = self.options.data_dir.canonicalize().ok()?;
-        let is_ours = works_in == data_dir && frozen::owner(process) == Some(self.options.account.user_id);
-        is_ours.then_some(Pid::from_raw(process))
-    }
-
-    /// The one that was started here and whose data directory somebody has moved away since: its socket's
-    /// lock names it, and it was started by this command.
-    #[must_use]
-    pub fn moved_process(&self) -> Option<Pid> {
-        if self.process().is_some() {
-            return None;
-        }
-        let content = self.sockets().ok()?.read_to_string(self.socket_lock()).ok()?;
-        let process = content.lines().next()?.trim().parse().ok()?;
-        let command = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
-        let mut words = command.split(|byte| *byte == 0).skip_while(|word| *word != b"-D").skip(1);
-        let is_ours = words.next() == Some(self.options.data_dir.as_os_str().as_encoded_bytes())
-            && frozen::owner(process) == Some(self.options.account.user_id);
-        is_ours.then_some(Pid::from_raw(process))
-    }
-
-    fn socket_lock(&self) -> PathBuf {
-        let lock = self.socket().with_added_extension("lock");
-        PathBuf::from(lock.file_name().unwrap_or_default())
-    }
-
-    /// Those of its processes that are stopped by a signal: they exist, and do nothing.
-    #[must_use]
-    pub fn stopped_processes(&self) -> Vec<Stopped> {
-        self.process().map(frozen::stopped).unwrap_or_default()
     }
 
     /// One more of our settings, until the configuration is written anew.
@@ -668,15 +515,6 @@ fn synchronous_in(written: &str) -> String {
     set.map_or_else(|| format!("\"{READER}\""), |(_, value)| value.trim_matches('\'').to_owned())
 }
 
-/// Linux gives no process an id as high as this.
-const NO_PROCESS: &str = "4194304";
-
-/// A lock file's content with the id of no process.
-fn disowned(content: &str) -> String {
-    let rest = content.split_once('\n').map_or("", |(_, rest)| rest);
-    format!("{NO_PROCESS}\n{rest}")
-}
-
 /// Whom commits wait for.
 const SYNCHRONOUS: &str = "synchronous_standby_names";
 
@@ -703,9 +541,6 @@ const AUTO: &str = "postgresql.auto.conf";
 /// What makes a standby of an instance.
 const STANDBY: &str = "standby.signal";
 
-/// The postmaster's lock, with its process id.
-const POSTMASTER: &str = "postmaster.pid";
-
 /// The line of `postgresql.conf` that brings ours in.
 const INCLUDE: &str = "include 'replicator.conf'";
 
@@ -715,86 +550,10 @@ const CONTROL_DATA: Duration = Duration::from_secs(10);
 /// How long `pg_ctl` may take to tell an instance to promote itself, which it does not wait for.
 const PROMOTE: Duration = Duration::from_secs(10);
 
-/// How long the collector of a server that has ended may take to write what that said last.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-
-/// How long a standby may take to stop whose data directory was moved away.
-const MOVED: Duration = Duration::from_secs(20);
-
 /// How long `initdb` may take.
 const CREATE: Duration = Duration::from_secs(300);
-
-/// Runs a program to its end, at most for `patience`; returns what it printed. It is killed when it takes
-/// longer.
-pub(crate) fn run(
-    program: &'static str,
-    command: &mut std::process::Command,
-    patience: Duration,
-) -> Result<String, InstanceError> {
-    run_with(program, command, Stdio::null(), patience)
-}
-
-fn run_with(
-    program: &'static str,
-    command: &mut std::process::Command,
-    input: Stdio,
-    patience: Duration,
-) -> Result<String, InstanceError> {
-    let failed = |output: String| InstanceError::Program { program, output };
-    let child = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.map_err(|e| failed(e.to_string()))?;
-    let process = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-    let (done, ended) = std::sync::mpsc::sync_channel(1);
-    let waiting = Thread::spawn("wait for a program", move || drop(done.send(child.wait_with_output())));
-    let _waiting = waiting.map_err(|e| failed(e.to_string()))?;
-    let output = ended.recv_timeout(patience).map_err(|_| {
-        // Its process group is its own; it may end by itself just now.
-        let _ = killpg(process, Signal::SIGKILL);
-        failed(format!("it did not end within {} s", patience.as_secs()))
-    })?;
-    let output = output.map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
-}
 
 pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> InstanceError + use<> {
     let path = path.display().to_string();
     move |source| InstanceError::Io { path: path.clone(), source }
-}
-
-/// Why a server ended, by its log: its last fatal words, or its last lines if it had none.
-fn last_lines(path: &Path) -> String {
-    let content = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&content[content.len().saturating_sub(6000)..]).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    let is_fatal = |line: &&str| line.contains("FATAL:") || line.contains("PANIC:");
-    let begin = match lines.iter().rposition(is_fatal) {
-        Some(fatal) => fatal,
-        None => lines.len().saturating_sub(4),
-    };
-    lines[begin..].iter().take(4).copied().collect::<Vec<_>>().join(" | ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fatal_words_are_quoted_before_those_that_follow() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let end = "LOG:  shutting down\n".repeat(9);
-        std::fs::write(file.path(), format!("LOG:  a\nFATAL:  no such directory\nHINT:  make it\n{end}"))
-            .unwrap();
-        assert!(last_lines(file.path()).starts_with("FATAL:  no such directory | HINT:  make it | LOG"));
-        std::fs::write(file.path(), "a\nb\nc\nd\ne\n").unwrap();
-        assert_eq!(last_lines(file.path()), "b | c | d | e");
-    }
-
-    #[test]
-    fn a_stale_lock_keeps_all_but_its_owner() {
-        assert_eq!(disowned("18\n/data\n1700000000\n5432\n"), "4194304\n/data\n1700000000\n5432\n");
-        assert_eq!(disowned(""), "4194304\n");
-    }
 }

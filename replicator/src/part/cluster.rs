@@ -107,8 +107,8 @@ pub trait Cluster: Debug + Send + Sync + 'static {
     /// Writes a checkpoint, so that the writer stops quickly.
     fn checkpoint(&self) -> impl Work<()>;
 
-    /// Has clients wait that would see the writer stop, as far as that can be; whether any do. It is over once
-    /// this region, or another one, leads.
+    /// Has clients wait that would see the writer stop, as far as that can be; whether any do. It is over
+    /// once this region, or another one, leads.
     fn pause_clients(&self) -> impl Future<Output = bool> + Send {
         async { false }
     }
