@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use runtime::private::{self, DIRECTORY_MODE};
 
@@ -217,7 +218,27 @@ impl Installation {
 
 /// Where something is tried, a directory that is not there yet: nobody else can know its name.
 pub(crate) fn trial_directory() -> PathBuf {
-    std::env::temp_dir().join(format!("replicator-check-{:016x}", runtime::random::draw::<u64>()))
+    let place = std::env::temp_dir();
+    drop_old_trials(&place);
+    place.join(format!("{TRIAL}{:016x}", runtime::random::draw::<u64>()))
+}
+
+/// What the names of directories for trials begin with.
+const TRIAL: &str = "replicator-check-";
+
+/// A trial is over long before this. An older one was killed.
+const TRIAL_MAX: Duration = Duration::from_secs(600);
+
+/// Removes what trials left that were killed. What is somebody else's cannot be removed, and stays.
+fn drop_old_trials(place: &Path) {
+    let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(TRIAL.as_bytes())) {
+        let modified = entry.metadata().and_then(|found| found.modified()).ok();
+        let age = modified.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+        if age > TRIAL_MAX && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The PostgreSQLs that a region can run: at least one. Which of them does, the data decide.

@@ -309,6 +309,18 @@ pub fn places_in(data_dir: &Path) -> io::Result<Vec<Place>> {
     Ok(places)
 }
 
+/// The tablespaces of the data in `data_dir` whose files are not where their links lead, as when what held
+/// them was unmounted: each with its place.
+#[must_use]
+pub fn lost_in(data_dir: &Path) -> Vec<String> {
+    let lost = |place: &Place| match Below::open(&place.path).and_then(|below| used(&below)) {
+        Ok(used) => !used,
+        Err(e) => e.kind() == ErrorKind::NotFound,
+    };
+    let places = places_in(data_dir).unwrap_or_default().into_iter();
+    places.filter(lost).map(|place| format!("{} in {}", place.oid, place.path.display())).collect()
+}
+
 /// Whether PostgreSQL has a tablespace's files in a place.
 fn used(place: &Below) -> io::Result<bool> {
     Ok(place.names()?.iter().any(|name| is_of_postgresql(&name.name)))

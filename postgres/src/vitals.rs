@@ -16,7 +16,8 @@ const SETTINGS: &str = "'synchronous_standby_names', 'synchronous_commit', 'fsyn
 
 const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('archive_mode'), \
      (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
-     (SELECT setting FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND applied LIMIT 1)";
+     (SELECT setting FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND applied LIMIT 1), \
+     current_setting('ssl') = 'off' AND EXISTS (SELECT FROM pg_hba_file_rules WHERE type = 'hostssl')";
 
 /// What the files set and PostgreSQL has not taken: it takes it when it starts, or cannot read it. What its
 /// command line sets is never taken from them.
@@ -59,6 +60,8 @@ pub struct Vitals {
     pub clients: u64,
     /// `default_transaction_read_only` by the files that configure it, if one says so.
     pub read_only: bool,
+    /// It encrypts nothing, though it lets clients in over the network only encrypted.
+    pub turns_away: bool,
     /// What settings are now, and where that comes from, as `pg_settings` names it.
     pub settings: BTreeMap<String, (String, String)>,
     /// What the files set, by name, and it takes only when it starts, or not at all.
@@ -158,6 +161,7 @@ impl OfRole {
     #[must_use]
     pub fn whose(&self) -> String {
         match (self.role.as_str(), self.database.as_str()) {
+            ("", "") => "all roles".into(),
             (role, "") => format!("role {role}"),
             ("", database) => format!("database {database}"),
             (role, database) => format!("role {role} in database {database}"),
@@ -176,6 +180,7 @@ impl Vitals {
         let archives = text(&state, 1) == "always" || (text(&state, 1) == "on" && !standby);
         let mut vitals = Vitals {
             clients: number(&state, 2),
+            turns_away: is(&state, 4),
             read_only: matches!(text(&state, 3).to_lowercase().as_str(), "on" | "true" | "yes" | "1"),
             ..Vitals::default()
         };

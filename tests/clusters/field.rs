@@ -335,3 +335,78 @@ async fn what_would_keep_postgresql_down_is_found_while_it_runs() {
     until("it is let in again", || async { row(&cluster, "us-east").0 == "streaming" }).await;
     let _ = cluster.printed(&["promote", "--region", "eu-west"]);
 }
+
+/// Data in a path with a space and a quote, and addresses of IPv6 alone: whatever is put together of them is
+/// quoted, and commands reach it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_on_ipv6_in_a_directory_with_a_space_is_one_as_any_other() {
+    let cluster = Cluster::new(1);
+    let file = std::fs::read_to_string(cluster.file()).unwrap();
+    std::fs::write(cluster.file(), file.replace("127.0.0.1", "[::1]")).unwrap();
+    let data = cluster.data().with_file_name("da ta's");
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(replicator_tests::program());
+        command.args(arguments).arg("--config").arg(cluster.file()).arg("--data").arg(&data);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    };
+    run(&["up", "--detach", "--timeout", "60s"]);
+    // By the strings that are given to people.
+    let ask = |url: &str, statement: &str| {
+        let mut psql = std::process::Command::new(replicator_tests::postgresql("psql"));
+        let output = psql.args(["-Atq", url.trim(), "-c", statement]).output().unwrap();
+        (text(&output.stdout).trim().to_owned(), text(&output.stderr))
+    };
+    let made = ask(&run(&["url", "--writer"]), "CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+    let promoted = run(&["promote", "--region", "eu-west"]);
+    let counted = ask(&run(&["url", "--region", "eu-west"]), "SELECT count(*) FROM t");
+    run(&["down"]);
+    assert_eq!(counted.0, "10", "{made:?} {promoted} {counted:?}");
+}
+
+/// What a user takes away, or leaves lying open: told in `status`, and not well for `--check`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_clients_out_or_lets_anybody_in_is_told_and_no_command_holds_a_promotion_up() {
+    let cluster = Cluster::up(1);
+    let told = |words: &'static str| {
+        let cluster = &cluster;
+        async move {
+            until(words, || async { row(cluster, "us-east").1.contains(words) }).await;
+            let check = cluster.run(&["status", "--check"]);
+            assert_eq!(check.status.code(), Some(1), "{}", text(&check.stdout));
+        }
+    };
+    let mut writer = cluster.connect("us-east").await;
+    writer.execute("ALTER SYSTEM SET ssl = off").await.unwrap();
+    writer.execute("SELECT pg_reload_conf()").await.unwrap();
+    told("nobody is let in over the network: ssl is off").await;
+    let reload = "ALTER SYSTEM RESET ssl";
+    writer.execute(reload).await.unwrap();
+    writer.execute("SELECT pg_reload_conf()").await.unwrap();
+    until("it is well again", || async { cluster.run(&["status", "--check"]).status.success() }).await;
+    // Who is let in by hand. The reload writes what is ours.
+    let rules = cluster.region("us-east").join("pgdata/pg_hba.conf");
+    let ours = std::fs::read_to_string(&rules).unwrap();
+    std::fs::write(&rules, format!("host all all 127.0.0.1/32 trust\n{ours}")).unwrap();
+    told("pg_hba.conf was changed by hand").await;
+    let _ = cluster.printed(&["reload"]);
+    assert_eq!(std::fs::read_to_string(&rules).unwrap(), ours);
+    // All sessions' commits.
+    writer.execute("ALTER ROLE ALL SET synchronous_commit = local").await.unwrap();
+    told("commits do not wait for all roles").await;
+    writer.execute("ALTER ROLE ALL RESET synchronous_commit").await.unwrap();
+    // What PostgreSQL would do at the end of recovery, and does not; where nobody may connect to `postgres`.
+    writer.execute("CREATE DATABASE other").await.unwrap();
+    let url = cluster.printed(&["url", "--region", "us-east"]).replace("/postgres?", "/other?");
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false").await.unwrap();
+    cluster.until_level().await;
+    let data_dir = cluster.region("eu-west").join("pgdata/postgresql.auto.conf");
+    let altered = std::fs::read_to_string(&data_dir).unwrap() + "recovery_end_command = 'sleep 300'\n";
+    std::fs::write(&data_dir, altered).unwrap();
+    kill(cluster.postmaster("eu-west"), Signal::SIGHUP).unwrap();
+    let promoted = cluster.printed(&["promote", "--region", "eu-west", "--json"]);
+    let promoted: serde_json::Value = serde_json::from_str(&promoted).unwrap();
+    assert!(promoted["write_gap_ms"].as_f64().is_none_or(|gap| gap < 10_000.0), "{promoted:#}");
+}

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 
 use replicator_tests::{free_port, postgresql, text, until};
 use sqlx::postgres::PgConnectOptions;
@@ -187,11 +188,12 @@ async fn clients_of_pgbouncer_see_no_error_while_the_writer_moves_as_planned() {
 
     // A daemon that was killed after the pause: the one that leads next has its clients go on.
     assert!(bouncer.console("PAUSE").status.success(), "{}", bouncer.said());
-    let mut waiting = pgbench(&bouncer, script.path(), &password(&endpoint), "1");
+    let waiting = Mutex::new(pgbench(&bouncer, script.path(), &password(&endpoint), "1"));
+    let is_over = || waiting.lock().unwrap().try_wait().unwrap().is_some();
     cluster.kill("us-east", true).await;
-    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    assert!(!is_over(), "it waits");
     cluster.start();
-    until("it goes on", || async { waiting.try_wait().unwrap().is_some() }).await;
-    let output = waiting.wait_with_output().unwrap();
+    until("it goes on", || async { is_over() }).await;
+    let output = waiting.into_inner().unwrap().wait_with_output().unwrap();
     assert!(output.status.success(), "{}\n{}", text(&output.stderr), bouncer.said());
 }

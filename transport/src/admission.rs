@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::TransportError;
 use crate::congestion::Congestion;
-use crate::connection::{Connection, Traffic, certificate_of, classify, transport_config};
+use crate::connection::{Connection, Traffic, canonical, certificate_of, classify, transport_config};
 use crate::credentials::Credentials;
 use crate::guard::Guard;
 use crate::peer::{Certificate, Peer};
@@ -148,7 +148,7 @@ pub(crate) async fn accept_all(
     let admission = Arc::new(Admission { places: Mutex::default(), log });
     let connections = Tasks::new();
     while let Some(incoming) = endpoint.accept().await {
-        let address = incoming.remote_address();
+        let address = canonical(incoming.remote_address());
         let word = admission.places().begin(address.ip(), incoming.remote_address_validated());
         match word {
             Word::Begin => {}

@@ -13,6 +13,11 @@ use crate::congestion::Congestion;
 use crate::peer::{Certificate, Peer};
 use crate::stream::Stream;
 
+/// A peer's address as people write it: a socket that reaches both kinds has one of IPv4 within one of IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// A peer that says nothing for this long is gone. A sign of life leaves every fifth of it.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -123,7 +128,7 @@ impl Connection {
     /// From where it comes.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
+        canonical(self.connection.remote_address())
     }
 
     /// Opens a stream with its first message.

@@ -1,7 +1,7 @@
 //! The region's one UDP socket: connections out and in, each with both certificates verified.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,9 +56,15 @@ impl Endpoint {
     /// # Errors
     /// When the address is taken, or the identity cannot be used for TLS.
     pub fn bind(listen: Option<SocketAddr>, identity: &Identity) -> Result<Endpoint, TransportError> {
-        let address = listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let [any, any_v4] = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
+        let address = listen.unwrap_or_else(|| SocketAddr::from((any, 0)));
         let failed = |reason: String| TransportError::Bind { address: address.to_string(), reason };
-        let socket = bind_socket(address).map_err(|e| failed(e.to_string()))?;
+        // One that only connects reaches both kinds of addresses, where the machine has both.
+        let socket = bind_socket(address).or_else(|e| match listen {
+            None => bind_socket(SocketAddr::from((any_v4, 0))),
+            Some(_) => Err(e),
+        });
+        let socket = socket.map_err(|e| failed(e.to_string()))?;
         let runtime = quinn::default_runtime().ok_or_else(|| failed("there is no async runtime".into()))?;
         let socket = runtime.wrap_udp_socket(socket).map_err(|e| failed(e.to_string()))?;
         Endpoint::over(socket, listen, identity)
@@ -366,6 +372,9 @@ fn bind_socket(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     // As much as the system allows; it may be less.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

@@ -11,6 +11,7 @@ use quinn::VarInt;
 use runtime::clock::wall_us;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
+use crate::connection::canonical;
 use crate::peer::Certificate;
 
 /// A connection whose certificate has ended is closed so long afterwards: whoever has renewed in time, and
@@ -175,7 +176,7 @@ impl Guard {
         }
         for (connection, certificate, why) in &over {
             connection.close(CLOSED, why.as_bytes());
-            let address = connection.remote_address();
+            let address = canonical(connection.remote_address());
             tracing::warn!("closed a connection with {address}: {why}");
             self.tell(address, Some((**certificate).clone()), why);
         }

@@ -10,7 +10,7 @@ use proto::Lsn;
 
 use crate::below::Below;
 use crate::instance::control::ClusterState;
-use crate::instance::{Instance, InstanceError, Part, Stop, at};
+use crate::instance::{Instance, InstanceError, Part, Stop, at, in_conninfo};
 use crate::sockets::{REWIND_PORT, SUPERUSER};
 use crate::tablespaces::{LINKS, is_of_postgresql};
 use crate::wal::segment::is_segment;
@@ -63,7 +63,7 @@ impl Instance {
             of_major.map(|(name, value)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ");
         let server = format!(
             "host={} port={REWIND_PORT} user={SUPERUSER} dbname=postgres application_name=replicator_rewind options='{of_major}'",
-            options.socket_dir.display()
+            in_conninfo(&options.socket_dir.display().to_string())
         );
         let mut command = options.account.command(&self.installation().program("pg_rewind"));
         command.args(["--restore-target-wal", "--source-server", &server, "--target-pgdata"]);

@@ -177,6 +177,15 @@ impl Instance {
         }
     }
 
+    /// Whether somebody has changed who is let in by hand: the running server has read that, or does when it
+    /// reads its files next. One whose door is shut has other rules on purpose.
+    #[must_use]
+    pub fn rules_are_anothers(&self) -> bool {
+        let is_ours = |own: &Own| self.read(RULES).is_ok_and(|written| written == self.rules(own, true));
+        let own = self.own();
+        self.process().is_some() && !self.is_shut() && !is_ours(&own)
+    }
+
     /// To be called right before each start: shuts the door of a writer for which commits wait, and of nobody
     /// else.
     pub(super) fn close_door(&self) -> Result<(), InstanceError> {

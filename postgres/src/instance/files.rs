@@ -50,23 +50,18 @@ impl Instance {
         Below::open(&self.options().data_dir).is_ok_and(|data| data.exists(name))
     }
 
-    /// What of that which PostgreSQL writes when it becomes a writer, or none any more, its account may not
-    /// write, in words.
+    /// What PostgreSQL's account may not write of what PostgreSQL writes, be it at a checkpoint or when it
+    /// becomes a writer, or none any more; in words.
     #[must_use]
     pub fn not_writable(&self) -> Option<String> {
-        const WRITTEN: [&str; 4] = ["", "global", "global/pg_control", "pg_wal"];
         let options = self.options();
-        let may_write = |path: &Path| {
-            let test = options.account.command(Path::new("/usr/bin/test")).arg("-w").arg(path).status();
-            test.is_ok_and(|status| status.success())
-        };
-        let path =
-            WRITTEN.into_iter().map(|name| options.data_dir.join(name)).find(|path| !may_write(path))?;
-        Some(format!(
-            "{}: user '{}', who runs PostgreSQL, may not write it",
-            path.display(),
-            options.account.name
-        ))
+        let mut find = options.account.command(Path::new("/usr/bin/find"));
+        find.arg(&options.data_dir).arg(options.data_dir.join("global/pg_control"));
+        find.args(["-maxdepth", "2", "(", "-type", "d", "-o", "-name", "pg_control", ")"]);
+        // A directory that comes and goes meanwhile has find say so, and nothing else.
+        let found = find.args(["!", "-writable", "-print", "-quit"]).output().ok()?;
+        let first = String::from_utf8_lossy(&found.stdout).lines().next()?.to_owned();
+        Some(format!("{first}: user '{}', who runs PostgreSQL, may not write it", options.account.name))
     }
 
     /// A file of the data directory.

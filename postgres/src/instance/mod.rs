@@ -348,7 +348,7 @@ impl Instance {
         let InstanceOptions { account, socket_dir, listen, .. } = &self.options;
         let conninfo = format!(
             "host={} port={WALSENDER_PORT} user={SUPERUSER} application_name={REHEARSAL}",
-            feed.display()
+            in_conninfo(&feed.display().to_string())
         );
         let ours = [
             ("cluster_name", REHEARSAL),
@@ -435,8 +435,10 @@ impl Instance {
         let InstanceOptions { socket_dir, listen, name, .. } = &self.options;
         let settings = &own.settings;
         let socket_dir = socket_dir.display().to_string();
-        let primary_conninfo =
-            format!("host={socket_dir} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}");
+        let primary_conninfo = format!(
+            "host={} port={WALSENDER_PORT} user={SUPERUSER} application_name={name}",
+            in_conninfo(&socket_dir)
+        );
         let port = listen.port().to_string();
         let address = listen.ip().to_string();
         let least = |key: &str| {
@@ -506,7 +508,12 @@ fn reserved_in(line: &str) -> Option<&str> {
 
 /// A line of a configuration file.
 fn setting(key: &str, value: &str) -> String {
-    format!("{key} = '{}'\n", value.replace('\'', "''"))
+    format!("{key} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A value in a connection string.
+pub(crate) fn in_conninfo(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 /// Whom commits wait for by our settings as they are written; empty for nobody.
@@ -518,15 +525,19 @@ fn synchronous_in(written: &str) -> String {
 /// Whom commits wait for.
 const SYNCHRONOUS: &str = "synchronous_standby_names";
 
-/// What durability stands on, on PostgreSQL's command line. A writer that has crashed is started again by us,
-/// not by itself: what is in its data directory is looked at first.
-const ALWAYS: [(&str, &str); 5] = [
+/// What durability and promotions stand on, on PostgreSQL's command line. A writer that has crashed is started
+/// again by us, not by itself: what is in its data directory is looked at first.
+const ALWAYS: [(&str, &str); 8] = [
     ("fsync", "on"),
     ("full_page_writes", "on"),
     ("data_sync_retry", "off"),
     ("restart_after_crash", "off"),
     // What the reader has not read yet may be on this disk alone.
     ("max_slot_wal_keep_size", "-1"),
+    // A promotion would wait for these, whatever they do.
+    ("recovery_end_command", ""),
+    ("recovery_min_apply_delay", "0"),
+    ("restore_command", ""),
 ];
 
 /// PostgreSQL's configuration file.

@@ -40,6 +40,8 @@ pub const RESERVED_SETTINGS: &[&str] = &[
     "primary_slot_name",
     // A region that lags on purpose could not take over.
     "recovery_min_apply_delay",
+    // A promotion would wait for it.
+    "recovery_end_command",
     "recovery_target",
     "recovery_target_action",
     "recovery_target_inclusive",

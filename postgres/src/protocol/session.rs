@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::client::{ClientError, ConnectOptions, ReplicationClient, Row};
 
 /// Databases to ask in, in turn: one of them may have been dropped.
-const DATABASES: [&str; 2] = ["postgres", "template1"];
+pub const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// What the session sets for itself, against what production sets for everybody. All of it is known to the
 /// oldest PostgreSQL that works.

@@ -16,7 +16,11 @@ pub(super) async fn promote(
     json: bool,
 ) -> AnyResult {
     let tell = |what: &str| eprintln!("{what}");
+    let only_asks = request.dry_run;
     let promotion = operator.promote(region, request, &tell).await.map_err(|e| match e {
+        OperatorError::Promotion(AskError::Transport(_) | AskError::Slow(_)) if only_asks => {
+            format!("region {region}: {e}. Nothing was changed")
+        }
         // What was ordered goes on by itself, or was never heard.
         OperatorError::Promotion(AskError::Transport(_) | AskError::Slow(_)) => format!(
             "region {region}: {e}; whether it was promoted is not known here: see `replicator history`, and \

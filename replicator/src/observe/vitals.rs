@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::instance::Instance;
+use postgres::protocol::session::DATABASES;
 use postgres::sockets::{SUPERUSER, TELEMETRY};
 use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
@@ -130,11 +131,16 @@ async fn connect(instance: &Instance) -> Result<PgConnection, sqlx::Error> {
         .socket(&options.socket_dir)
         .port(options.listen.port())
         .username(SUPERUSER)
-        .database("postgres")
         .application_name(TELEMETRY)
         .options(instance.installation().major.session_settings().iter().copied())
         .disable_statement_logging();
-    let mut connection = PgConnection::connect_with(&place).await?;
+    let mut connection = match PgConnection::connect_with(&place.clone().database(DATABASES[0])).await {
+        // It is not there, or takes no connections.
+        Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("3D000" | "55000")) => {
+            PgConnection::connect_with(&place.database(DATABASES[1])).await?
+        }
+        connected => connected?,
+    };
     // A server that is busy must not pile these up, and its log has no use for them.
     let settings = "SET ROLE NONE; SET search_path = pg_catalog; SET statement_timeout = '1500ms'; SET lock_timeout = '500ms'; SET log_min_duration_statement = -1";
     sqlx::raw_sql(settings).execute(&mut connection).await?;

@@ -79,6 +79,8 @@ pub struct Facts {
     pub cannot_start: Option<String>,
     /// What could not be written by whoever is to write it, in words.
     pub not_writable: Option<String>,
+    /// Tablespaces whose files are not there, each with its place.
+    pub lost_tablespaces: Vec<String>,
     /// How long ago a standby said last how far it is; none when it does not run yet, or is none.
     pub reported: Option<Duration>,
     /// Why a standby is not given the next redo; empty while it is.
@@ -258,6 +260,10 @@ impl Findings<'_> {
             };
             self.add(Kind::Files, Outcome::Refused, why.clone(), action);
         }
+        if !facts.lost_tablespaces.is_empty() {
+            let fact = lost_tablespaces(&facts.lost_tablespaces);
+            self.add(Kind::Tablespace, Outcome::Refused, fact, BRING_BACK);
+        }
         for disk in &facts.disks {
             match disk.free_bytes {
                 free if free < ROOM_NEEDED_BYTES => {
@@ -403,7 +409,7 @@ impl Findings<'_> {
                 "Replicator's own sessions have connections of their own",
             );
         }
-        for (fact, action) in undone(vitals, facts.commits_wait && writes) {
+        for Undone { fact, action, .. } in undone(vitals, facts.commits_wait && writes) {
             self.add(Kind::Durability, Outcome::Told, fact, action);
         }
         if let Some(fact) = too_many_tablespaces(vitals) {
@@ -517,8 +523,8 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
         Some(replay) if replay.held => notes.push(held_by(vitals)),
         _ => {}
     }
-    let undone = undone(vitals, commits_wait && vitals.replay.is_none());
-    notes.extend(undone.into_iter().map(|(fact, action)| format!("{fact}; {action}")));
+    let undone = undone(vitals, commits_wait && vitals.replay.is_none()).into_iter();
+    notes.extend(undone.filter(|undone| !undone.for_all).map(|undone| undone.words()));
     if let Some(archive) = &vitals.archive
         && (archive.failing || archive.oldest_seconds >= 60)
         && archive.waiting > 0
@@ -544,6 +550,14 @@ pub fn notes(vitals: &Vitals, needs: &[Need], commits_wait: bool) -> Vec<String>
     notes
 }
 
+/// What of a region's PostgreSQL needs somebody, though it serves, in words: what is promised of commits is
+/// taken away from all of them, or nobody is let in.
+#[must_use]
+pub fn alarms(vitals: &Vitals, commits_wait: bool) -> Vec<String> {
+    let undone = undone(vitals, commits_wait && vitals.replay.is_none()).into_iter();
+    undone.filter(|undone| undone.for_all).map(|undone| undone.words()).collect()
+}
+
 /// More tablespaces than a region can be sent, in words.
 fn too_many_tablespaces(vitals: &Vitals) -> Option<String> {
     (vitals.tablespaces > MAX_TABLESPACES).then(|| {
@@ -562,6 +576,19 @@ pub fn low_disks(disks: &[Disk]) -> Vec<String> {
     let low = disks.iter().filter(|disk| disk.free_bytes < needed(disk));
     low.map(|disk| format!("{}; make room: without any commits wait, and PostgreSQL ends", disk.words()))
         .collect()
+}
+
+/// What to do about tablespaces whose files are not there.
+const BRING_BACK: &str = "mount what holds them, or have the region seeded anew: replicator reseed --region";
+
+fn lost_tablespaces(lost: &[String]) -> String {
+    format!("the files of tablespaces are not there: {}", lost.join(", "))
+}
+
+/// What an operator should know of tablespaces whose files are not there; none where all are.
+#[must_use]
+pub fn told_of_tablespaces(lost: &[String]) -> Option<String> {
+    (!lost.is_empty()).then(|| format!("{}; {BRING_BACK}", lost_tablespaces(lost)))
 }
 
 /// What to do about settings with which PostgreSQL cannot start.
@@ -607,35 +634,48 @@ fn held_by(vitals: &Vitals) -> String {
     )
 }
 
-/// What takes away what is promised of commits: the fact, and what to do. On a writer whose `commits_wait`
-/// they must.
-fn undone(vitals: &Vitals, commits_wait: bool) -> Vec<(String, String)> {
+/// What takes away what is promised of commits, or keeps clients out.
+struct Undone {
+    fact: String,
+    action: String,
+    /// It concerns all commits, or all clients; else those of one role or database.
+    for_all: bool,
+}
+
+impl Undone {
+    fn words(&self) -> String {
+        format!("{}; {}", self.fact, self.action)
+    }
+}
+
+/// What of that is so. On a writer whose `commits_wait` they must.
+fn undone(vitals: &Vitals, commits_wait: bool) -> Vec<Undone> {
     let mut undone = Vec::new();
+    let mut for_all = |fact: String, setting: &str| {
+        let action = format!("ALTER SYSTEM RESET {setting}, and reload");
+        undone.push(Undone { fact, action, for_all: true });
+    };
+    if vitals.turns_away {
+        let fact = "nobody is let in over the network: ssl is off, and pg_hba.conf asks for it";
+        for_all(fact.to_owned(), "ssl");
+    }
     let reader = format!("\"{}\"", postgres::sockets::READER);
     let names = vitals.setting("synchronous_standby_names");
     if commits_wait && !vitals.settings.is_empty() && names != reader {
-        undone.push((
-            format!("commits do not wait: synchronous_standby_names is '{names}'"),
-            "ALTER SYSTEM RESET synchronous_standby_names, and reload".to_owned(),
-        ));
+        let fact = format!("commits do not wait: synchronous_standby_names is '{names}'");
+        for_all(fact, "synchronous_standby_names");
     }
     for setting in ["fsync", "full_page_writes"].into_iter().filter(|name| vitals.setting(name) == "off") {
-        undone.push((
-            format!("a crash damages the data: {setting} is off"),
-            format!("ALTER SYSTEM RESET {setting}, and reload"),
-        ));
+        for_all(format!("a crash damages the data: {setting} is off"), setting);
     }
     let weak = |value: &str| matches!(value.to_lowercase().as_str(), "off" | "local" | "false" | "no" | "0");
     let server = vitals.settings.get("synchronous_commit");
     if let Some((value, source)) = server
         && weak(value)
-        && !matches!(source.as_str(), "user" | "database" | "database user")
+        && !matches!(source.as_str(), "user" | "database" | "database user" | "global")
         && commits_wait
     {
-        undone.push((
-            format!("commits do not wait: synchronous_commit is {value}"),
-            "ALTER SYSTEM RESET synchronous_commit, and reload".to_owned(),
-        ));
+        for_all(format!("commits do not wait: synchronous_commit is {value}"), "synchronous_commit");
     }
     // A standby has what the writer has, and nobody commits there.
     let of_roles = vitals.of_roles.iter().filter(|_| vitals.replay.is_none());
@@ -647,10 +687,11 @@ fn undone(vitals: &Vitals, commits_wait: bool) -> Vec<(String, String)> {
     for set in of_roles {
         let what = if set.name == "synchronous_commit" { "commits do not wait" } else { "no writes" };
         let OfRole { name, value, .. } = set;
-        undone.push((
-            format!("{what} for {}: {name} is {value}", set.whose()),
-            format!("ALTER … RESET {name}, if that is not meant"),
-        ));
+        undone.push(Undone {
+            fact: format!("{what} for {}: {name} is {value}", set.whose()),
+            action: format!("ALTER … RESET {name}, if that is not meant"),
+            for_all: set.role.is_empty() && set.database.is_empty(),
+        });
     }
     undone
 }

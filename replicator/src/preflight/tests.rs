@@ -108,7 +108,7 @@ fn what_undoes_durability_is_a_note() {
     let good =
         [("synchronous_standby_names", "\"replicator\""), ("synchronous_commit", "on"), ("fsync", "on")];
     assert_eq!(notes(&vitals(&good), &[], true), Vec::<String>::new());
-    let bad = notes(&vitals(&[("synchronous_standby_names", ""), ("fsync", "off")]), &[], true);
+    let bad = alarms(&vitals(&[("synchronous_standby_names", ""), ("fsync", "off")]), true);
     assert!(bad[0].starts_with("commits do not wait") && bad[1].contains("fsync is off"), "{bad:?}");
     let of_roles =
         [("app", "synchronous_commit", "off"), ("app", "work_mem", "1"), ("b", "synchronous_commit", "on")];

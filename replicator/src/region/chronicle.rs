@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use volume::quorum;
 
 use super::Region;
-use super::control::{copy_state, merge, tell_of_itself, volume_trouble};
+use super::control::{add_notes_of_regions, copy_state, merge, tell_of_itself, volume_trouble};
 use crate::audit::chain::Deed;
 use crate::config::Config;
 use crate::events::Kind;
@@ -405,7 +405,8 @@ impl Region {
                 }
                 views.push(view);
             }
-            let status = merge(&self.config, &self.voter.accepted().primary, &views, Vec::new());
+            let mut status = merge(&self.config, &self.voter.accepted().primary, &views, Vec::new());
+            add_notes_of_regions(&mut status);
             self.chronicle.take(status, &views, events);
         }
     }

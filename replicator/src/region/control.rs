@@ -227,7 +227,7 @@ impl Region {
 
     /// What needs somebody soon, though the region serves.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.health.low_disks();
+        let mut warnings = self.health.alarms();
         warnings.extend(self.logged.warnings());
         let gave_way_us = self.volume.gave_way_us().filter(|at_us| wall_us() - at_us < GAVE_WAY_US);
         if let Some(at_us) = gave_way_us {
@@ -354,7 +354,8 @@ impl Region {
         let own = self.view().await;
         let mut views = vec![own];
         let mut notes = Vec::new();
-        if self.state().role == Role::Secondary {
+        // By its part: a region that was given up as it took over is noted as a primary still.
+        if !is_primary(&views[0]) {
             // All at once: one that does not answer must not hold up the others.
             let mut asking = JoinSet::new();
             for region in self.config.regions.iter().filter(|r| r.name != self.own.name) {
@@ -388,6 +389,7 @@ impl Region {
         let recorded = self.voter.accepted().primary;
         let mut status = merge(&self.config, &recorded, &views, notes);
         self.chronicle.add_heard(&mut status);
+        add_notes_of_regions(&mut status);
         status
     }
 }
@@ -453,7 +455,7 @@ pub(super) fn merge(
     config: &Config,
     recorded: &RegionName,
     views: &[RegionView],
-    mut notes: Vec<String>,
+    notes: Vec<String>,
 ) -> ClusterStatus {
     // What the primary of an epoch that is over says counts for nothing.
     let epoch = views.iter().map(|view| view.epoch).max().unwrap_or(0);
@@ -482,12 +484,6 @@ pub(super) fn merge(
         })
     });
     let rows: Vec<RegionStatus> = rows.collect();
-    for row in &rows {
-        let words = row.warnings.iter().chain([&row.detail]).filter(|words| !words.is_empty());
-        notes.extend(words.map(|words| format!("{}: {words}", row.name)));
-        let nodes = row.nodes.iter().filter(|node| !node.detail.is_empty());
-        notes.extend(nodes.map(|node| format!("{}, node {}: {}", row.name, node.name, node.detail)));
-    }
     let primary = leading.and_then(|view| Some(view.own.as_ref()?.name.clone()));
     ClusterStatus {
         cluster: config.cluster.clone(),
@@ -495,6 +491,16 @@ pub(super) fn merge(
         primary: primary.unwrap_or_else(|| recorded.to_string()),
         regions: rows,
         notes,
+    }
+}
+
+/// What is known of each region and node besides its row, for people.
+pub(super) fn add_notes_of_regions(status: &mut ClusterStatus) {
+    for row in &status.regions {
+        let words = row.warnings.iter().chain([&row.detail]).filter(|words| !words.is_empty());
+        status.notes.extend(words.map(|words| format!("{}: {words}", row.name)));
+        let nodes = row.nodes.iter().filter(|node| !node.detail.is_empty());
+        status.notes.extend(nodes.map(|node| format!("{}, node {}: {}", row.name, node.name, node.detail)));
     }
 }
 

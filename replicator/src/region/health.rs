@@ -10,6 +10,7 @@ use std::time::Duration;
 use postgres::instance::Instance;
 use postgres::protocol::client::ReplicationClient;
 use postgres::protocol::session::SessionError;
+use postgres::tablespaces::lost_in;
 use postgres::vitals::Vitals;
 use proto::{Lsn, RegionName};
 use runtime::clock::now;
@@ -46,6 +47,10 @@ const MEND_AGAIN: Duration = Duration::from_secs(30);
 
 /// How often a standby's databases are looked into.
 const LOOK_INSIDE: Duration = Duration::from_secs(300);
+
+/// What an operator should know of a `pg_hba.conf` that is another than the one that was written.
+const RULES_ARE_ANOTHERS: &str = "pg_hba.conf was changed by hand, and may let in whom regions.toml does not: replicator reload writes it anew, \
+     as the next start does; lines of your own belong in `hba`";
 
 /// What is kept from one look to the next.
 #[derive(Default)]
@@ -89,6 +94,8 @@ struct State {
     stalled: Option<(Instant, Lsn)>,
     /// What was seen when everything was looked at, the gravest first.
     notes: Vec<String>,
+    /// What of that needs somebody, though the region serves.
+    alarms: Vec<String>,
     /// Processes that are stopped by a signal.
     stopped: Vec<String>,
     /// Disks that have little room, in words.
@@ -106,9 +113,12 @@ impl Health {
         self.lock().words()
     }
 
-    /// The disks that have little room, each in words.
-    pub(super) fn low_disks(&self) -> Vec<String> {
-        self.lock().low_disks.clone()
+    /// What needs somebody, though the region serves, each in words.
+    pub(super) fn alarms(&self) -> Vec<String> {
+        let state = self.lock();
+        let stopped = &state.stopped;
+        let stopped = (!stopped.is_empty()).then(|| format!("stopped by a signal: {}", stopped.join(", ")));
+        state.low_disks.iter().cloned().chain(stopped).chain(state.alarms.iter().cloned()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -131,9 +141,6 @@ impl State {
             && since.elapsed() >= TOLD
         {
             add(&format!("PostgreSQL does not answer for {} s: {why}", since.elapsed().as_secs()));
-        }
-        if !self.stopped.is_empty() {
-            add(&format!("stopped by a signal: {}", self.stopped.join(", ")));
         }
         if let Some((since, at_lsn)) = &self.stalled
             && since.elapsed() >= TOLD
@@ -285,9 +292,13 @@ impl Region {
         let places: Vec<PathBuf> = written_by(&looking).into_iter().chain(copies).collect();
         let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-            (looking.stopped_processes(), needs, looking.overrides().unwrap_or_default())
+            let overrides = looking.overrides().unwrap_or_default();
+            let lost = preflight::told_of_tablespaces(&lost_in(&looking.options().data_dir));
+            let rules = looking.rules_are_anothers().then(|| RULES_ARE_ANOTHERS.to_owned());
+            let files = looking.not_writable();
+            (looking.stopped_processes(), needs, overrides, [lost, rules, files])
         });
-        let (stopped, needs, overrides) = looked.await.unwrap_or_default();
+        let (stopped, needs, overrides, of_files) = looked.await.unwrap_or_default();
         let low_disks = match looks.disks.at(places).await {
             Ok(disks) => preflight::low_disks(&disks),
             Err(hang) => vec![hang],
@@ -298,16 +309,22 @@ impl Region {
             None => None,
         };
         let waits = self.config.commit.waits();
+        let start = cannot_start.as_deref().map(preflight::told_of_start);
+        let mut alarms: Vec<String> = of_files.into_iter().flatten().chain(start).collect();
         let notes = seen.map(|vitals| {
+            alarms.extend(preflight::alarms(&vitals, waits));
             let notes = preflight::notes(&vitals, &needs, waits);
             let (waits, lacks) = (follower.and_then(Follower::waits), looks.machine_lacks.iter().cloned());
-            let start = cannot_start.as_deref().map(preflight::told_of_start);
             let notes = preflight::overridden(&overrides).into_iter().chain(notes);
-            notes.chain(start).chain(waits).chain(lacks).collect::<Vec<String>>()
+            notes.chain(waits).chain(lacks).collect::<Vec<String>>()
         });
         let mut state = self.health.lock();
         state.low_disks = low_disks;
         state.stopped = stopped.iter().map(|found| format!("{} ({})", found.title, found.pid)).collect();
+        for alarm in alarms.iter().filter(|alarm| !state.alarms.contains(*alarm)) {
+            tracing::warn!("{alarm}");
+        }
+        state.alarms = alarms;
         if let Some(notes) = notes {
             for note in notes.iter().filter(|note| !state.notes.contains(*note)) {
                 tracing::warn!("{note}");

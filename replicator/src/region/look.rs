@@ -12,7 +12,7 @@ use postgres::inventory::{self, OfDatabase};
 use postgres::protocol::client::ClientError;
 use postgres::protocol::session::SessionError;
 use postgres::sockets::SUPERUSER;
-use postgres::tablespaces::places_in;
+use postgres::tablespaces::{lost_in, places_in};
 use postgres::vitals::{Replay, Vitals};
 use proto::messages::finding::Outcome;
 use runtime::clock::now;
@@ -144,6 +144,9 @@ pub(super) async fn facts(
         (facts.stopped, facts.needs, facts.overrides) = (stopped, needs, overrides);
         facts.not_writable = not_writable;
     }
+    let data_dir = instance.options().data_dir.clone();
+    let lost = blocking("look at tablespaces", move || lost_in(&data_dir)).await;
+    facts.lost_tablespaces = lost.unwrap_or_default();
     match DiskLook::default().at(written_by(instance).into()).await {
         Ok(disks) => facts.disks = disks,
         Err(hang) if facts.silent.is_empty() => facts.silent = hang,

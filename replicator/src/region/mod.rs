@@ -372,7 +372,7 @@ pub async fn run(
     let _sealing = Task::spawn("use other keys", region.clone().renew_keys());
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(Ended::Stopped),
-        () = region.again.cancelled() => Ok(Ended::StartAgain),
+        () = region.starts_again() => Ok(Ended::StartAgain),
         () = region.moving.over() => {
             region.leave(true).await;
             Ok(Ended::Follows(Duration::ZERO))

@@ -208,7 +208,13 @@ impl Region {
         certificate: bool,
     ) -> Result<BTreeMap<String, Took>, String> {
         let [before, after] = [old, new].map(|config| own_of(config, &self.own.name, self.cluster_id));
-        if before == after && !certificate {
+        let looking = self.instance.clone();
+        let another = blocking("look at pg_hba.conf", move || looking.rules_are_anothers());
+        let another = another.await.map_err(|e| e.to_string())?;
+        if another {
+            tracing::warn!("{}: pg_hba.conf was changed by hand: it is written anew", self.own.name);
+        }
+        if before == after && !certificate && !another {
             return Ok(self.instance.waiting().await);
         }
         let (installation, settings) = (self.instance.installation().clone(), after.settings.clone());

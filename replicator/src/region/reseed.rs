@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use coordination::region::Part;
 use proto::messages::{Refusal, refusal::Kind};
@@ -15,6 +16,9 @@ use super::Region;
 use crate::config::Role;
 use crate::layout::RegionLayout;
 use crate::region_file::{RegionState, StateError};
+
+/// How long the answer to the operator may take to leave.
+const ANSWER: Duration = Duration::from_millis(200);
 
 impl Region {
     /// Has this region's data set aside; returns where they will be.
@@ -54,6 +58,12 @@ impl Region {
         tracing::warn!("region {me}: sets its data aside in {}, to be seeded anew", place.display());
         self.again.cancel();
         Ok(place.display().to_string())
+    }
+
+    /// Returns once this daemon is to end and be started again, and whoever ordered that has its answer.
+    pub(super) async fn starts_again(&self) {
+        self.again.cancelled().await;
+        tokio::time::sleep(ANSWER).await;
     }
 }
 
