@@ -525,8 +525,8 @@ fn synchronous_in(written: &str) -> String {
 /// Whom commits wait for.
 const SYNCHRONOUS: &str = "synchronous_standby_names";
 
-/// What durability and promotions stand on, on PostgreSQL's command line. A writer that has crashed is started
-/// again by us, not by itself: what is in its data directory is looked at first.
+/// What durability and promotions stand on, on PostgreSQL's command line. A writer that has crashed is
+/// started again by us, not by itself: what is in its data directory is looked at first.
 const ALWAYS: [(&str, &str); 8] = [
     ("fsync", "on"),
     ("full_page_writes", "on"),
