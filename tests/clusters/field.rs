@@ -327,7 +327,7 @@ async fn what_would_keep_postgresql_down_is_found_while_it_runs() {
     let roles = "CREATE ROLE other SUPERUSER LOGIN PASSWORD 'other'; ALTER ROLE postgres NOLOGIN";
     writer.execute(roles).await.unwrap();
     until("what to do is told", || async {
-        row(&cluster, "us-east").1.contains("ALTER ROLE postgres LOGIN, as another superuser")
+        row(&cluster, "us-east").1.contains("SET synchronous_commit = local; ALTER ROLE postgres LOGIN")
     })
     .await;
     find("postgresql_silent us-east refused", true);

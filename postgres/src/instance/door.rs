@@ -124,9 +124,7 @@ impl Instance {
         if !open {
             return format!("# Others are let in once what is here may be acknowledged\n{OURS}");
         }
-        let theirs: String = own.hba.iter().map(|line| format!("{line}\n")).collect();
-        let others = if self.encrypts_with(own) { OTHERS_ENCRYPTED } else { OTHERS };
-        format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{others}")
+        open_rules(own, if self.encrypts_with(own) { OTHERS_ENCRYPTED } else { OTHERS })
     }
 
     fn write_rules(&self, open: bool) -> Result<(), InstanceError> {
@@ -181,9 +179,11 @@ impl Instance {
     /// reads its files next. One whose door is shut has other rules on purpose.
     #[must_use]
     pub fn rules_are_anothers(&self) -> bool {
-        let is_ours = |own: &Own| self.read(RULES).is_ok_and(|written| written == self.rules(own, true));
-        let own = self.own();
-        self.process().is_some() && !self.is_shut() && !is_ours(&own)
+        let own = self.own().clone();
+        // Whether clients are encrypted may be another now than when they were written.
+        let ours = [OTHERS, OTHERS_ENCRYPTED].map(|others| open_rules(&own, others));
+        let is_ours = |written: String| ours.contains(&written);
+        self.process().is_some() && !self.is_shut() && !self.read(RULES).is_ok_and(is_ours)
     }
 
     /// To be called right before each start: shuts the door of a writer for which commits wait, and of nobody
@@ -256,6 +256,12 @@ impl Instance {
         self.note_certificate_read();
         Ok(true)
     }
+}
+
+/// Ours, the user's, and then `others`.
+fn open_rules(own: &Own, others: &str) -> String {
+    let theirs: String = own.hba.iter().map(|line| format!("{line}\n")).collect();
+    format!("# Written at each start; lines of your own: `hba` in regions.toml\n{OURS}{theirs}{others}")
 }
 
 /// The first line of the server's `pg_hba.conf` that is no rule, or of its `pg_ident.conf` that is no map, as

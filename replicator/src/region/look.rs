@@ -60,12 +60,18 @@ const NOT_LET_IN: &str = "28000";
 
 /// Why PostgreSQL does not answer, in words; with what to do where it lets us not in.
 pub(super) fn silence(error: &SessionError) -> String {
-    match error.code() {
-        Some(NOT_LET_IN) => format!(
-            "{error}. Clients go on; this service looks after it by that role: ALTER ROLE {SUPERUSER} LOGIN, as another superuser"
-        ),
-        _ => error.to_string(),
+    let said = error.to_string();
+    if error.code() != Some(NOT_LET_IN) {
+        return said;
     }
+    let remedy = match said.contains("does not exist") {
+        true => format!("ALTER ROLE … RENAME TO {SUPERUSER}"),
+        false => format!("ALTER ROLE {SUPERUSER} LOGIN"),
+    };
+    // The commit would wait for the reader, which that role lets in.
+    format!(
+        "{said}. This service looks after it by that role; as another superuser: SET synchronous_commit = local; {remedy}"
+    )
 }
 
 /// How `instance` is, as it says itself.
