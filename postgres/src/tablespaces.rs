@@ -428,4 +428,21 @@ mod tests {
         assert!(why.contains("install -d"), "{why}");
         assert!(instance.tablespaces().unwrap().is_empty());
     }
+
+    #[test]
+    fn a_tablespace_whose_files_are_gone_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data_dir, place) = (directory.path().join("pgdata"), directory.path().join("place"));
+        for made in [data_dir.join(LINKS), place.join("PG_15_202209061")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        symlink(&place, data_dir.join(LINKS).join("16400")).unwrap();
+        assert_eq!(lost_in(&data_dir), Vec::<String>::new());
+        // What was mounted there is not any more; and then not even the place is there.
+        std::fs::remove_dir(place.join("PG_15_202209061")).unwrap();
+        assert_eq!(lost_in(&data_dir), [format!("16400 in {}", place.display())]);
+        std::fs::remove_dir(&place).unwrap();
+        assert_eq!(lost_in(&data_dir).len(), 1);
+        assert_eq!(lost_in(&directory.path().join("none")), Vec::<String>::new());
+    }
 }

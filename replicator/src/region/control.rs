@@ -329,7 +329,6 @@ impl Region {
                 damage: copy.repair.damage.clone(),
             }
         });
-        let whole = status.copies.iter().all(|copy| copy.state == CopyState::Live);
         VolumeView {
             region: self.own.name.to_string(),
             ballot: Some(Ballot {
@@ -341,7 +340,7 @@ impl Region {
             durable_lsn: status.bounds.durable_lsn.0,
             timeline: status.bounds.timeline.0,
             writable: status.writable,
-            detail: if whole && status.writable { String::new() } else { volume_trouble(&status) },
+            detail: volume_trouble(&status),
             stored_bytes: self.volume.stored_bytes(),
             copies: copies.collect(),
             keys: status.keys.iter().map(key_use).collect(),
@@ -504,7 +503,7 @@ pub(super) fn add_notes_of_regions(status: &mut ClusterStatus) {
     }
 }
 
-/// What hinders a volume, in words.
+/// What hinders a volume, in words; empty where nothing does.
 pub(super) fn volume_trouble(status: &VolumeStatus) -> String {
     if let Some(closed) = &status.closed {
         return closed.clone();
@@ -521,7 +520,9 @@ pub(super) fn volume_trouble(status: &VolumeStatus) -> String {
         of("opening", |s| matches!(s, CopyState::Asked | CopyState::Promised | CopyState::Adopting)),
     ];
     let copies = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
-    if status.writable {
+    if status.writable && copies.is_empty() {
+        String::new()
+    } else if status.writable {
         format!("copies of the volume {copies}")
     } else {
         let promised = status.copies.iter().filter(|copy| copy.state == CopyState::Promised).count();

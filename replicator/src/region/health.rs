@@ -203,7 +203,11 @@ impl Region {
                     Some(follower) => follower.not_started().await,
                     None => None,
                 };
-                *self.health.lock() = State { notes: left.into_iter().collect(), ..State::default() };
+                let data_dir = self.instance.options().data_dir.clone();
+                let lost = blocking("look at tablespaces", move || lost_in(&data_dir)).await;
+                let lost = preflight::told_of_tablespaces(&lost.unwrap_or_default());
+                let (notes, alarms) = (left.into_iter().collect(), lost.into_iter().collect());
+                *self.health.lock() = State { notes, alarms, ..State::default() };
                 self.tell(follower.as_deref());
                 continue;
             }
