@@ -378,13 +378,15 @@ async fn what_keeps_clients_out_or_lets_anybody_in_is_told_and_no_command_holds_
         }
     };
     let mut writer = cluster.connect("us-east").await;
-    writer.execute("ALTER SYSTEM SET ssl = off").await.unwrap();
-    writer.execute("SELECT pg_reload_conf()").await.unwrap();
-    told("nobody is let in over the network: ssl is off").await;
-    let reload = "ALTER SYSTEM RESET ssl";
-    writer.execute(reload).await.unwrap();
-    writer.execute("SELECT pg_reload_conf()").await.unwrap();
-    until("it is well again", || async { cluster.run(&["status", "--check"]).status.success() }).await;
+    // A build without OpenSSL encrypts nothing anyway.
+    if cluster.printed(&["url", "--region", "us-east"]).contains("verify-full") {
+        writer.execute("ALTER SYSTEM SET ssl = off").await.unwrap();
+        writer.execute("SELECT pg_reload_conf()").await.unwrap();
+        told("nobody is let in over the network: ssl is off").await;
+        writer.execute("ALTER SYSTEM RESET ssl").await.unwrap();
+        writer.execute("SELECT pg_reload_conf()").await.unwrap();
+        until("it is well again", || async { cluster.run(&["status", "--check"]).status.success() }).await;
+    }
     // Who is let in by hand. The reload writes what is ours.
     let rules = cluster.region("us-east").join("pgdata/pg_hba.conf");
     let ours = std::fs::read_to_string(&rules).unwrap();

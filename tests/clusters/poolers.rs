@@ -41,7 +41,14 @@ impl PgBouncer {
             std::fs::write(at(name), content).unwrap();
             std::fs::set_permissions(at(name), Permissions::from_mode(0o644)).unwrap();
         };
-        write("ca.pem", &std::fs::read_to_string(parameter(endpoint, "sslrootcert")).unwrap());
+        // A build of PostgreSQL without OpenSSL encrypts nothing.
+        let encryption = match parameter(endpoint, "sslrootcert") {
+            Some(authority) => {
+                write("ca.pem", &std::fs::read_to_string(authority).unwrap());
+                format!("verify-full\nserver_tls_ca_file = {}", at("ca.pem").display())
+            }
+            None => "disable".to_owned(),
+        };
         write("users", &format!("\"postgres\" \"{of_owner}\"\n\"replicator\" \"of the console\"\n"));
         write("password", "of the console\n");
         let ini = format!(
@@ -55,12 +62,10 @@ impl PgBouncer {
              auth_file = {}\n\
              admin_users = replicator\n\
              pool_mode = transaction\n\
-             server_tls_sslmode = verify-full\n\
-             server_tls_ca_file = {}\n",
+             server_tls_sslmode = {encryption}\n",
             options.get_host(),
             options.get_port(),
-            at("users").display(),
-            at("ca.pem").display()
+            at("users").display()
         );
         write("pgbouncer.ini", &ini);
         let mut command = Command::new(PROGRAM);
@@ -96,10 +101,10 @@ impl Drop for PgBouncer {
 }
 
 /// A parameter of a URL.
-fn parameter(url: &str, name: &str) -> String {
-    let (_, parameters) = url.split_once('?').unwrap();
+fn parameter(url: &str, name: &str) -> Option<String> {
+    let (_, parameters) = url.split_once('?')?;
     let found = parameters.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")));
-    found.unwrap_or_else(|| panic!("{url} has no {name}")).replace("%2F", "/")
+    found.map(|value| value.replace("%2F", "/"))
 }
 
 /// The password in a URL.
