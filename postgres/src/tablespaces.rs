@@ -310,15 +310,15 @@ pub fn places_in(data_dir: &Path) -> io::Result<Vec<Place>> {
 }
 
 /// The tablespaces of the data in `data_dir` whose files are not where their links lead, as when what held
-/// them was unmounted: each with its place.
+/// them was unmounted. One that the database does not have yet, or any more, has none either.
 #[must_use]
-pub fn lost_in(data_dir: &Path) -> Vec<String> {
+pub fn lost_in(data_dir: &Path) -> Vec<Place> {
     let lost = |place: &Place| match Below::open(&place.path).and_then(|below| used(&below)) {
         Ok(used) => !used,
         Err(e) => e.kind() == ErrorKind::NotFound,
     };
     let places = places_in(data_dir).unwrap_or_default().into_iter();
-    places.filter(lost).map(|place| format!("{} in {}", place.oid, place.path.display())).collect()
+    places.filter(lost).collect()
 }
 
 /// Whether PostgreSQL has a tablespace's files in a place.
@@ -437,12 +437,12 @@ mod tests {
             std::fs::create_dir_all(made).unwrap();
         }
         symlink(&place, data_dir.join(LINKS).join("16400")).unwrap();
-        assert_eq!(lost_in(&data_dir), Vec::<String>::new());
+        assert_eq!(lost_in(&data_dir), []);
         // What was mounted there is not any more; and then not even the place is there.
         std::fs::remove_dir(place.join("PG_15_202209061")).unwrap();
-        assert_eq!(lost_in(&data_dir), [format!("16400 in {}", place.display())]);
+        assert_eq!(lost_in(&data_dir), [Place { oid: 16400, path: place.clone() }]);
         std::fs::remove_dir(&place).unwrap();
         assert_eq!(lost_in(&data_dir).len(), 1);
-        assert_eq!(lost_in(&directory.path().join("none")), Vec::<String>::new());
+        assert_eq!(lost_in(&directory.path().join("none")), []);
     }
 }

@@ -1,7 +1,7 @@
 //! How a running PostgreSQL is, as it says itself: what could hinder a promotion, and what undoes what a
 //! region depends on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proto::Lsn;
@@ -17,13 +17,16 @@ const SETTINGS: &str = "'synchronous_standby_names', 'synchronous_commit', 'fsyn
 const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('archive_mode'), \
      (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
      (SELECT setting FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND applied LIMIT 1), \
-     current_setting('ssl') = 'off' AND EXISTS (SELECT FROM pg_hba_file_rules WHERE type = 'hostssl')";
+     current_setting('ssl') = 'off' AND EXISTS (SELECT FROM pg_hba_file_rules WHERE type = 'hostssl') \
+     AND NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE type IN ('host', 'hostnossl') AND auth_method <> 'reject')";
 
 /// What the files set and PostgreSQL has not taken: it takes it when it starts, or cannot read it. What its
-/// command line sets is never taken from them.
+/// command line sets is never taken from them; of what is not in them any more they do not say where.
 const NOT_TAKEN: &str = "SELECT coalesce(f.name, ''), coalesce(f.setting, ''), f.sourcefile, f.sourceline, f.error \
      FROM pg_file_settings f LEFT JOIN pg_settings s ON s.name = f.name \
-     WHERE f.error IS NOT NULL AND s.source IS DISTINCT FROM 'command line' ORDER BY f.seqno LIMIT 200";
+     WHERE f.error IS NOT NULL AND f.sourcefile IS NOT NULL AND s.source IS DISTINCT FROM 'command line' \
+     AND coalesce(f.name, '') NOT IN ('data_directory', 'hba_file', 'ident_file', 'external_pid_file', 'listen_addresses', \
+     'port', 'unix_socket_directories') ORDER BY f.seqno LIMIT 200";
 
 const REPLAY: &str = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), \
      (SELECT wait_event_type || '/' || wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1)";
@@ -46,8 +49,7 @@ const OF_ROLES: &str = "SELECT coalesce(r.rolname, ''), coalesce(d.datname, ''),
      LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase, \
      unnest(s.setconfig) AS c ORDER BY 1, 2, 3 LIMIT 500";
 
-const TABLESPACES: &str =
-    "SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')";
+const TABLESPACES: &str = "SELECT oid FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')";
 
 /// How a PostgreSQL is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,8 +74,8 @@ pub struct Vitals {
     pub slots: Vec<Slot>,
     /// What is set for roles and databases.
     pub of_roles: Vec<OfRole>,
-    /// How many tablespaces there are besides the default ones.
-    pub tablespaces: usize,
+    /// The tablespaces that there are besides the default ones, by their object ids.
+    pub tablespaces: BTreeSet<u32>,
 }
 
 /// How a standby applies redo.
@@ -208,7 +210,7 @@ impl Vitals {
         vitals.slots = session.rows(SLOTS, deadline).await?.iter().map(Slot::of).collect();
         vitals.of_roles = session.rows(OF_ROLES, deadline).await?.iter().filter_map(OfRole::of).collect();
         let tablespaces = session.rows(TABLESPACES, deadline).await?;
-        vitals.tablespaces = tablespaces.first().map_or(0, |row| text(row, 0).parse().unwrap_or(0));
+        vitals.tablespaces = tablespaces.iter().filter_map(|row| text(row, 0).parse().ok()).collect();
         Ok(vitals)
     }
 

@@ -9,28 +9,34 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use proto::RegionName;
 use runtime::clock::now;
-use runtime::task::Tasks;
+use runtime::task::{Task, Tasks};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::config::PoolersConfig;
+use crate::preflight::{self, Finding};
 
 /// How long a console may take to let us in, and to answer what it answers at once.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long a PgBouncer that does not answer is told again to go on.
-const RESUMES: Duration = Duration::from_secs(120);
+/// A PgBouncer is told again to go on for so long: an order to pause may still be on its way to it.
+const RESUMES: Duration = Duration::from_secs(10);
 
-/// The wait before it is told again.
+/// The wait before it is told again; and where it does not take that, at most.
 const AGAIN: Duration = Duration::from_millis(500);
+const SELDOM: Duration = Duration::from_secs(5);
 
-/// How long one may go on waiting for its clients' transactions. By then it was told to go on.
-const PAUSES: Duration = Duration::from_secs(150);
+/// How long one may go on waiting for its clients' transactions, which end with the writer.
+const PAUSES: Duration = Duration::from_secs(60);
+
+/// How a console answers that has nothing to resume.
+const NOT_PAUSED: &str = "not paused";
 
 /// A console's name for its database.
 const CONSOLE: &str = "pgbouncer";
@@ -96,6 +102,8 @@ impl Poolers {
     /// Has all of them go on once `is_ready` says that there is a writer; unless it says that there is none
     /// here any more.
     pub fn resume_when(&self, config: &PoolersConfig, is_ready: impl Future<Output = bool> + Send + 'static) {
+        // One that still waits for transactions takes its pause back.
+        *lock(&self.pausing) = Tasks::new();
         let (tasks, go) = (Tasks::new(), CancellationToken::new());
         for console in &config.consoles {
             let (config, console, go) = (config.clone(), console.clone(), go.clone());
@@ -118,33 +126,49 @@ fn lock(tasks: &Mutex<Tasks>) -> MutexGuard<'_, Tasks> {
     tasks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has one go on; tells a console that does not answer again and again, for two minutes.
+/// Has one go on. A console that does not take that is told again and again.
 async fn resume(config: &PoolersConfig, console: &str) {
-    let begin = now();
-    loop {
+    let (mut since, mut wait, mut is_told) = (None, AGAIN, false);
+    while since.is_none_or(|since: Instant| since.elapsed() < RESUMES) {
         match tell(config, console, "RESUME", ANSWER).await {
-            Ok(()) => return tracing::info!("PgBouncer {console} goes on"),
-            // It was not paused.
-            Err(PoolerError::Console(sqlx::Error::Database(_))) => return,
-            Err(e) if begin.elapsed() >= RESUMES => {
-                return tracing::warn!(
-                    "PgBouncer {console} is not told to go on: {e}; where it is paused, RESUME in its console does that"
-                );
+            Ok(()) => {
+                tracing::info!("PgBouncer {console} goes on");
+                since.get_or_insert_with(now);
             }
-            Err(_) => sleep(AGAIN).await,
+            Err(PoolerError::Console(sqlx::Error::Database(e))) if e.message().contains(NOT_PAUSED) => {
+                since.get_or_insert_with(now);
+            }
+            Err(e) => {
+                if !is_told {
+                    tracing::warn!(
+                        "PgBouncer {console} is not told to go on yet: {e}; where it is paused, RESUME in its console does that"
+                    );
+                }
+                (is_told, wait) = (true, SELDOM.min(wait * 2));
+            }
         }
+        sleep(wait).await;
     }
 }
 
-/// What is wrong with each console, before it is needed.
-pub async fn look(config: &PoolersConfig) -> Vec<(String, PoolerError)> {
-    let mut wrong = Vec::new();
-    for console in &config.consoles {
-        if let Err(e) = tell(config, console, "SHOW VERSION", ANSWER).await {
-            wrong.push((console.clone(), e));
-        }
+/// What `region` finds of consoles that it cannot tell anything, before that is needed.
+pub async fn findings(config: &PoolersConfig, region: &RegionName) -> Vec<Finding> {
+    let looks = config.consoles.iter().map(|console| {
+        let (config, asked) = (config.clone(), console.clone());
+        let look = async move { timeout(ANSWER, tell(&config, &asked, "SHOW VERSION", ANSWER)).await };
+        (console, Task::spawn("ask PgBouncer", look))
+    });
+    let mut found = Vec::new();
+    for (console, look) in looks.collect::<Vec<_>>() {
+        let why = match look.await {
+            Ok(Ok(Ok(()))) => continue,
+            Ok(Ok(Err(e))) => e.to_string(),
+            Ok(Err(_)) => PoolerError::Late(ANSWER).to_string(),
+            Err(e) => e.to_string(),
+        };
+        found.push(preflight::of_pooler(region, console, &why));
     }
-    wrong
+    found
 }
 
 async fn tell(

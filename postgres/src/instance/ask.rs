@@ -17,7 +17,8 @@ impl Instance {
     /// How the daemon reaches it to ask how it is.
     #[must_use]
     pub fn watching_connection(&self) -> ConnectOptions {
-        ConnectOptions { application_name: WATCHER.into(), ..self.local_connection() }
+        let logins = self.logins.clone();
+        ConnectOptions { application_name: WATCHER.into(), logins, ..self.local_connection() }
     }
 
     /// A session with it.

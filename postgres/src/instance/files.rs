@@ -54,12 +54,29 @@ impl Instance {
     /// becomes a writer, or none any more; in words.
     #[must_use]
     pub fn not_writable(&self) -> Option<String> {
+        const WRITTEN: [&str; 16] = [
+            "",
+            "base",
+            "global",
+            "global/pg_control",
+            "pg_commit_ts",
+            "pg_logical",
+            "pg_logical/mappings",
+            "pg_logical/snapshots",
+            "pg_multixact/members",
+            "pg_multixact/offsets",
+            "pg_replslot",
+            "pg_subtrans",
+            "pg_twophase",
+            "pg_wal",
+            "pg_wal/archive_status",
+            "pg_xact",
+        ];
         let options = self.options();
         let mut find = options.account.command(Path::new("/usr/bin/find"));
-        find.arg(&options.data_dir).arg(options.data_dir.join("global/pg_control"));
-        find.args(["-maxdepth", "2", "(", "-type", "d", "-o", "-name", "pg_control", ")"]);
-        // A directory that comes and goes meanwhile has find say so, and nothing else.
-        let found = find.args(["!", "-writable", "-print", "-quit"]).output().ok()?;
+        find.args(WRITTEN.map(|name| options.data_dir.join(name)));
+        // One that is not there has find say so, and nothing else.
+        let found = find.args(["-maxdepth", "0", "!", "-writable", "-print", "-quit"]).output().ok()?;
         let first = String::from_utf8_lossy(&found.stdout).lines().next()?.to_owned();
         Some(format!("{first}: user '{}', who runs PostgreSQL, may not write it", options.account.name))
     }

@@ -85,9 +85,9 @@ pub enum ReloadError {
 }
 
 /// What PostgreSQL would not take of the files as they lie there. What it takes only when it starts is no
-/// mistake.
+/// mistake, nor is that something of the kind is not in them any more.
 const WRONG: &str = "SELECT coalesce(f.name || ': ', '') || f.error FROM pg_file_settings f \
-     WHERE f.error IS NOT NULL AND NOT f.applied AND NOT EXISTS \
+     WHERE f.error IS NOT NULL AND NOT f.applied AND (f.name IS NOT NULL OR f.sourcefile IS NOT NULL) AND NOT EXISTS \
      (SELECT FROM pg_settings s WHERE s.name = lower(f.name) AND s.context IN ('postmaster', 'internal')) LIMIT 1";
 
 /// Of each setting: its name, when it is taken, whether another file than ours sets it, whether it is to be

@@ -42,7 +42,7 @@ pub struct ConnectOptions {
     pub application_name: String,
     /// The server's major version.
     pub major: Major,
-    /// The logins to it that were given up.
+    /// The logins to it that are not answered.
     pub logins: Logins,
 }
 
@@ -180,7 +180,8 @@ impl ReplicationClient {
         options: &ConnectOptions,
         parameters: &[(&str, &str)],
     ) -> Result<ReplicationClient, ClientError> {
-        let mut login = options.logins.begin().await;
+        let to_database = parameters.iter().any(|(name, _)| *name == "database");
+        let mut login = options.logins.begin(to_database).await;
         let path = crate::sockets::socket_path(&options.socket_dir, options.port);
         let failed = |source| ClientError::Connect { path: path.display().to_string(), source };
         let socket = UnixStream::connect(&path).await.map_err(failed)?;

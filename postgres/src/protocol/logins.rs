@@ -10,16 +10,23 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-/// So many logins may be unanswered at a time. The server's connections for replication are for the region's
-/// standby and reader as well.
-pub const LOGINS_MAX: usize = 4;
+/// So many logins of a kind may be unanswered at a time. The server's connections for replication are for the
+/// region's standby and reader as well.
+pub const LOGINS_MAX: usize = 3;
 
 /// How often it is looked for a place.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The logins to one server that are not answered yet.
+/// The logins to one server that are not answered yet. Those to a database wait for more locks than others.
 #[derive(Debug, Clone, Default)]
-pub struct Logins(Arc<Mutex<Unanswered>>);
+pub struct Logins {
+    to_databases: Kind,
+    others: Kind,
+}
+
+/// Those of one kind.
+#[derive(Debug, Clone, Default)]
+struct Kind(Arc<Mutex<Unanswered>>);
 
 #[derive(Debug, Default)]
 struct Unanswered {
@@ -32,19 +39,22 @@ struct Unanswered {
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Login {
-    logins: Logins,
+    kind: Kind,
     socket: Option<OwnedFd>,
 }
 
 impl Logins {
     /// Waits for a place. It has no deadline.
-    pub(super) async fn begin(&self) -> Login {
-        while !self.take_place() {
+    pub(super) async fn begin(&self, to_database: bool) -> Login {
+        let kind = if to_database { &self.to_databases } else { &self.others };
+        while !kind.take_place() {
             tokio::time::sleep(LOOK).await;
         }
-        Login { logins: self.clone(), socket: None }
+        Login { kind: kind.clone(), socket: None }
     }
+}
 
+impl Kind {
     fn take_place(&self) -> bool {
         let mut unanswered = self.lock();
         unanswered.given_up.retain(|socket| !is_answered(socket));
@@ -83,7 +93,7 @@ impl Login {
 
 impl Drop for Login {
     fn drop(&mut self) {
-        let mut unanswered = self.logins.lock();
+        let mut unanswered = self.kind.lock();
         unanswered.under_way -= 1;
         unanswered.given_up.extend(self.socket.take());
     }
@@ -100,31 +110,33 @@ mod tests {
     /// A login that is given up; the server's end of it.
     async fn given_up(logins: &Logins) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        logins.begin().await.asks(ours.as_fd()).unwrap();
+        logins.begin(true).await.asks(ours.as_fd()).unwrap();
         theirs
     }
 
     #[tokio::test]
     async fn no_login_is_begun_while_as_many_as_may_be_wait_for_their_answer() {
         let logins = Logins::default();
-        logins.begin().await.end();
-        drop(logins.begin().await);
+        logins.begin(true).await.end();
+        drop(logins.begin(true).await);
         let mut servers: Vec<UnixStream> = Vec::new();
         for _ in 1..LOGINS_MAX {
             servers.push(given_up(&logins).await);
         }
         // The last place: one that is under way.
-        let last = logins.begin().await;
-        assert!(!logins.take_place());
+        let last = logins.begin(true).await;
+        assert!(!logins.to_databases.take_place());
+        // Others have places of their own.
+        logins.begin(false).await.end();
         last.end();
         servers.push(given_up(&logins).await);
-        assert!(!logins.take_place());
+        assert!(!logins.to_databases.take_place());
         // One is answered, or ends.
         servers[1].write_all(b"R").unwrap();
         servers.push(given_up(&logins).await);
-        assert!(!logins.take_place());
+        assert!(!logins.to_databases.take_place());
         servers.clear();
-        logins.begin().await.end();
-        assert_eq!(logins.lock().under_way, 0);
+        logins.begin(true).await.end();
+        assert_eq!(logins.to_databases.lock().under_way, 0);
     }
 }

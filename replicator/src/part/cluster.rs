@@ -113,6 +113,9 @@ pub trait Cluster: Debug + Send + Sync + 'static {
         async { false }
     }
 
+    /// Has them go on: this region leads, and its writer was not stopped.
+    fn resume_clients(&self) {}
+
     /// Stops the writer cleanly; returns where its redo ends, which is durable in the volume.
     fn stop_writer(&self) -> impl Work<Redo>;
 

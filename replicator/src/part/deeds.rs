@@ -242,13 +242,17 @@ impl<C: Cluster> Owner<C> {
         let mut steps = Steps::start();
         within(CHECKPOINT, "checkpoint", self.cluster.checkpoint()).await.map_err(busy)?;
         steps.done("checkpoint");
+        // From here on clients wait.
+        let stopped_at = now();
+        if self.cluster.pause_clients().await {
+            steps.done("pause PgBouncer");
+        }
         // The switchover may have been rolled back meanwhile: then the writer is not touched.
         if !planted::is(Bug::LooksOnce) {
-            self.may_hand_over(to, next_epoch)?;
+            self.may_hand_over(to, next_epoch).inspect_err(|_| self.cluster.resume_clients())?;
         }
         let Part::Leading { epoch } = self.part() else { return Err(busy("this region does not lead")) };
         self.set(Part::Stopping { epoch });
-        let stopped_at = now();
         match self.stop_for(to, next_epoch, &mut steps).await {
             Ok(end) => {
                 let told = HandedOver {
@@ -283,13 +287,14 @@ impl<C: Cluster> Owner<C> {
     ) -> Result<(), Refusal> {
         let Part::Leading { epoch } = self.part() else { return Err(busy("this region does not lead")) };
         within(CHECKPOINT, "checkpoint", self.cluster.checkpoint()).await.map_err(busy)?;
+        let stopped_at = now();
+        self.cluster.pause_clients().await;
         if self.voter.accepted().promotion.is_some() || !self.still(&Deed::Lead { epoch }) {
+            self.cluster.resume_clients();
             return Err(busy("a promotion has begun"));
         }
         self.set(Part::Stopping { epoch });
-        let stopped_at = now();
         let handing = async {
-            self.cluster.pause_clients().await;
             let end = within(HAND_OVER, "stop the writer", self.cluster.stop_writer()).await?;
             if stopped.send((end, stopped_at)).is_err() {
                 return Err(Trouble::new("nobody waits for it any more"));
@@ -344,11 +349,6 @@ impl<C: Cluster> Owner<C> {
         next_epoch: Epoch,
         steps: &mut Steps,
     ) -> Result<coordination::Redo, Trouble> {
-        if self.cluster.pause_clients().await {
-            steps.done("pause PgBouncer");
-            // It may have been rolled back meanwhile: then the writer is not touched.
-            self.may_hand_over(to, next_epoch).map_err(|refusal| Trouble(refusal.reason))?;
-        }
         let end = within(HAND_OVER, "stop the writer", self.cluster.stop_writer()).await?;
         steps.done("stop the writer");
         if !planted::is(Bug::HandsOverEarly) {

@@ -262,7 +262,8 @@ impl Findings<'_> {
         }
         if !facts.lost_tablespaces.is_empty() {
             let fact = lost_tablespaces(&facts.lost_tablespaces);
-            self.add(Kind::Tablespace, Outcome::Refused, fact, BRING_BACK);
+            let outcome = if switches { Outcome::Refused } else { Outcome::Told };
+            self.add(Kind::Tablespace, outcome, fact, BRING_BACK);
         }
         for disk in &facts.disks {
             match disk.free_bytes {
@@ -560,10 +561,10 @@ pub fn alarms(vitals: &Vitals, commits_wait: bool) -> Vec<String> {
 
 /// More tablespaces than a region can be sent, in words.
 fn too_many_tablespaces(vitals: &Vitals) -> Option<String> {
-    (vitals.tablespaces > MAX_TABLESPACES).then(|| {
+    (vitals.tablespaces.len() > MAX_TABLESPACES).then(|| {
         format!(
             "there are {} tablespaces, and seeds and rewinds carry {MAX_TABLESPACES} at most",
-            vitals.tablespaces
+            vitals.tablespaces.len()
         )
     })
 }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use coordination::Redo;
 use coordination::lineage::timeline_of;
 use coordination::region::Database;
+use coordination::{Mode, Redo};
 use postgres::instance::{Part, Stop};
 use postgres::protocol::client::ReplicationClient;
 use proto::messages::{Finding, GatherOpen, Open, PROTOCOL_VERSION, open};
@@ -39,6 +39,12 @@ const SUCCEED: Duration = Duration::from_secs(20);
 
 /// How often PostgreSQL is asked whether it takes writes, while that is waited for.
 const TRY: Duration = Duration::from_millis(2);
+
+/// How often it is asked after [`SOON`].
+const LATER: Duration = Duration::from_millis(100);
+
+/// How long it is asked often.
+const SOON: Duration = Duration::from_secs(5);
 
 /// How long a writer that was told to stop is given before it is asked whether only its last processes
 /// linger.
@@ -181,18 +187,18 @@ impl RegionalCluster {
     }
 
     /// Clients of the PgBouncers go on once `leader` takes writes.
-    fn resume_clients(&self, leader: &Arc<Leader>) {
+    fn resume_clients_of(&self, leader: &Arc<Leader>) {
         let config = self.parts.in_force().poolers.clone();
         if config.consoles.is_empty() {
             return;
         }
-        let leader = Arc::downgrade(leader);
+        let (leader, since) = (Arc::downgrade(leader), now());
         self.poolers.resume_when(&config, async move {
             loop {
                 match leader.upgrade() {
                     None => return false,
                     Some(leader) if leader.facts().takes_writes() => return true,
-                    Some(_) => tokio::time::sleep(TRY).await,
+                    Some(_) => tokio::time::sleep(if since.elapsed() < SOON { TRY } else { LATER }).await,
                 }
             }
         });
@@ -335,7 +341,7 @@ impl Cluster for RegionalCluster {
 
     async fn lead(&self, epoch: Epoch) -> Result<(), Trouble> {
         if let Some(leader) = self.leader().filter(|leader| leader.epoch() == epoch && leader.runs()) {
-            self.resume_clients(&leader);
+            self.resume_clients_of(&leader);
             return Ok(());
         }
         let leader = self.playing().leader.take();
@@ -350,7 +356,7 @@ impl Cluster for RegionalCluster {
         self.playing().leader = Some(leader.clone());
         // The configuration may have been read again meanwhile.
         leader.limit(&self.parts);
-        self.resume_clients(&leader);
+        self.resume_clients_of(&leader);
         Ok(())
     }
 
@@ -373,12 +379,10 @@ impl Cluster for RegionalCluster {
     async fn preflight(&self) -> Vec<Finding> {
         let Parts { own, instance, config, file, .. } = &*self.parts;
         // One that leads and does not answer is not waited for.
-        let facts = look::facts(instance, file, None, config.commit.waits(), &|| false).await;
+        let facts =
+            look::facts(instance, file, None, config.commit.waits(), Mode::Switchover, &|| false).await;
         let mut findings = preflight::of_primary(&own.name, &facts);
-        let wrong = pooler::look(&self.parts.in_force().poolers).await;
-        findings.extend(
-            wrong.iter().map(|(console, why)| preflight::of_pooler(&own.name, console, &why.to_string())),
-        );
+        findings.extend(pooler::findings(&self.parts.in_force().poolers, &own.name).await);
         findings.iter().map(preflight::Finding::told).collect()
     }
 
@@ -400,6 +404,12 @@ impl Cluster for RegionalCluster {
         }
         self.poolers.pause(&config).await;
         true
+    }
+
+    fn resume_clients(&self) {
+        if let Some(leader) = self.leader() {
+            self.resume_clients_of(&leader);
+        }
     }
 
     async fn stop_writer(&self) -> Result<Redo, Trouble> {

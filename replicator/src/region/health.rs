@@ -10,7 +10,7 @@ use std::time::Duration;
 use postgres::instance::Instance;
 use postgres::protocol::client::ReplicationClient;
 use postgres::protocol::session::SessionError;
-use postgres::tablespaces::lost_in;
+use postgres::tablespaces::{Place, lost_in};
 use postgres::vitals::Vitals;
 use proto::{Lsn, RegionName};
 use runtime::clock::now;
@@ -20,7 +20,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::follower::Follower;
-use super::look::{DiskLook, cannot_start, inventory, is_starting, silence, vitals, written_by};
+use super::look::{
+    DiskLook, OneLook, cannot_start, inventory, is_starting, lost_tablespaces, silence, vitals, written_by,
+};
 use crate::preflight;
 
 /// How often it is asked.
@@ -56,10 +58,14 @@ const RULES_ARE_ANOTHERS: &str = "pg_hba.conf was changed by hand, and may let i
 #[derive(Default)]
 struct Looks {
     disks: DiskLook,
+    /// Where tablespaces' files are not, and what is wrong with others.
+    files: OneLook<(Vec<Place>, [Option<String>; 2])>,
     /// When the databases were looked into.
     inside: Option<Instant>,
     /// What the machine lacks for them, in words.
     machine_lacks: Vec<String>,
+    /// What it said itself, and needs somebody.
+    alarms: Vec<String>,
     /// The settings that a start was tried with, and why it failed.
     tried: Option<(NotTaken, Option<String>)>,
 }
@@ -71,14 +77,12 @@ impl Looks {
     /// Why `instance` could not start again. That is tried once for the same settings.
     async fn cannot_start(&mut self, instance: &Instance, vitals: &Vitals) -> Option<String> {
         let settings = (vitals.not_taken.clone(), vitals.unreadable.clone());
-        match &self.tried {
-            Some((tried, why)) if *tried == settings => why.clone(),
-            _ => {
-                let why = cannot_start(instance, vitals).await;
-                self.tried = Some((settings, why.clone()));
-                why
-            }
+        if self.tried.as_ref().is_none_or(|(tried, _)| *tried != settings) {
+            let tried = cannot_start(instance, vitals).await;
+            // One that could not be tried is tried again.
+            self.tried = tried.ok().map(|why| (settings, why));
         }
+        self.tried.as_ref().and_then(|(_, why)| why.clone())
     }
 }
 
@@ -205,7 +209,9 @@ impl Region {
                 };
                 let data_dir = self.instance.options().data_dir.clone();
                 let lost = blocking("look at tablespaces", move || lost_in(&data_dir)).await;
-                let lost = preflight::told_of_tablespaces(&lost.unwrap_or_default());
+                let lost: Vec<String> =
+                    lost.unwrap_or_default().iter().map(|place| place.path.display().to_string()).collect();
+                let lost = preflight::told_of_tablespaces(&lost);
                 let (notes, alarms) = (left.into_iter().collect(), lost.into_iter().collect());
                 *self.health.lock() = State { notes, alarms, ..State::default() };
                 self.tell(follower.as_deref());
@@ -296,13 +302,16 @@ impl Region {
         let places: Vec<PathBuf> = written_by(&looking).into_iter().chain(copies).collect();
         let looked = blocking("look at PostgreSQL's processes and disks", move || {
             let needs = if standby { looking.needs().unwrap_or_default() } else { Vec::new() };
-            let overrides = looking.overrides().unwrap_or_default();
-            let lost = preflight::told_of_tablespaces(&lost_in(&looking.options().data_dir));
-            let rules = looking.rules_are_anothers().then(|| RULES_ARE_ANOTHERS.to_owned());
-            let files = looking.not_writable();
-            (looking.stopped_processes(), needs, overrides, [lost, rules, files])
+            (looking.stopped_processes(), needs, looking.overrides().unwrap_or_default())
         });
-        let (stopped, needs, overrides, of_files) = looked.await.unwrap_or_default();
+        let (stopped, needs, overrides) = looked.await.unwrap_or_default();
+        let looking = self.instance.clone();
+        let looked = looks.files.at(move || {
+            let rules = looking.rules_are_anothers().then(|| RULES_ARE_ANOTHERS.to_owned());
+            (lost_in(&looking.options().data_dir), [rules, looking.not_writable()])
+        });
+        // Files that hang are on a disk that does.
+        let (lost, of_files) = looked.await.map(Result::unwrap_or_default).unwrap_or_default();
         let low_disks = match looks.disks.at(places).await {
             Ok(disks) => preflight::low_disks(&disks),
             Err(hang) => vec![hang],
@@ -314,9 +323,13 @@ impl Region {
         };
         let waits = self.config.commit.waits();
         let start = cannot_start.as_deref().map(preflight::told_of_start);
-        let mut alarms: Vec<String> = of_files.into_iter().flatten().chain(start).collect();
+        if let Some(vitals) = &seen {
+            let lost = preflight::told_of_tablespaces(&lost_tablespaces(vitals, &lost));
+            looks.alarms = preflight::alarms(vitals, waits).into_iter().chain(start).chain(lost).collect();
+        }
+        let of_files = of_files.into_iter().flatten();
+        let alarms: Vec<String> = of_files.chain(looks.alarms.iter().cloned()).collect();
         let notes = seen.map(|vitals| {
-            alarms.extend(preflight::alarms(&vitals, waits));
             let notes = preflight::notes(&vitals, &needs, waits);
             let (waits, lacks) = (follower.and_then(Follower::waits), looks.machine_lacks.iter().cloned());
             let notes = preflight::overridden(&overrides).into_iter().chain(notes);

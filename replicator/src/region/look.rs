@@ -12,7 +12,7 @@ use postgres::inventory::{self, OfDatabase};
 use postgres::protocol::client::ClientError;
 use postgres::protocol::session::SessionError;
 use postgres::sockets::SUPERUSER;
-use postgres::tablespaces::{lost_in, places_in};
+use postgres::tablespaces::{Place, lost_in, places_in};
 use postgres::vitals::{Replay, Vitals};
 use proto::messages::finding::Outcome;
 use runtime::clock::now;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Region;
 use super::follower::Follower;
 use crate::part::Trouble;
+use crate::pooler;
 use crate::preflight::{self, Disk, Facts, Finding};
 use crate::region_file::RegionFile;
 
@@ -92,30 +93,35 @@ pub(super) async fn inventory(instance: &Instance) -> Result<Vec<OfDatabase>, Se
     timeout(INVENTORY, looking).await.unwrap_or(Err(SessionError::Late(INVENTORY)))
 }
 
-/// Why `instance` could not start again with what its files set by now; none where it can, or where that is
-/// not known.
-pub(super) async fn cannot_start(instance: &Instance, vitals: &Vitals) -> Option<String> {
+/// Why `instance` could not start again with what its files set by now; none where it can.
+///
+/// # Errors
+/// When that is not known.
+pub(super) async fn cannot_start(instance: &Instance, vitals: &Vitals) -> Result<Option<String>, Ended> {
     if let Some(unreadable) = &vitals.unreadable {
-        return Some(unreadable.clone());
+        return Ok(Some(unreadable.clone()));
     }
     if vitals.not_taken.is_empty() {
-        return None;
+        return Ok(None);
     }
     let (looking, settings) = (instance.clone(), vitals.not_taken.clone());
     let tried = blocking("try to start PostgreSQL", move || {
         looking.installation().check_start(&looking.options().account, &settings)
     });
-    match tried.await {
-        Ok(Err(TrialError::Mistake(why))) => {
+    match tried.await? {
+        Ok(()) => Ok(None),
+        Err(TrialError::Mistake(why)) => {
             let names: Vec<&str> = vitals.not_taken.keys().map(String::as_str).collect();
-            Some(format!("{} set: {why}", names.join(", ")))
+            Ok(Some(format!("{} set: {why}", names.join(", "))))
         }
-        Ok(Err(TrialError::NotAsked(why))) => {
-            tracing::warn!("whether PostgreSQL would start again is not known: {why}");
-            None
-        }
-        Ok(Ok(())) | Err(_) => None,
+        Err(TrialError::NotAsked(why)) => Err(Ended { name: "try to start PostgreSQL", why }),
     }
+}
+
+/// The tablespaces of which the database of `vitals` knows, and whose files are not there; in words.
+pub(super) fn lost_tablespaces(vitals: &Vitals, lost: &[Place]) -> Vec<String> {
+    let known = lost.iter().filter(|place| vitals.tablespaces.contains(&place.oid));
+    known.map(|place| format!("{} in {}", place.oid, place.path.display())).collect()
 }
 
 /// What is known of `instance`, which is a standby's when `follower` is there.
@@ -124,6 +130,7 @@ pub(super) async fn facts(
     file: &Arc<RegionFile>,
     follower: Option<&Follower>,
     commits_wait: bool,
+    mode: Mode,
     begin: &impl Fn() -> bool,
 ) -> Facts {
     let mut facts = Facts { commits_wait, major: instance.installation().major, ..Facts::default() };
@@ -146,20 +153,32 @@ pub(super) async fn facts(
         let not_writable = file.rewrite().err().map(|e| e.to_string());
         (looking.stopped_processes(), needs, overrides, not_writable.or_else(|| looking.not_writable()))
     });
-    if let Ok((stopped, needs, overrides, not_writable)) = looked.await {
-        (facts.stopped, facts.needs, facts.overrides) = (stopped, needs, overrides);
-        facts.not_writable = not_writable;
+    match timeout(DISKS, looked).await {
+        Ok(Ok((stopped, needs, overrides, not_writable))) => {
+            (facts.stopped, facts.needs, facts.overrides) = (stopped, needs, overrides);
+            facts.not_writable = not_writable;
+        }
+        Ok(Err(e)) => tracing::warn!("{e}"),
+        Err(_) => {
+            let seconds = DISKS.as_secs();
+            facts.not_writable =
+                Some(format!("its files are not looked at within {seconds} s; see what its disks do"));
+        }
     }
-    let data_dir = instance.options().data_dir.clone();
-    let lost = blocking("look at tablespaces", move || lost_in(&data_dir)).await;
-    facts.lost_tablespaces = lost.unwrap_or_default();
+    if let Some(vitals) = &facts.vitals {
+        let data_dir = instance.options().data_dir.clone();
+        let lost = timeout(DISKS, blocking("look at tablespaces", move || lost_in(&data_dir))).await;
+        facts.lost_tablespaces =
+            lost_tablespaces(vitals, &lost.ok().and_then(Result::ok).unwrap_or_default());
+    }
     match DiskLook::default().at(written_by(instance).into()).await {
         Ok(disks) => facts.disks = disks,
         Err(hang) if facts.silent.is_empty() => facts.silent = hang,
         Err(_) => {}
     }
-    if let Some(vitals) = &facts.vitals {
-        facts.cannot_start = cannot_start(instance, vitals).await;
+    // A failover stops nothing here, and does not wait for a trial.
+    if let Some(vitals) = facts.vitals.as_ref().filter(|_| mode == Mode::Switchover) {
+        facts.cannot_start = cannot_start(instance, vitals).await.unwrap_or_default();
     }
     facts.reported = follower.and_then(Follower::reported);
     if follower.is_some() && facts.vitals.is_some() {
@@ -176,13 +195,43 @@ pub(super) fn written_by(instance: &Instance) -> [PathBuf; 2] {
     [data.clone(), data.join("pg_wal")]
 }
 
-/// Looks at disks, one look at a time: one that hangs, as that of a network file system that is gone, holds
+/// Looks at files, one look at a time: one that hangs, as that of a network file system that is gone, holds
 /// up nothing else.
-#[derive(Default)]
-pub(super) struct DiskLook(Option<(Instant, Looking)>);
+pub(super) struct OneLook<T>(Option<(Instant, Looking<T>)>);
 
 /// A look that is under way.
-type Looking = Pin<Box<dyn Future<Output = Result<Vec<Disk>, Ended>> + Send>>;
+type Looking<T> = Pin<Box<dyn Future<Output = Result<T, Ended>> + Send>>;
+
+impl<T> Default for OneLook<T> {
+    fn default() -> OneLook<T> {
+        OneLook(None)
+    }
+}
+
+impl<T: Send + 'static> OneLook<T> {
+    /// What `look` finds, or the look that is under way.
+    ///
+    /// # Errors
+    /// For how long it has not found anything, when it takes longer than files may.
+    pub(super) async fn at(
+        &mut self,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Result<T, Ended>, Duration> {
+        let begin = || -> (Instant, Looking<T>) { (now(), Box::pin(blocking("look at files", look))) };
+        let (since, looking) = self.0.get_or_insert_with(begin);
+        match timeout(DISKS, looking).await {
+            Ok(looked) => {
+                self.0 = None;
+                Ok(looked)
+            }
+            Err(_) => Err(since.elapsed()),
+        }
+    }
+}
+
+/// Looks at disks.
+#[derive(Default)]
+pub(super) struct DiskLook(OneLook<Vec<Disk>>);
 
 impl DiskLook {
     /// The disks on which `places` are.
@@ -190,16 +239,11 @@ impl DiskLook {
     /// # Errors
     /// When they do not answer, in words.
     pub(super) async fn at(&mut self, places: Vec<PathBuf>) -> Result<Vec<Disk>, String> {
-        let looks = || -> Looking { Box::pin(blocking("look at disks", move || disks_of(places))) };
-        let (since, looking) = self.0.get_or_insert_with(|| (now(), looks()));
-        match timeout(DISKS, looking).await {
-            Ok(looked) => {
-                self.0 = None;
-                looked.map_err(|e| e.to_string())
-            }
-            Err(_) => Err(format!(
+        match self.0.at(move || disks_of(places)).await {
+            Ok(looked) => looked.map_err(|e| e.to_string()),
+            Err(silent) => Err(format!(
                 "a disk of this region has not said for {} s how much room it has; see what its file systems do",
-                since.elapsed().as_secs()
+                silent.as_secs()
             )),
         }
     }
@@ -263,10 +307,17 @@ impl Region {
         let Some(follower) = cluster.follower() else { return Vec::new() };
         let look = || async {
             let mut facts =
-                facts(&self.instance, &self.file, Some(&follower), self.config.commit.waits(), &|| true)
-                    .await;
+                facts(&self.instance, &self.file, Some(&follower), self.config.commit.waits(), mode, &|| {
+                    true
+                })
+                .await;
             facts.carried = self.slots.carried();
-            preflight::of_target(&self.own.name, &facts, mode)
+            let mut findings = preflight::of_target(&self.own.name, &facts, mode);
+            if mode == Mode::Switchover {
+                // Whoever leads has the PgBouncers go on.
+                findings.extend(pooler::findings(&self.in_force().poolers, &self.own.name).await);
+            }
+            findings
         };
         let mut findings = look().await;
         let mends = |findings: &[Finding]| findings.iter().any(|found| found.outcome == Outcome::Mended);
