@@ -13,11 +13,6 @@ use crate::congestion::Congestion;
 use crate::peer::{Certificate, Peer};
 use crate::stream::Stream;
 
-/// A peer's address as people write it: a socket that reaches both kinds has one of IPv4 within one of IPv6.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
 /// A peer that says nothing for this long is gone. A sign of life leaves every fifth of it.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -204,6 +199,11 @@ pub(crate) fn classify(address: SocketAddr, error: &ConnectionError) -> Transpor
         ConnectionError::TimedOut => TransportError::Unreachable { address, reason: "no answer".into() },
         other => TransportError::Lost(other.to_string()),
     }
+}
+
+/// A peer's address as people write it: a socket that reaches both kinds has one of IPv4 within one of IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// How connections with the peer at `address` are.

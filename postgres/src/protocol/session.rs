@@ -19,6 +19,12 @@ const OPTIONS: &str = "-c role=none -c statement_timeout=0 -c lock_timeout=5s -c
      -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off -c search_path=pg_catalog \
      -c session_preload_libraries= -c log_statement=none -c log_min_duration_statement=-1 -c jit=off";
 
+/// Whether an error's code says that the database is not there, or takes no connections.
+#[must_use]
+pub fn is_of_database(code: &str) -> bool {
+    matches!(code, "3D000" | "55000")
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -59,8 +65,7 @@ impl Session {
         let opening = timeout(deadline, async {
             let mut opened = Session::open_in(options, DATABASES[0]).await;
             if let Err(ClientError::Server(error)) = &opened
-                // It is not there, or takes no connections.
-                && matches!(error.code.as_str(), "3D000" | "55000")
+                && is_of_database(&error.code)
             {
                 opened = Session::open_in(options, DATABASES[1]).await;
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::instance::Instance;
-use postgres::protocol::session::DATABASES;
+use postgres::protocol::session::{DATABASES, is_of_database};
 use postgres::sockets::{SUPERUSER, TELEMETRY};
 use runtime::clock::now;
 use sqlx::postgres::PgConnectOptions;
@@ -135,8 +135,7 @@ async fn connect(instance: &Instance) -> Result<PgConnection, sqlx::Error> {
         .options(instance.installation().major.session_settings().iter().copied())
         .disable_statement_logging();
     let mut connection = match PgConnection::connect_with(&place.clone().database(DATABASES[0])).await {
-        // It is not there, or takes no connections.
-        Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("3D000" | "55000")) => {
+        Err(sqlx::Error::Database(e)) if e.code().is_some_and(|code| is_of_database(&code)) => {
             PgConnection::connect_with(&place.database(DATABASES[1])).await?
         }
         connected => connected?,

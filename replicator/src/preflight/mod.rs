@@ -216,6 +216,8 @@ impl Findings<'_> {
     /// What is looked at in both regions. `grave` is what comes of a disk without room.
     fn common(&mut self, facts: &Facts, mode: Mode, grave: Outcome) {
         let switches = mode == Mode::Switchover;
+        // A failover stops nothing here, and may be all that is left.
+        let unless_lost = if switches { Outcome::Refused } else { Outcome::Told };
         // One that applies redo can be promoted, also where nobody can log in: that may be by a lock that a
         // transaction of the lost primary holds on a catalog, and goes with it.
         let applies = facts.stopped.is_empty() && facts.reported.is_some_and(|ago| ago <= REPORTS);
@@ -249,8 +251,7 @@ impl Findings<'_> {
             self.add(Kind::Settings, Outcome::Told, fact, "it is taken out when PostgreSQL starts next");
         }
         if let Some(why) = &facts.cannot_start {
-            let outcome = if switches { Outcome::Refused } else { Outcome::Told };
-            self.add(Kind::Start, outcome, start_fails(why), TAKE_BACK);
+            self.add(Kind::Start, unless_lost, start_fails(why), TAKE_BACK);
         }
         if let Some(why) = &facts.not_writable {
             let is_full = facts.disks.iter().any(|disk| disk.free_bytes < ROOM_NEEDED_BYTES);
@@ -262,8 +263,7 @@ impl Findings<'_> {
         }
         if !facts.lost_tablespaces.is_empty() {
             let fact = lost_tablespaces(&facts.lost_tablespaces);
-            let outcome = if switches { Outcome::Refused } else { Outcome::Told };
-            self.add(Kind::Tablespace, outcome, fact, BRING_BACK);
+            self.add(Kind::Tablespace, unless_lost, fact, BRING_BACK);
         }
         for disk in &facts.disks {
             match disk.free_bytes {

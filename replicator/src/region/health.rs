@@ -21,7 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Region;
 use super::follower::Follower;
 use super::look::{
-    DiskLook, OneLook, cannot_start, inventory, is_starting, lost_tablespaces, silence, vitals, written_by,
+    DiskLook, OneLook, cannot_start, inventory, is_starting, lost_tablespaces, place_words, silence, vitals,
+    written_by,
 };
 use crate::preflight;
 
@@ -209,8 +210,7 @@ impl Region {
                 };
                 let data_dir = self.instance.options().data_dir.clone();
                 let lost = blocking("look at tablespaces", move || lost_in(&data_dir)).await;
-                let lost: Vec<String> =
-                    lost.unwrap_or_default().iter().map(|place| place.path.display().to_string()).collect();
+                let lost: Vec<String> = lost.unwrap_or_default().iter().map(place_words).collect();
                 let lost = preflight::told_of_tablespaces(&lost);
                 let (notes, alarms) = (left.into_iter().collect(), lost.into_iter().collect());
                 *self.health.lock() = State { notes, alarms, ..State::default() };

@@ -121,7 +121,12 @@ pub(super) async fn cannot_start(instance: &Instance, vitals: &Vitals) -> Result
 /// The tablespaces of which the database of `vitals` knows, and whose files are not there; in words.
 pub(super) fn lost_tablespaces(vitals: &Vitals, lost: &[Place]) -> Vec<String> {
     let known = lost.iter().filter(|place| vitals.tablespaces.contains(&place.oid));
-    known.map(|place| format!("{} in {}", place.oid, place.path.display())).collect()
+    known.map(place_words).collect()
+}
+
+/// A tablespace, for people.
+pub(super) fn place_words(place: &Place) -> String {
+    format!("{} in {}", place.oid, place.path.display())
 }
 
 /// What is known of `instance`, which is a standby's when `follower` is there.

@@ -167,12 +167,9 @@ impl Region {
         let own = if mended { self.prepare(mode, false).await } else { before };
         let mut own: Vec<m::Finding> = own.iter().map(Finding::told).collect();
         // What is promised of commits is by this region's file, once it leads.
-        own.extend(self.voter.differences().into_iter().map(|found| m::Finding {
-            kind: Kind::Configuration.name().into(),
-            region: self.own.name.to_string(),
-            fact: found.fact(),
-            action: Difference::ACTION.into(),
-            outcome: Outcome::Told.into(),
+        own.extend(self.voter.differences().iter().map(|found| {
+            let (kind, region, outcome) = (Kind::Configuration, self.own.name.clone(), Outcome::Told);
+            Finding { kind, region, fact: found.fact(), action: Difference::ACTION.into(), outcome }.told()
         }));
         if mode == Mode::Failover {
             return Ok(own);
