@@ -197,6 +197,7 @@ mod tests {
             forced: false,
             lost: [].into(),
             loss_max_bytes: None,
+            order: None,
             fork_lsn: Lsn(10),
             parent: 1,
             loss: Loss::default(),

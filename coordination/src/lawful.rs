@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use proto::{Epoch, RegionName, SystemId};
 
 use crate::leadership::{HISTORY_MAX, Leadership, Past, Promotion, Step};
+use crate::orders::Unordered;
 use crate::register::{Accepted, Number};
 use crate::voters::Voters;
 
@@ -106,6 +107,9 @@ pub enum Unlawful {
         /// What is agreed.
         known: Voters,
     },
+    /// Nobody has ordered it.
+    #[error(transparent)]
+    Unordered(#[from] Unordered),
     /// A promotion whose epoch began is forgotten.
     #[error("the promotion to {to}, which began epoch {epoch}, is not in the record's past")]
     Forgets {
@@ -382,6 +386,7 @@ mod tests {
         let add = |text: &str| Change::Voters {
             by: by.clone(),
             membership: Membership::Add { name: name(text), witness: false },
+            order: None,
         };
         let changing = first().apply_with(&add("c"), &file).unwrap();
         let settled = changing.apply_with(&Change::Settle { by: by.clone() }, &file).unwrap();
@@ -395,7 +400,11 @@ mod tests {
         let other = first().apply_with(&add("d"), &file).unwrap();
         assert!(refused(&other, &changing));
         assert!(matches!(changing.apply_with(&add("d"), &file), Err(Conflict::Voters(Hindrance::Unsettled))));
-        let gone = Change::Voters { by: by.clone(), membership: Membership::Remove { name: by.clone() } };
+        let gone = Change::Voters {
+            by: by.clone(),
+            membership: Membership::Remove { name: by.clone() },
+            order: None,
+        };
         let refusal = Conflict::Voters(Hindrance::IsThePrimary(by.clone()));
         assert_eq!(settled.apply_with(&gone, &file), Err(refusal));
         // The set does not change under a promotion.

@@ -11,6 +11,7 @@ use proto::{Epoch, Lsn, RegionName, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::planted::{self, Bug};
+use crate::signed::{KEPT, SignedOrder};
 use crate::voters::{Electorate, Hindrance, Membership};
 
 /// The promotions that the history keeps.
@@ -102,6 +103,10 @@ pub struct Promotion {
     /// The most redo that may be lost, bytes: with more it is rolled back. None where an operator ordered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_max_bytes: Option<u64>,
+    /// The order that began it, where an operator has signed one. Those that are long over have none any
+    /// more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<SignedOrder>,
     /// Where the new timeline begins, once that is known. Its number is the epoch's.
     pub fork_lsn: Lsn,
     /// The number of the timeline that it leaves there.
@@ -196,6 +201,8 @@ pub enum Change {
         by: RegionName,
         /// What changes.
         membership: Membership,
+        /// The operator's order; none where a lost voter is found again.
+        order: Option<SignedOrder>,
     },
     /// The primary ends a change of the voters: the second step.
     Settle {
@@ -245,6 +252,8 @@ pub struct Order {
     pub lost: BTreeSet<RegionName>,
     /// See [`Promotion::loss_max_bytes`].
     pub loss_max_bytes: Option<u64>,
+    /// What the operator has signed.
+    pub signed: Option<SignedOrder>,
     /// When, microseconds since 1970, by the clock of the voter that coordinates.
     pub at_us: i64,
 }
@@ -263,6 +272,7 @@ impl Order {
             forced: false,
             lost: BTreeSet::new(),
             loss_max_bytes: None,
+            signed: None,
             at_us: 0,
         }
     }
@@ -464,8 +474,8 @@ impl Leadership {
                 }
                 _ => record.system_id = Some(*found),
             },
-            Change::Voters { by, membership } => {
-                record.change_voters(by, |voters| voters.step(membership))?
+            Change::Voters { by, membership, order } => {
+                record.change_voters(by, |voters| voters.step(membership, order.as_ref()))?
             }
             Change::Settle { by } => record.change_voters(by, |voters| Ok(voters.settle()))?,
             Change::Begin(order) => record.begin(order)?,
@@ -550,6 +560,7 @@ impl Leadership {
             forced: order.forced,
             lost: order.lost.clone(),
             loss_max_bytes: order.loss_max_bytes,
+            order: order.signed.clone(),
             fork_lsn: Lsn::ZERO,
             parent: 0,
             loss: Loss::default(),
@@ -626,6 +637,11 @@ impl Leadership {
         current.chain(self.history.iter().rev().filter(|past| past.began()).map(|past| &past.promotion))
     }
 
+    /// The promotion in progress and those that are over, newest first.
+    pub(crate) fn promotions_newest_first(&self) -> impl Iterator<Item = &Promotion> {
+        self.promotion.iter().chain(self.history.iter().rev().map(|past| &past.promotion))
+    }
+
     /// How promotion `id` ended; none when it has not.
     #[must_use]
     pub fn ended(&self, id: u64) -> Option<&Past> {
@@ -640,6 +656,8 @@ impl Leadership {
         self.history.push(Past { promotion, at_us, write_gap_us, rolled_back });
         let surplus = self.history.len().saturating_sub(HISTORY_MAX);
         self.history.drain(..surplus);
+        let old = self.history.len().saturating_sub(KEPT);
+        self.history.iter_mut().take(old).for_each(|past| past.promotion.order = None);
     }
 }
 

@@ -267,10 +267,10 @@ mod tests {
         // The record says that d votes, too, and the file does not yet.
         let membership = Membership::Add { name: name("d"), witness: false };
         let four = file(&["b", "c"])
-            .step(&membership)
+            .step(&membership, None)
             .unwrap()
             .settle()
-            .step(&Membership::Add { name: name("e"), witness: false });
+            .step(&Membership::Add { name: name("e"), witness: false }, None);
         let knows =
             |id| Said { voters: Some((Number { round: id, proposer: 9 }, four.clone().unwrap())), ..old(id) };
         assert!(

@@ -53,11 +53,13 @@ pub enum Bug {
     LosesMore,
     /// Failovers that nobody ordered are not counted.
     FailsOverOften,
+    /// A voter takes what no operator has signed.
+    TakesUnsigned,
 }
 
 impl Bug {
     /// All of them but [`Bug::None`].
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 23] = [
         Bug::GrantsUnopened,
         Bug::ForgetsAnswers,
         Bug::WaitsForNoLease,
@@ -80,6 +82,7 @@ impl Bug {
         Bug::BeginsLate,
         Bug::LosesMore,
         Bug::FailsOverOften,
+        Bug::TakesUnsigned,
     ];
 }
 

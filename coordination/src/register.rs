@@ -427,7 +427,7 @@ mod tests {
         let old = voting(&["a", "b", "c"], &[]);
         let add = |electorate: &Electorate, text: &str| {
             let membership = Membership::Add { name: name(text), witness: false };
-            electorate.step(&membership).unwrap().settle()
+            electorate.step(&membership, None).unwrap().settle()
         };
         let five = add(&add(&old, "d"), "e");
         let with = |voters: &Electorate, epoch| Leadership { voters: Some(voters.clone()), ..record(epoch) };
@@ -444,7 +444,7 @@ mod tests {
         tally.add(&name("e"), None);
         assert_eq!((tally.verdict(), tally.for_it()), (Verdict::NoMajority, 2));
         // While they change, both sets are asked.
-        let changing = old.step(&Membership::Add { name: name("d"), witness: false }).unwrap();
+        let changing = old.step(&Membership::Add { name: name("d"), witness: false }, None).unwrap();
         let mut tally = Tally::acceptances(changing);
         tally.add(&name("a"), Some(Answer::Accepted));
         tally.add(&name("d"), Some(Answer::Accepted));

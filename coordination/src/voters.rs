@@ -28,6 +28,7 @@ use proto::RegionName;
 use serde::{Deserialize, Serialize};
 
 use crate::planted::{self, Bug};
+use crate::signed::SignedOrder;
 
 /// The most voters that an electorate may have: more than any file may name.
 pub const VOTERS_MAX: usize = 16;
@@ -88,6 +89,16 @@ impl Voters {
         Voters { regions: kept(&self.regions), witnesses: kept(&self.witnesses) }
     }
 
+    /// With those of `others` as well.
+    #[must_use]
+    fn with(&self, others: &Voters) -> Voters {
+        let all = |mine: &BTreeSet<RegionName>, theirs| mine.union(theirs).cloned().collect();
+        Voters {
+            regions: all(&self.regions, &others.regions),
+            witnesses: all(&self.witnesses, &others.witnesses),
+        }
+    }
+
     fn insert(&mut self, name: RegionName, witness: bool) {
         if witness {
             self.witnesses.insert(name)
@@ -126,6 +137,9 @@ pub struct Electorate {
     /// adds them again.
     #[serde(default, skip_serializing_if = "Voters::is_empty")]
     pub lost: Voters,
+    /// The order by which these vote, where an operator has signed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<SignedOrder>,
 }
 
 impl Electorate {
@@ -217,14 +231,37 @@ impl Electorate {
         gone(&self.now).into_iter().for_each(|(name, witness)| all.insert(name, witness));
         let steps = self.steps + 1;
         let before = self.before.as_ref().map(|set| set.without(lost));
-        Electorate { steps, now: self.now.without(lost), before, lost: all }
+        Electorate { steps, now: self.now.without(lost), before, lost: all, order: self.order.clone() }
     }
 
-    /// The electorate after the first step of a change; it is the same when it was made already.
+    /// The voters, with those that are counted as lost.
+    #[must_use]
+    pub fn with_lost(&self) -> Voters {
+        self.now.with(&self.lost)
+    }
+
+    /// The same, of those before.
+    #[must_use]
+    pub fn was(&self) -> Voters {
+        self.before.as_ref().unwrap_or(&self.now).with(&self.lost)
+    }
+
+    /// The voters that a change brings, with those that are counted as lost: what an operator signs.
+    #[must_use]
+    pub fn after(&self, change: &Membership) -> Voters {
+        let mut after = self.with_lost();
+        match change {
+            Membership::Add { name, witness } => after.insert(name.clone(), *witness),
+            Membership::Remove { name } => after.remove(name),
+        }
+        after
+    }
+
+    /// The electorate after the first step of a change, on `order`; it is the same when it was made already.
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn step(&self, change: &Membership) -> Result<Electorate, Hindrance> {
+    pub fn step(&self, change: &Membership, order: Option<&SignedOrder>) -> Result<Electorate, Hindrance> {
         let mut next = self.clone();
         let done = match change {
             Membership::Add { name, witness } => {
@@ -243,7 +280,10 @@ impl Electorate {
         };
         if done {
             // One that was counted as lost is not waited for any more.
-            next.steps += u64::from(next != *self);
+            if next != *self {
+                next.steps += 1;
+                next.order = order.cloned().or(next.order);
+            }
             return Ok(next);
         }
         if !self.is_settled() {
@@ -256,6 +296,7 @@ impl Electorate {
             return Err(Hindrance::TooMany);
         }
         (next.before, next.steps) = (Some(self.now.clone()), self.steps + 1);
+        next.order = order.cloned().or(next.order);
         Ok(next)
     }
 
@@ -376,23 +417,23 @@ mod tests {
     #[test]
     fn a_change_takes_two_steps_and_a_majority_of_both_sets() {
         let three = Electorate::of(voters(&["a", "b"], &["w"]));
-        let four = three.step(&add("c")).unwrap();
+        let four = three.step(&add("c"), None).unwrap();
         assert_eq!((four.steps, four.now.len(), four.before.as_ref()), (1, 4, Some(&three.now)));
         let are = |names: &'static [&str]| move |who: &RegionName| names.contains(&who.as_str());
         assert!(four.decide(are(&["a", "b", "c"])));
         assert!(!four.decide(are(&["a", "b"])), "two of four");
         assert!(!four.decide(are(&["a", "c"])), "one of three");
-        assert_eq!(four.step(&add("d")), Err(Hindrance::Unsettled));
-        assert_eq!(four.step(&add("c")).unwrap(), four, "its answer may have been lost");
+        assert_eq!(four.step(&add("d"), None), Err(Hindrance::Unsettled));
+        assert_eq!(four.step(&add("c"), None).unwrap(), four, "its answer may have been lost");
         let settled = four.settle();
         assert_eq!((settled.steps, settled.before.as_ref(), &settled.settle()), (2, None, &settled));
-        let fewer = settled.step(&remove("w")).unwrap();
+        let fewer = settled.step(&remove("w"), None).unwrap();
         assert_eq!(fewer.now, voters(&["a", "b", "c"], &[]));
-        assert_eq!(settled.step(&remove("x")).unwrap(), settled);
+        assert_eq!(settled.step(&remove("x"), None).unwrap(), settled);
         let wrong = Membership::Add { name: name("a"), witness: true };
-        assert_eq!(settled.step(&wrong), Err(Hindrance::OtherKind(name("a"))));
+        assert_eq!(settled.step(&wrong, None), Err(Hindrance::OtherKind(name("a"))));
         let one = Electorate::of(voters(&["a"], &["w"]));
-        assert_eq!(one.step(&remove("a")), Err(Hindrance::NoneLeft));
+        assert_eq!(one.step(&remove("a"), None), Err(Hindrance::NoneLeft));
     }
 
     #[test]
@@ -401,9 +442,9 @@ mod tests {
         let left = three.without(&[name("a"), name("w")].into());
         assert_eq!((&left.now, &left.lost), (&voters(&["b"], &[]), &voters(&["a"], &["w"])));
         assert!(left.decide(|who| *who == name("b")) && left.is_one());
-        let again = left.step(&Membership::Add { name: name("w"), witness: true }).unwrap();
+        let again = left.step(&Membership::Add { name: name("w"), witness: true }, None).unwrap();
         assert_eq!((&again.now, &again.lost), (&voters(&["b"], &["w"]), &voters(&["a"], &[])));
-        let forgotten = left.step(&remove("a")).unwrap();
+        let forgotten = left.step(&remove("a"), None).unwrap();
         assert_eq!((&forgotten.lost, forgotten.is_settled()), (&voters(&[], &["w"]), true));
         assert!(forgotten.follows(&left));
     }
@@ -412,9 +453,9 @@ mod tests {
     #[test]
     fn exactly_what_the_steps_lead_to_follows() {
         let three = Electorate::of(voters(&["a", "b", "c"], &[]));
-        let changing = three.step(&add("d")).unwrap();
+        let changing = three.step(&add("d"), None).unwrap();
         let settled = changing.settle();
-        let fewer = settled.step(&remove("a")).unwrap();
+        let fewer = settled.step(&remove("a"), None).unwrap();
         let row = [&three, &changing, &settled, &fewer];
         for (at, later) in row.iter().enumerate() {
             assert!(later.is_one());
@@ -422,7 +463,7 @@ mod tests {
                 assert_eq!(later.follows(earlier), before <= at, "{before} to {at}");
             }
         }
-        let other = three.step(&add("e")).unwrap();
+        let other = three.step(&add("e"), None).unwrap();
         assert!(!other.follows(&changing) && !other.settle().follows(&changing));
         let two_at_once = Electorate { now: voters(&["a", "b", "c", "d", "e"], &[]), ..changing.clone() };
         assert!(!two_at_once.follows(&three) && !two_at_once.is_one());

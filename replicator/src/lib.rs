@@ -27,6 +27,7 @@ pub mod logs;
 pub mod node;
 pub mod observe;
 pub mod operator;
+pub mod orders;
 pub mod page;
 pub mod part;
 pub mod pooler;

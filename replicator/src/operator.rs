@@ -2,20 +2,20 @@
 //!
 //! The command line, rehearsals and `up` use it. It prints nothing, and reads no arguments.
 
+mod order;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::sockets::{SUPERUSER, socket_dir_for, socket_path};
 use proto::messages::{
-    AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, HeadMove,
-    LoadRequest, MoveHeadRequest, PasswordRequest, PasswordView, PromoteRequest, Promotion, RecordRequest,
-    RegionStatus, ReloadRequest, Reloaded, ReseedRequest, RevoteRequest, TokenRequest, UrlRequest,
-    VolumeRequest, VolumeView, VotersRequest, VotersView, control_request, control_response,
+    AuditPage, AuditRequest, ClusterStatus, ClusterStatusRequest, Event, Events, EventsRequest, LoadRequest,
+    PasswordRequest, PasswordView, RecordRequest, RegionStatus, ReloadRequest, Reloaded, ReseedRequest,
+    RevoteRequest, TokenRequest, UrlRequest, VolumeRequest, VolumeView, control_request, control_response,
 };
-use proto::{ClusterId, NodeName, RegionName};
+use proto::{ClusterId, RegionName};
 use runtime::clock::now;
 use tokio::task::JoinSet;
 use transport::token::Placed;
@@ -33,9 +33,6 @@ use crate::secrets;
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a promotion may take; each of its steps has a deadline of its own.
-const PROMOTION_PATIENCE: Duration = Duration::from_secs(90);
-
 /// How long reading a volume back may take: it goes as fast as the disks allow.
 const SCRUB_PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -50,18 +47,6 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(40);
 
 /// How long is waited until every region's files have another password.
 const ROTATED: Duration = Duration::from_secs(20);
-
-/// How long a change of the voters may take.
-const VOTERS_PATIENCE: Duration = Duration::from_secs(45);
-
-/// How long a host that serves may take to tell how long nobody took writes.
-const TELLS_GAP: Duration = Duration::from_secs(2);
-
-/// How long a host to which the head has moved may take until it takes writes: another one may have to.
-const MOVED: Duration = Duration::from_secs(90);
-
-/// How often it is looked whether it does.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// How often it is looked how far a promotion is.
 const STEPS: Duration = Duration::from_millis(250);
@@ -115,6 +100,9 @@ pub enum OperatorError {
     /// A promotion was refused, or did not end in time.
     #[error(transparent)]
     Promotion(AskError),
+    /// An order cannot be signed.
+    #[error("the order cannot be signed with the operator's key: {0}. Nothing was ordered")]
+    Unsigned(String),
     /// Its head has handed over, and no host was seen to be the head since.
     #[error(
         "{0}: its head has handed over, and no host serves yet; whoever can takes over by itself: see `replicator status` and `replicator \
@@ -172,6 +160,8 @@ pub struct Operator {
     config: Config,
     layout: Layout,
     endpoint: Endpoint,
+    /// Orders are signed with its key.
+    identity: Identity,
     cluster_id: ClusterId,
 }
 
@@ -187,7 +177,8 @@ impl Operator {
         })?;
         let endpoint = Endpoint::bind(None, &identity)?;
         config.restrict(&endpoint);
-        Ok(Operator { config, layout: layout.clone(), endpoint, cluster_id: identity.cluster_id })
+        let cluster_id = identity.cluster_id;
+        Ok(Operator { config, layout: layout.clone(), endpoint, identity, cluster_id })
     }
 
     /// The status as `region`, or the first daemon that answers, knows it.
@@ -290,129 +281,12 @@ impl Operator {
         Tunnels::new(self.endpoint.clone(), self.cluster_id, places)
     }
 
-    /// Orders a region to lead; each step is told as it is recorded.
-    ///
-    /// # Errors
-    /// When it is refused, cannot be done, or does not end in time.
-    pub async fn promote(
-        &self,
-        region: &RegionName,
-        request: PromoteRequest,
-        tell: &(dyn Fn(&str) + Sync),
-    ) -> Result<Promotion, OperatorError> {
-        let own = self.region(region)?;
-        let asked = tokio::select! {
-            asked = self.ask(own, Ask::Promote(request), PROMOTION_PATIENCE) => asked,
-            never = self.tell_steps(own, tell) => never,
-        };
-        match asked.map_err(OperatorError::Promotion)? {
-            Answer::Promotion(promotion) => Ok(promotion),
-            _ => Err(OperatorError::OtherAnswer("promote")),
-        }
-    }
-
-    /// Has the head of `region` move to its host `node`, or only looks whether it could; each step is told as
-    /// it is done. Returns what the host answers that is the head at the end.
-    ///
-    /// # Errors
-    /// When it is refused, comes to nothing, or nobody answers at the end.
-    pub async fn move_head(
-        &self,
-        region: &RegionName,
-        node: &NodeName,
-        dry_run: bool,
-        tell: &(dyn Fn(&str) + Sync),
-    ) -> Result<HeadMove, OperatorError> {
-        let own = self.region(region)?;
-        let told = AtomicUsize::new(0);
-        let order = MoveHeadRequest { node: node.to_string(), dry_run, watch: false };
-        let asked = |source| OperatorError::Asked { region: region.clone(), source };
-        let begun = tokio::select! {
-            asked = self.ask(own, Ask::MoveHead(order.clone()), PROMOTION_PATIENCE) => asked,
-            never = self.tell_move(own, &order, &told, tell) => never,
-        };
-        let Answer::HeadMove(begun) = begun.map_err(asked)? else {
-            return Err(OperatorError::OtherAnswer("promote --node"));
-        };
-        tell_steps_of(&begun, &told, tell);
-        if !begun.handed_over {
-            return Ok(begun);
-        }
-        let since = now();
-        let mut served = None;
-        loop {
-            let watch = Ask::MoveHead(MoveHeadRequest { watch: true, ..order.clone() });
-            let ended = match self.ask(own, watch, PATIENCE).await {
-                Ok(Answer::HeadMove(next)) if next.serves && !next.handed_over => Some(Ok(next)),
-                Ok(_) | Err(AskError::NotHead(_)) => None,
-                Err(e) => Some(Err(asked(e))),
-            };
-            match ended {
-                // It tells how long nobody took writes a moment after it does; where it did not hear when
-                // they ended, it does not.
-                Some(Ok(next))
-                    if next.head != begun.to
-                        || next.gap_us > 0
-                        || served.get_or_insert_with(now).elapsed() >= TELLS_GAP =>
-                {
-                    return Ok(HeadMove { from: begun.head, steps: begun.steps, ..next });
-                }
-                Some(Err(e)) if since.elapsed() >= MOVED => return Err(e),
-                _ if since.elapsed() >= MOVED => return Err(OperatorError::NoHead(region.clone())),
-                _ => tokio::time::sleep(LOOK).await,
-            }
-        }
-    }
-
-    /// Tells each step of a move of a region's head as it is done, for ever.
-    async fn tell_move<T>(
-        &self,
-        own: &RegionConfig,
-        order: &MoveHeadRequest,
-        told: &AtomicUsize,
-        tell: &(dyn Fn(&str) + Sync),
-    ) -> T {
-        loop {
-            tokio::time::sleep(STEPS).await;
-            let watch = Ask::MoveHead(MoveHeadRequest { watch: true, ..order.clone() });
-            if let Ok(Answer::HeadMove(so_far)) = self.ask(own, watch, PATIENCE).await
-                && so_far.to == order.node
-                && !order.dry_run
-            {
-                tell_steps_of(&so_far, told, tell);
-            }
-        }
-    }
-
-    /// Tells each step of the promotion in progress as it is recorded, for ever.
-    async fn tell_steps<T>(&self, own: &RegionConfig, tell: &(dyn Fn(&str) + Sync)) -> T {
-        let (mut told, mut before) = (0, None);
-        loop {
-            tokio::time::sleep(STEPS).await;
-            let asked = self.ask(own, Ask::Record(RecordRequest {}), PATIENCE).await;
-            let Ok(Answer::Record(record)) = asked else { continue };
-            let Ok(record) = serde_json::from_slice::<coordination::Leadership>(&record) else { continue };
-            let Some(promotion) = record.promotion else { continue };
-            if before != Some(promotion.id) {
-                (told, before) = (0, Some(promotion.id));
-                tell(&format!(
-                    "{} to {}, coordinated by {}",
-                    promotion.mode, promotion.to, promotion.coordinator
-                ));
-            }
-            for step in promotion.steps.iter().skip(told) {
-                tell(&format!("  {:6} ms  {}", step.us / 1000, step.name));
-            }
-            told = promotion.steps.len();
-        }
-    }
-
     /// The record of who leads, as the first daemon that answers knows it.
     ///
     /// # Errors
     /// When nobody answers, or with something else.
     pub async fn record(&self) -> Result<coordination::Leadership, OperatorError> {
-        let Answer::Record(record) = self.ask_any(None, Ask::Record(RecordRequest {})).await? else {
+        let Answer::Record(record) = self.ask_any(None, Ask::Record(RecordRequest::default())).await? else {
             return Err(OperatorError::OtherAnswer("record"));
         };
         serde_json::from_slice(&record).map_err(|_| OperatorError::OtherAnswer("record"))
@@ -606,22 +480,6 @@ impl Operator {
         Err(OperatorError::Nobody(answers))
     }
 
-    /// The voters, after one was added or removed if `request` says so: the primary does that.
-    ///
-    /// # Errors
-    /// When nobody answers, or the primary refuses.
-    pub async fn voters(&self, request: VotersRequest) -> Result<VotersView, OperatorError> {
-        let region = self.record().await?.primary;
-        let asked = match self.config.region(&region) {
-            Some(own) => self.ask(own, Ask::Voters(request), VOTERS_PATIENCE).await,
-            None => return Err(self.region(&region).err().unwrap_or(OperatorError::OtherAnswer("voters"))),
-        };
-        match asked.map_err(|source| OperatorError::Asked { region, source })? {
-            Answer::Voters(view) => Ok(view),
-            _ => Err(OperatorError::OtherAnswer("voters")),
-        }
-    }
-
     /// What the daemons that can be reached noted, each with its name: only `from`'s if one is named, and
     /// only what is newer than `since_us` (microseconds since 1970) and than the numbers in `after`. With it,
     /// why others cannot be reached.
@@ -767,14 +625,6 @@ impl Operator {
         }
         answers.sort();
         Err(OperatorError::Nobody(answers.concat()))
-    }
-}
-
-/// Tells the steps of a move that were not told yet; `told` is how many were.
-fn tell_steps_of(so_far: &HeadMove, told: &AtomicUsize, tell: &(dyn Fn(&str) + Sync)) {
-    let steps = so_far.steps.iter();
-    for step in steps.skip(told.fetch_max(so_far.steps.len(), Ordering::Relaxed)) {
-        tell(&format!("  {:6} ms  {}", step.us / 1000, step.name));
     }
 }
 

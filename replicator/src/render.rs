@@ -128,6 +128,8 @@ struct JsonPromotion<'a> {
     loss: JsonLoss,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     lost_voters: &'a [String],
+    #[serde(skip_serializing_if = "str::is_empty")]
+    ordered_by: &'a str,
     write_gap_ms: Option<u64>,
     steps: Vec<JsonStep<'a>>,
     findings: Vec<JsonFinding<'a>>,
@@ -222,6 +224,7 @@ pub fn promotion_json(promotion: &Promotion) -> String {
         fork_lsn: done.then(|| Lsn(promotion.fork_lsn).to_string()),
         loss: JsonLoss::of(promotion),
         lost_voters: &promotion.lost_voters,
+        ordered_by: &promotion.ordered_by,
         write_gap_ms: (promotion.write_gap_us > 0).then_some(promotion.write_gap_us / 1000),
         steps: steps.collect(),
         findings: promotion.findings.iter().map(JsonFinding::of).collect(),

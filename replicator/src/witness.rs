@@ -29,6 +29,7 @@ use crate::events::notice::{Notice, Seen};
 use crate::events::{Journal, Kind as EventKind};
 use crate::layout::Layout;
 use crate::node::Source;
+use crate::orders::SignedOrders;
 use crate::region::{RegionError, load_state};
 use crate::region_file::RegionFile;
 use crate::voter::{Seat, Voter, of_a_voter, wire};
@@ -46,6 +47,7 @@ struct Witness {
     journal: Journal,
     audit: Audit,
     endpoint: Endpoint,
+    orders: Arc<SignedOrders>,
     file: PathBuf,
     /// What is in force.
     config: Mutex<Config>,
@@ -71,11 +73,15 @@ pub async fn run(
     config.restrict(&endpoint);
     let kept = Arc::new(RegionFile::new(places.state(), state));
     source.log.tell_epoch(kept.epoch());
-    let voter = Voter::new(own.name.clone(), &config, kept, endpoint.clone(), identity.cluster_id);
+    let orders = Arc::new(SignedOrders::new(endpoint.clone(), identity.cluster_id, &config));
+    let (judging, cluster_id) = (orders.clone(), identity.cluster_id);
+    let voter = Voter::new(own.name.clone(), &config, kept, judging, endpoint.clone(), cluster_id);
     let door =
         Door { asked: Asked::Witness, cluster_id: identity.cluster_id, names: Names::of(&config, &own.name) };
-    let (endpoint_of, file, config) = (endpoint.clone(), source.file, Mutex::new(config));
-    let witness = Arc::new(Witness { door, voter, journal, audit, endpoint: endpoint_of, file, config });
+    let (file, config) = (source.file, Mutex::new(config));
+    let endpoint_of = endpoint.clone();
+    let witness =
+        Arc::new(Witness { door, voter, journal, audit, endpoint: endpoint_of, orders, file, config });
     let seat: Arc<dyn Seat> = witness.clone();
     witness.voter.sit(Arc::downgrade(&seat));
     tracing::info!("witness {}: votes, and holds no data", own.name);
@@ -246,6 +252,8 @@ impl Witness {
             [
                 ("denied", format!("{:?}", config.denied)),
                 ("require_roles", format!("{:?}", config.require_roles)),
+                ("require_signed_orders", format!("{:?}", config.require_signed_orders)),
+                ("failover", format!("{:?}", config.failover)),
             ]
         };
         let mut keys = Vec::new();
@@ -261,7 +269,9 @@ impl Witness {
             keys.push(told(key, if changed { Outcome::Applied } else { Outcome::Unchanged }, ""));
         }
         new.restrict(&self.endpoint);
+        self.orders.take(&new);
         (now.denied, now.require_roles) = (new.denied.clone(), new.require_roles);
+        (now.require_signed_orders, now.failover) = (new.require_signed_orders, new.failover);
         if new.agreement() != now.agreement() {
             let detail = "restart the witness, and every daemon whose file says something else";
             keys.push(told("what voters agree on", Outcome::NeedsRestart, detail));
@@ -300,7 +310,7 @@ impl Witness {
     /// Answers what was let in (see [`crate::daemon::authority`]), or what this witness asks itself.
     fn answer(&self, body: Ask) -> Answer {
         match body {
-            Ask::Record(_) => Answer::Record(self.voter.record_json().into()),
+            Ask::Record(request) => Answer::Record(self.voter.record_json(request).into()),
             Ask::Prepare(number) => self.voter.answer_prepare(number).unwrap_or_else(Answer::Refusal),
             Ask::Accept(accept) => {
                 self.voter.witness_vote(accept).map_or_else(Answer::Refusal, Answer::Voted)

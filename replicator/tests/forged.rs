@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Loss, Next, Order};
+use coordination::orders::{Automatic, Orders, Verified};
 use coordination::register::Accepted;
-use coordination::{Leadership, Mode, Number};
+use coordination::{Leadership, Mode, Number, SignedOrder};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use proto::{ClusterId, Epoch, Lsn, RegionName, Timeline};
 use replicator::client::AskError;
@@ -36,6 +37,28 @@ impl Network for Nobody {
     }
 }
 
+/// No order is signed here, and none has to be.
+#[derive(Debug)]
+struct Unsigned;
+
+impl Orders for Unsigned {
+    fn required(&self) -> bool {
+        false
+    }
+
+    fn carried(&self) -> bool {
+        false
+    }
+
+    fn automatic(&self) -> Option<Automatic> {
+        None
+    }
+
+    fn verify(&self, _: &SignedOrder) -> Result<Verified, String> {
+        Err("nobody signs here".into())
+    }
+}
+
 /// Voter b, of the regions a and b and the witness w.
 fn voter(remembers: bool) -> Arc<Voter> {
     let mut state = RegionState::new(ClusterId([1; 16]), name("b"), Role::Secondary, first(), 7);
@@ -49,6 +72,7 @@ fn voter(remembers: bool) -> Arc<Voter> {
         lease: Duration::from_secs(5),
         commits_elsewhere: false,
         kept: Arc::new(RegionFile::in_memory(state)),
+        orders: Arc::new(Unsigned),
         network: Box::new(Nobody),
         proposer: 3,
     })

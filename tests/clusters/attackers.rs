@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use coordination::leadership::{Change, Order};
 use coordination::register::Accepted;
-use coordination::{Leadership, Number};
+use coordination::{Leadership, Membership, Mode, Number};
 use proto::messages::refusal::Kind;
 use proto::messages::{self as m, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, control_request, open};
 use proto::{ClusterId, Epoch, RegionName};
 use replicator::daemon::authority::{Asked, Request, Rule, Who, rule};
+use replicator::orders;
 use replicator::voter::wire;
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, PATIENCE, installation, text, until};
-use transport::{Connection, Endpoint, Holder, Identity, Peer, Stream, TransportError};
+use transport::{Authority, Connection, Endpoint, Holder, Identity, Peer, Stream, TransportError};
+
+type Answer = m::control_response::Body;
 
 /// What a daemon says to one who asks.
 #[derive(Debug, PartialEq, Eq)]
@@ -265,6 +269,121 @@ async fn a_stolen_certificate_gets_what_its_role_has_and_nothing_else() {
         );
     }
     let _ = cluster.printed(&["audit", "--verify"]);
+}
+
+impl Thief {
+    /// What `name` answers to `body`.
+    async fn control(&self, connection: &Connection, body: control_request::Body) -> Answer {
+        let purpose = Some(open::Purpose::Control(m::ControlRequest { body: Some(body) }));
+        let cluster_id = self.cluster_id.0.to_vec().into();
+        let open = Open { protocol: PROTOCOL_VERSION, cluster_id, purpose };
+        let mut stream = connection.open_stream(&open).await.unwrap();
+        let answer = stream.receive::<m::ControlResponse>(MAX_CONTROL_MESSAGE_BYTES).await;
+        answer.unwrap().unwrap().body.unwrap()
+    }
+
+    /// Has `name` vote on what `change` makes of the record, as a proposer does; returns why it refuses.
+    async fn propose(&self, cluster: &Cluster, name: &str, change: &Change) -> Option<String> {
+        let connection = self.connect(cluster, name).await.unwrap();
+        let mut number = Number { round: 1, proposer: 9 };
+        let accepted = loop {
+            let asked = self.control(&connection, control_request::Body::Prepare(wire::number(number))).await;
+            match wire::voted(asked).unwrap().0 {
+                coordination::register::Answer::Promised(accepted) => break accepted,
+                coordination::register::Answer::Outbid(higher) => number = higher.next(9, false),
+                other => panic!("{other:?}"),
+            }
+        };
+        let record = accepted.record.apply(change).unwrap();
+        let proposal = Some(wire::accepted(&Accepted { number, record }));
+        let next = Some(wire::number(number.next(9, false)));
+        let body = control_request::Body::Accept(m::Accept { proposal, next });
+        match self.control(&connection, body).await {
+            Answer::Refusal(refusal) => Some(refusal.reason),
+            _ => None,
+        }
+    }
+}
+
+/// Whoever has the key of a region can propose, and is refused by every other voter what no operator has
+/// signed: a promotion of itself, other voters, and an order that was signed for something else. What an
+/// operator has signed goes through, and the record says whose order it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_regions_certificate_begins_no_promotion_and_changes_no_voters() {
+    let cluster = Cluster::new(1);
+    cluster.add_witness("third-site");
+    cluster.start();
+    let ann = PathBuf::from(cluster.printed(&["certs", "--operator", "ann"]));
+    let monitor = PathBuf::from(cluster.printed(&["certs", "--monitor", "grafana"]));
+    let eu_west: RegionName = "eu-west".parse().unwrap();
+    let stolen = cluster.region("eu-west").join("identity");
+    let thief = Thief::with(&stolen);
+    let request = m::PromoteRequest { failover: true, ..m::PromoteRequest::default() };
+    let signed_by = |place: &Path, epoch: u64, to: &str| {
+        let identity = Identity::load(place).unwrap();
+        let order = orders::sign_promotion(&identity, &to.parse().unwrap(), &request, Epoch(epoch)).unwrap();
+        orders::in_request(Some(&order))
+    };
+    let begin = |signed| {
+        let order = Order::new(7, Epoch(1), Mode::Failover, &eu_west);
+        Change::Begin(Order { signed, ..order })
+    };
+    let another = tempfile::tempdir().unwrap();
+    let stranger = {
+        let cluster_id = Identity::load(&stolen).unwrap().cluster_id;
+        let now = time::OffsetDateTime::now_utc();
+        let authority = Authority::create(&another.path().join("ca"), "x", cluster_id, now).unwrap();
+        let place = another.path().join("ann");
+        let peer = Peer::Operator("ann".parse().unwrap());
+        authority.issue(&place, &peer, now, time::Duration::days(1)).unwrap();
+        place
+    };
+    let remove = |order| Change::Voters {
+        by: "us-east".parse().unwrap(),
+        membership: Membership::Remove { name: "third-site".parse().unwrap() },
+        order,
+    };
+    for name in ["us-east", "third-site"] {
+        for (change, why) in [
+            (begin(None), "no operator has signed the failover to eu-west"),
+            (begin(signed_by(&stolen, 1, "eu-west")), "signed by region"),
+            (begin(signed_by(&monitor, 1, "eu-west")), "signed by monitor"),
+            (begin(signed_by(&stranger, 1, "eu-west")), "is not an operator's"),
+            // Its number is another one than the promotion's.
+            (begin(signed_by(&ann, 1, "eu-west")), "the order in the record is another one"),
+            (remove(None), "no operator has ordered that these vote"),
+            (remove(signed_by(&ann, 1, "eu-west")), "no operator has ordered that these vote"),
+        ] {
+            let refused = thief.propose(&cluster, name, &change).await.unwrap_or_default();
+            assert!(refused.contains(why), "{name}: '{why}' is not in: {refused}");
+        }
+    }
+    assert_eq!(cluster.status()["primary"], "us-east");
+    // An operator's command is heard as ever, and known by its name.
+    let mut promote = cluster.command(&["promote", "--region", "eu-west"]);
+    let output = promote.arg("--identity").arg(&ann).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let history = cluster.printed(&["history"]);
+    assert!(history.contains("ordered by operator ann, serial "), "{history}");
+    let kept = audit(&cluster);
+    let by_ann = |line: &&serde_json::Value| {
+        line["role"] == "record" && line["detail"].as_str().unwrap().contains("ordered by operator ann")
+    };
+    assert!(kept.iter().any(|line| by_ann(&line)), "{kept:#?}");
+    // Who votes is signed as well.
+    cluster.until_streams("us-east").await;
+    let voters = cluster.printed(&["voters", "remove", "third-site"]);
+    assert!(voters.contains("third-site"), "{voters}");
+    let voters = cluster.printed(&["voters", "add", "third-site"]);
+    assert!(!voters.contains("has no vote"), "{voters}");
+    // Once she is denied, what she has signed is nobody's order.
+    let serial = Identity::load(&ann).unwrap().certificate.serial;
+    cluster.configure(&format!("denied = [\"{serial}\"]\n"));
+    let _ = cluster.printed(&["reload"]);
+    let order = Order::new(7, Epoch(2), Mode::Failover, &"us-east".parse().unwrap());
+    let change = Change::Begin(Order { signed: signed_by(&ann, 2, "us-east"), ..order });
+    let refused = thief.propose(&cluster, "third-site", &change).await.unwrap_or_default();
+    assert!(refused.contains("is denied"), "{refused}");
 }
 
 /// The audit is whole, and one that was tampered with is said to be.

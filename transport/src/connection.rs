@@ -25,6 +25,9 @@ const TOLD: Duration = Duration::from_micros(100);
 /// Streams that one peer may have open at once.
 const STREAMS_MAX: u32 = 64;
 
+/// Renewed certificates that a peer may be showing at once.
+const PROOFS_MAX: u32 = 1;
+
 /// Redo in flight on one stream: 1 Gbit/s over 130 ms, doubled. It bounds what a peer can make us hold.
 const STREAM_WINDOW_BYTES: u32 = 32 << 20;
 
@@ -221,7 +224,7 @@ pub(crate) fn transport_config(
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).map_err(|e| e.to_string())?))
         .keep_alive_interval(Some(IDLE / 5))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(PROOFS_MAX))
         .datagram_receive_buffer_size(datagrams)
         .datagram_send_buffer_size(DATAGRAMS_BYTES)
         .stream_receive_window(VarInt::from_u32(stream_bytes))

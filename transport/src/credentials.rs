@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, ServerConfig};
+use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 
 use crate::identity::Identity;
@@ -23,6 +24,17 @@ pub(crate) struct Credentials(Arc<Mutex<Used>>);
 struct Used {
     client: ClientConfig,
     server: ServerConfig,
+    roots: Arc<RootCertStore>,
+    signs: Signs,
+}
+
+/// What the authorities of a certificate say of operators' orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signs {
+    /// The authority that issued it takes signed ones alone.
+    pub required: bool,
+    /// One of those that are trusted does.
+    pub known: bool,
 }
 
 impl Credentials {
@@ -42,6 +54,14 @@ impl Credentials {
 
     pub(crate) fn server(&self) -> ServerConfig {
         self.lock().server.clone()
+    }
+
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
+        self.lock().roots.clone()
+    }
+
+    pub(crate) fn signs(&self) -> Signs {
+        self.lock().signs
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -73,5 +93,6 @@ fn configs(identity: &Identity) -> Result<Used, String> {
     let server = QuicServerConfig::try_from(server).map_err(|e| e.to_string())?;
     let mut server = ServerConfig::with_crypto(Arc::new(server));
     server.max_incoming(INCOMING_MAX).incoming_buffer_size_total(INCOMING_BYTES_MAX);
-    Ok(Used { client, server })
+    let signs = Signs { required: identity.certificate.of_orders, known: identity.knows_orders };
+    Ok(Used { client, server, roots: identity.roots.clone(), signs })
 }

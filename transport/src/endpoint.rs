@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::RegionName;
+use proto::messages::SignedOrder;
 use quinn::{AsyncUdpSocket, VarInt};
 use runtime::clock::now;
 use runtime::task::Tasks;
@@ -16,10 +17,11 @@ use crate::TransportError;
 use crate::admission::accept_all;
 use crate::congestion::Congestion;
 use crate::connection::{Connection, Traffic, certificate_of, classify, transport_config};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Signs};
 use crate::guard::{Guard, Refused};
 use crate::identity::Identity;
-use crate::reset;
+use crate::peer::Certificate;
+use crate::{orders, proof, reset};
 
 /// The most addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -46,7 +48,7 @@ pub struct Endpoint {
     /// The address that said last that it is not the head.
     avoided: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
     /// What accepts, and looks after connections: it ends with the last handle.
-    _tasks: Arc<Tasks>,
+    tasks: Arc<Tasks>,
 }
 
 impl Endpoint {
@@ -92,7 +94,7 @@ impl Endpoint {
         let tasks = Arc::new(Tasks::new());
         // One waiting connection is enough: whoever accepts is always quick to.
         let (accept, accepted) = mpsc::channel(1);
-        let guard = Guard::new(identity.cluster_id);
+        let guard = Guard::new(identity.cluster_id, used.clone());
         tasks.spawn(guard.clone().watch());
         if listen.is_some() {
             let accepting =
@@ -108,7 +110,7 @@ impl Endpoint {
             accepted,
             answered: Arc::default(),
             avoided: Arc::default(),
-            _tasks: tasks,
+            tasks,
         })
     }
 
@@ -141,14 +143,44 @@ impl Endpoint {
         self.guard.refused().await
     }
 
-    /// Uses another certificate for connections that begin from now on; those that there are go on.
+    /// Uses another certificate for connections that begin from now on, and shows it on those that there are,
+    /// which go on by it.
     /// Nothing is changed unless its own authorities would let it in.
     ///
     /// # Errors
     /// What is wrong with it, in words.
     pub fn renew(&self, identity: &Identity) -> Result<(), String> {
         identity.verify()?;
-        self.used.replace(identity)
+        self.used.replace(identity)?;
+        for connection in self.guard.connections() {
+            let identity = identity.clone();
+            self.tasks.spawn(async move {
+                // The connection goes on for a while without it.
+                if let Err(why) = proof::show(&connection, &identity).await {
+                    tracing::debug!("{}: the renewed certificate: {why}", connection.remote_address());
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Whose order this is, if an operator has signed it who was let in at `at_us`, microseconds since 1970,
+    /// and is not denied since.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn verify_order(&self, order: &SignedOrder, at_us: i64) -> Result<Certificate, String> {
+        let certificate = orders::verify(&self.used.roots(), order, at_us)?;
+        match self.guard.refusal_at(&certificate, at_us / 1_000_000) {
+            Some(why) => Err(why),
+            None => Ok(certificate),
+        }
+    }
+
+    /// What the authorities of its certificate say of operators' orders.
+    #[must_use]
+    pub fn signs(&self) -> Signs {
+        self.used.signs()
     }
 
     /// The bound address.

@@ -9,14 +9,20 @@ use std::time::Duration;
 use proto::ClusterId;
 use quinn::VarInt;
 use runtime::clock::wall_us;
+use runtime::task::Task;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::connection::canonical;
-use crate::peer::Certificate;
+use crate::credentials::Credentials;
+use crate::peer::{Certificate, Peer};
+use crate::proof;
 
 /// A connection whose certificate has ended is closed so long afterwards: whoever has renewed in time, and
 /// has not connected since, is not cut off at a minute that nobody chose.
 pub const GRACE: Duration = Duration::from_secs(3600);
+
+/// The same in seconds, where this is set: tests shorten time.
+const GRACE_VARIABLE: &str = "REPLICATOR_CERTIFICATE_GRACE";
 
 /// How often connections are looked through.
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,6 +51,7 @@ pub(crate) struct Guard(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cluster: ClusterId,
+    used: Credentials,
     rules: Mutex<Rules>,
     live: Mutex<Vec<Live>>,
     refusals: mpsc::Sender<Refused>,
@@ -64,6 +71,10 @@ struct Rules {
 struct Live {
     connection: quinn::Connection,
     certificate: Arc<Certificate>,
+    /// The one that was shown last, once it was renewed.
+    renewed: Option<Certificate>,
+    /// Takes what is shown.
+    _taking: Task<()>,
     /// Gone once nobody has a handle on it any more; none where that does not end it.
     held: Option<Weak<()>>,
 }
@@ -101,11 +112,13 @@ impl Rules {
 }
 
 impl Guard {
-    pub(crate) fn new(cluster: ClusterId) -> Guard {
+    pub(crate) fn new(cluster: ClusterId, used: Credentials) -> Guard {
         let (refusals, heard) = mpsc::channel(REFUSALS_MAX);
-        let rules = Mutex::new(Rules { denied: BTreeSet::new(), require_roles: None, grace: GRACE });
+        let set = std::env::var(GRACE_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+        let grace = set.map_or(GRACE, Duration::from_secs);
+        let rules = Mutex::new(Rules { denied: BTreeSet::new(), require_roles: None, grace });
         let heard = tokio::sync::Mutex::new(heard);
-        Guard(Arc::new(Inner { cluster, rules, live: Mutex::default(), refusals, heard }))
+        Guard(Arc::new(Inner { cluster, used, rules, live: Mutex::default(), refusals, heard }))
     }
 
     /// Denies these, and no others from now on; closes what there is of them.
@@ -136,7 +149,12 @@ impl Guard {
 
     /// Why a connection may not begin with this certificate.
     pub(crate) fn refusal(&self, certificate: &Certificate) -> Option<String> {
-        self.rules().judge(certificate, self.0.cluster, now_s(), Duration::ZERO)
+        self.refusal_at(certificate, now_s())
+    }
+
+    /// The same, as it was at `at_s`, seconds since 1970, but for who is denied now.
+    pub(crate) fn refusal_at(&self, certificate: &Certificate, at_s: i64) -> Option<String> {
+        self.rules().judge(certificate, self.0.cluster, at_s, Duration::ZERO)
     }
 
     /// Looks after a connection until it is over, or nobody holds it any more.
@@ -146,7 +164,34 @@ impl Guard {
         certificate: Arc<Certificate>,
         held: Option<Weak<()>>,
     ) {
-        self.live().push(Live { connection: connection.clone(), certificate, held });
+        let taking = take_renewed(connection.clone(), Arc::downgrade(&self.0));
+        let taking = Task::spawn("renewed certificates", taking);
+        let connection = connection.clone();
+        self.live().push(Live { connection, certificate, renewed: None, _taking: taking, held });
+    }
+
+    /// From now on `connection` goes on by the certificate that its other side has shown; says whose it is.
+    fn renew(&self, connection: &quinn::Connection, shown: &proof::Shown) -> Result<Peer, String> {
+        let shown = shown.verify(connection, &self.0.used.roots(), now_s())?;
+        if let Some(why) = self.refusal(&shown) {
+            return Err(why);
+        }
+        let mut live = self.live();
+        let this = |one: &&mut Live| one.connection.stable_id() == connection.stable_id();
+        let one = live.iter_mut().find(this).ok_or("the connection is over")?;
+        let peer = shown.peer.clone();
+        if !peer.succeeds(&one.certificate.peer) {
+            return Err(format!("it is {peer}'s, and the connection is with {}", one.certificate.peer));
+        }
+        one.renewed = Some(shown);
+        Ok(peer)
+    }
+
+    /// The connections that there are.
+    pub(crate) fn connections(&self) -> Vec<quinn::Connection> {
+        let live = self.live();
+        let open = live.iter().filter(|one| one.connection.close_reason().is_none());
+        open.map(|one| one.connection.clone()).collect()
     }
 
     /// Looks through all connections again and again, for ever.
@@ -167,7 +212,13 @@ impl Guard {
                 if one.connection.close_reason().is_some() || !held {
                     return false;
                 }
-                let why = rules.judge(&one.certificate, self.0.cluster, now_s(), rules.grace);
+                let now = one.renewed.as_ref().unwrap_or(&one.certificate);
+                let why = rules.judge(now, self.0.cluster, now_s(), rules.grace);
+                // Who was denied by the certificate that it began with is denied.
+                let why = why.or_else(|| {
+                    let since_renewed = one.renewed.is_some().then_some(Duration::MAX)?;
+                    rules.judge(&one.certificate, self.0.cluster, now_s(), since_renewed)
+                });
                 over.extend(
                     why.iter().map(|why| (one.connection.clone(), one.certificate.clone(), why.clone())),
                 );
@@ -209,6 +260,21 @@ impl Guard {
     }
 }
 
+/// Takes the certificates that the other side of `connection` shows, until that is over.
+async fn take_renewed(connection: quinn::Connection, guard: Weak<Inner>) {
+    while let Some(shown) = proof::next(&connection).await {
+        let Some(guard) = guard.upgrade().map(Guard) else { return };
+        match guard.renew(&connection, &shown) {
+            Ok(peer) => tracing::debug!("{peer} has shown a renewed certificate"),
+            Err(why) => {
+                let address = canonical(connection.remote_address());
+                tracing::warn!("{address}: the renewed certificate that it shows is not taken: {why}");
+            }
+        }
+    }
+}
+
+/// Seconds since 1970.
 fn now_s() -> i64 {
     wall_us().div_euclid(1_000_000)
 }
@@ -228,6 +294,7 @@ mod tests {
             fingerprint: "00ff".into(),
             ends_s,
             of_roles: false,
+            of_orders: false,
         };
         let rules = |denied: &[&str]| Rules {
             denied: denied.iter().map(|mark| (*mark).to_owned()).collect(),

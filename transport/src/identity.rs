@@ -23,7 +23,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 
-use crate::peer::{Certificate, OF_ROLES};
+use crate::peer::{Certificate, OF_ORDERS, OF_ROLES, wants_orders};
 pub use crate::peer::{Holder, OPERATOR, Peer};
 
 /// How long certificates are valid.
@@ -99,6 +99,7 @@ impl Authority {
         let id: u32 = runtime::random::draw();
         params.distinguished_name.push(DnType::CommonName, format!("Replicator cluster {cluster} {id:08x}"));
         params.distinguished_name.push(DnType::OrganizationalUnitName, OF_ROLES);
+        params.distinguished_name.push(DnType::OrganizationName, OF_ORDERS);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         // Clocks of other machines may be a little behind.
@@ -367,6 +368,8 @@ pub struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) roots: Arc<RootCertStore>,
+    /// One of the authorities that it trusts wants operators' orders signed.
+    pub(crate) knows_orders: bool,
 }
 
 impl Clone for Identity {
@@ -380,6 +383,7 @@ impl Clone for Identity {
             chain: self.chain.clone(),
             key: self.key.clone_key(),
             roots: self.roots.clone(),
+            knows_orders: self.knows_orders,
         }
     }
 }
@@ -425,8 +429,9 @@ impl Identity {
         let (peer, ends_s) = (certificate.peer.clone(), certificate.ends_s);
         let key = PrivateKeyDer::from_pem_slice(key_text.as_bytes());
         let key = key.map_err(|e| unusable(&key_path, e.to_string()))?;
-        let mut roots = RootCertStore::empty();
+        let (mut roots, mut knows_orders) = (RootCertStore::empty(), false);
         for root in certificates_in(&ca_path, trusted)? {
+            knows_orders |= wants_orders(&root);
             roots.add(root).map_err(|e| unusable(&ca_path, e.to_string()))?;
         }
         if let Some(other) = certificate.cluster.filter(|its| *its != cluster_id) {
@@ -434,7 +439,17 @@ impl Identity {
             return Err(unusable(&path, what));
         }
         let read = [own, key_text, trusted].map(|text| digest(text.as_bytes()));
-        Ok(Identity { peer, certificate, cluster_id, ends_s, read, chain, key, roots: Arc::new(roots) })
+        Ok(Identity {
+            peer,
+            certificate,
+            cluster_id,
+            ends_s,
+            read,
+            chain,
+            key,
+            roots: Arc::new(roots),
+            knows_orders,
+        })
     }
 
     /// Whether one who trusts its authorities would let it in now.

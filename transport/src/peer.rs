@@ -13,6 +13,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use proto::{ClusterId, NodeName, RegionName};
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
+use x509_parser::x509::X509Name;
 
 /// The name in an operator's certificate of before there were roles, and of the operator that `certs` makes
 /// without being asked; no region may have it.
@@ -21,6 +22,10 @@ pub const OPERATOR: &str = "operator";
 /// The organizational unit of an authority that has issued no certificate without a role, and never does:
 /// those of earlier versions do not have it.
 pub(crate) const OF_ROLES: &str = "replicator-roles";
+
+/// The organization of an authority whose operators sign their orders: those of earlier versions do not have
+/// it.
+pub(crate) const OF_ORDERS: &str = "replicator-signed-orders";
 
 /// The longest name of a person or a machine, bytes.
 const HOLDER_BYTES_MAX: usize = 64;
@@ -203,6 +208,8 @@ pub struct Certificate {
     pub ends_s: i64,
     /// Whether its authority issues none without a role.
     pub of_roles: bool,
+    /// Whether operators sign their orders where its authority is.
+    pub of_orders: bool,
 }
 
 impl Certificate {
@@ -237,6 +244,7 @@ impl Certificate {
             fingerprint: fingerprint(der),
             ends_s: parsed.validity().not_after.timestamp(),
             of_roles: parsed.issuer().iter_organizational_unit().any(|unit| unit.as_str() == Ok(OF_ROLES)),
+            of_orders: has_orders(parsed.issuer()),
         })
     }
 
@@ -245,6 +253,16 @@ impl Certificate {
     pub fn has_role(&self) -> bool {
         self.cluster.is_some()
     }
+}
+
+fn has_orders(name: &X509Name<'_>) -> bool {
+    name.iter_organization().any(|unit| unit.as_str() == Ok(OF_ORDERS))
+}
+
+/// Whether operators sign their orders where the authority of this certificate is.
+pub(crate) fn wants_orders(authority: &CertificateDer<'_>) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(authority);
+    parsed.is_ok_and(|(_, parsed)| has_orders(parsed.subject()))
 }
 
 /// Who it is by its DNS names alone.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open};
+use proto::messages::{Heartbeat, MAX_CONTROL_MESSAGE_BYTES, Open, SignedOrder};
 use proto::{ClusterId, RegionName};
 use replicator_transport::{Authority, Endpoint, Holder, Identity, Peer, Traffic, TransportError};
 use rustls_pki_types::pem::PemObject;
@@ -41,6 +41,38 @@ fn identity(directory: &Path, authority: &Authority, name: &str, days: i64) -> I
 
 fn listen(identity: &Identity) -> Endpoint {
     Endpoint::bind(Some("127.0.0.1:0".parse().unwrap()), identity).unwrap()
+}
+
+#[tokio::test]
+async fn an_order_is_an_operators_whoever_brings_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let judge = listen(&identity(directory.path(), &ca, "eu-west", 1));
+    let operator = identity(directory.path(), &ca, "operator", 1);
+    assert!(judge.signs().required, "a new authority says that orders are signed");
+    let now_us = i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap();
+    let order = operator.sign_order(b"promote eu-west".to_vec()).unwrap();
+    let certificate = judge.verify_order(&order, now_us).unwrap();
+    assert_eq!(certificate.peer, Peer::Operator(Holder::operator()));
+    let refused = |order: &SignedOrder, at_us: i64| judge.verify_order(order, at_us).unwrap_err();
+    let other = SignedOrder { content: b"promote us-east".to_vec().into(), ..order.clone() };
+    assert!(refused(&other, now_us).contains("the signature is not operator's"));
+    let mut turned = order.clone();
+    turned.signature = order.signature.iter().rev().copied().collect::<Vec<u8>>().into();
+    assert!(refused(&turned, now_us).contains("the signature is not operator's"));
+    for scheme in [0, 0x0201, 0x0807, u32::MAX] {
+        assert!(judge.verify_order(&SignedOrder { scheme, ..order.clone() }, now_us).is_err(), "{scheme:x}");
+    }
+    let day_us = 24 * 3_600_000_000;
+    assert!(refused(&order, now_us + day_us).contains("its certificate"), "it has ended by then");
+    assert!(refused(&order, -1_000_000).contains("before 1970"));
+    assert!(refused(&SignedOrder { chain: vec![], ..order.clone() }, now_us).contains("no certificate"));
+    let chain = vec![order.chain[0].clone(); 9];
+    assert!(refused(&SignedOrder { chain, ..order.clone() }, now_us).contains("9 certificates"));
+    let region_order = identity(directory.path(), &ca, "us-east", 1).sign_order(b"x".to_vec()).unwrap();
+    assert!(refused(&region_order, now_us).contains("signed by region"));
+    judge.deny([certificate.serial].into());
+    assert!(refused(&order, now_us).contains("is denied"));
 }
 
 #[tokio::test]
@@ -297,6 +329,42 @@ async fn a_connection_ends_some_time_after_its_certificate() {
     assert!(tokio::time::timeout(Duration::from_secs(20), ends.accept_stream()).await.unwrap().is_none());
     assert!(begun.elapsed() > Duration::from_secs(2), "not before: {:?}", begun.elapsed());
     assert!(!stays.is_over());
+}
+
+/// Certificates of a few seconds are renewed on both sides again and again: nothing is let go on after its
+/// certificate, and the one stream goes on. Who shows another's is not believed.
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_on_the_connection_that_there_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path());
+    let of = |name: &str, seconds| issue(directory.path(), &ca, &Peer::Region(region(name)), seconds);
+    let server = listen(&of("eu-west", 4));
+    let client = Endpoint::bind(None, &of("us-east", 4)).unwrap();
+    let liar = Endpoint::bind(None, &of("ap-south", 4)).unwrap();
+    [&server, &client, &liar].map(|endpoint| endpoint.set_grace(Duration::ZERO));
+    let (address, eu_west) = (server.local_address().unwrap(), region("eu-west"));
+    let connection = client.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let accepted = server.accept().await.unwrap();
+    let lies = liar.connect(address, &eu_west, PATIENCE).await.unwrap();
+    let lied_to = server.accept().await.unwrap();
+    let mut stream = connection.open_stream(&Open::default()).await.unwrap();
+    let mut other = accepted.accept_stream().await.unwrap();
+    let _: Open = other.receive(1000).await.unwrap().unwrap();
+    for number in 0..6 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        server.renew(&of("eu-west", 4)).unwrap();
+        client.renew(&of("us-east", 4)).unwrap();
+        liar.renew(&of("us-east", 4)).unwrap();
+        other.send(&Heartbeat { number, durable_lsn: 6 }).await.unwrap();
+        let heartbeat: Heartbeat = stream.receive(1000).await.unwrap().unwrap();
+        assert_eq!(heartbeat.number, number);
+    }
+    assert!(lies.is_over() && lied_to.is_over(), "its own has ended, and the one it shows is another's");
+    // Without another one it ends.
+    while !(connection.is_over() && accepted.is_over()) {
+        let over = tokio::time::timeout(Duration::from_secs(20), connection.accept_stream()).await;
+        assert!(over.expect("it ends").is_none());
+    }
 }
 
 /// Who has a token speaks TLS with a certificate of the cluster's authority, for clients: and is nobody.

@@ -181,8 +181,10 @@ fn tell(record: &Leadership) -> String {
     let mut told = format!("epoch {} is led by {}", record.epoch, record.primary);
     if let Some(p) = &record.promotion {
         let forced = if p.forced { ", on an operator's word" } else { "" };
+        let by = p.order.as_ref().and_then(crate::orders::signer);
+        let by = by.map_or_else(String::new, |by| format!(", ordered by {by}"));
         told += &format!(
-            "; a {} to {} for epoch {}, at step {:?}, coordinated by {}{forced}",
+            "; a {} to {} for epoch {}, at step {:?}, coordinated by {}{forced}{by}",
             p.mode, p.to, p.epoch, p.step, p.coordinator
         );
     }
@@ -329,7 +331,7 @@ mod tests {
             Body::Volume(m::VolumeRequest::default()),
             Body::Voters(m::VotersRequest::default()),
             Body::Password(m::PasswordRequest::default()),
-            Body::Record(m::RecordRequest {}),
+            Body::Record(m::RecordRequest::default()),
         ] {
             assert_eq!(kept(&control(question.clone())), None, "{question:?}");
         }

@@ -199,7 +199,8 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
         }
         Command::Promote { region, node: None, mode, old_primary_is_down, lost, dry_run, json } => {
             let lost = lost.iter().map(ToString::to_string).collect();
-            let request = PromoteRequest { dry_run, failover: mode == "failover", old_primary_is_down, lost };
+            let failover = mode == "failover";
+            let request = PromoteRequest { dry_run, failover, old_primary_is_down, lost, order: None };
             promote::promote(&Operator::new(config, &layout)?, &region, request, json).await
         }
         Command::Replica { action } => {

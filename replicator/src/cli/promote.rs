@@ -91,7 +91,11 @@ pub(super) fn show_history(record: &coordination::Leadership, json: bool) -> Any
                 format!("from {}  lost {lost}{at_risk}", past.promotion.fork_lsn)
             }
         };
-        println!("{at}  epoch {:<4} {:10}  {} to {}  {end}", told.epoch, told.mode, told.from, told.to);
+        let by = match told.ordered_by.as_str() {
+            "" => String::new(),
+            by => format!("  ordered by {by}"),
+        };
+        println!("{at}  epoch {:<4} {:10}  {} to {}  {end}{by}", told.epoch, told.mode, told.from, told.to);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `replicator voters`: who votes, and how that differs from the file.
 
-use proto::messages::{VoterView, VotersRequest, VotersView};
+use coordination::Membership;
+use proto::messages::{VoterView, VotersView};
 
 use super::AnyResult;
 use super::args::VotersAction;
@@ -8,16 +9,11 @@ use crate::operator::Operator;
 
 /// Does what was typed, and shows the voters.
 pub(super) async fn run(operator: &Operator, action: Option<VotersAction>, json: bool) -> AnyResult {
-    let request = match action {
-        None => VotersRequest::default(),
-        Some(VotersAction::Add { name }) => {
-            VotersRequest { add: name.to_string(), ..VotersRequest::default() }
-        }
-        Some(VotersAction::Remove { name }) => {
-            VotersRequest { remove: name.to_string(), ..VotersRequest::default() }
-        }
-    };
-    let view = operator.voters(request).await?;
+    let change = action.map(|action| match action {
+        VotersAction::Add { name } => operator.addition(name),
+        VotersAction::Remove { name } => Membership::Remove { name },
+    });
+    let view = operator.voters(change).await?;
     if json {
         println!("{}", serde_json::to_string(&as_json(&view))?);
         return Ok(());

@@ -99,6 +99,9 @@ pub struct Config {
     pub denied: BTreeSet<String>,
     /// Whether a certificate without a role is refused; where this is none, as its authority has it.
     pub require_roles: Option<bool>,
+    /// Whether a promotion that no operator has signed is refused; where this is none, as the authority of
+    /// the daemon's own certificate has it.
+    pub require_signed_orders: Option<bool>,
 }
 
 /// Who orders failovers.
@@ -488,6 +491,7 @@ impl Config {
             failover: FailoverConfig::default(),
             denied: BTreeSet::new(),
             require_roles: None,
+            require_signed_orders: None,
         }
     }
 

@@ -119,6 +119,7 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
         failover,
         denied,
         require_roles,
+        require_signed_orders,
     } = new;
     let daemon = Fate::Needs(Need::Daemon);
     let every = Fate::Needs(Need::EveryDaemon);
@@ -188,6 +189,8 @@ pub fn decide(own: &RegionName, old: &Config, new: &Config) -> Vec<Key> {
     keys.add("max_loss", old.failover.max_loss_bytes == *max_loss_bytes, Fate::Now);
     keys.add("denied", old.denied == *denied, Fate::Now);
     keys.add("require_roles", old.require_roles == *require_roles, Fate::Now);
+    let orders = old.require_signed_orders == *require_signed_orders;
+    keys.add("require_signed_orders", orders, Fate::Now);
     keys.0
 }
 
@@ -293,6 +296,7 @@ pub fn taken(own: &RegionName, old: &Config, new: &Config) -> Config {
         failover: new.failover,
         denied: new.denied.clone(),
         require_roles: new.require_roles,
+        require_signed_orders: new.require_signed_orders,
         ..old.clone()
     };
     for region in &mut force.regions {
@@ -335,6 +339,7 @@ lease = \"5s\"
 rpo = \"30s\"
 denied = [\"ab01\"]
 require_roles = false
+require_signed_orders = false
 [region.a]
 role = \"primary\"
 listen = \"127.0.0.1:7000\"
@@ -466,6 +471,7 @@ settings = { work_mem = \"1MB\", max_connections = 100 }
             ("logs.keep", "keep = 7", "keep = 8", Fate::Now, Fate::Now),
             ("denied", "[\"ab01\"]", "[\"ab01\", \"ab02\"]", Fate::Now, Fate::Now),
             ("require_roles", "require_roles = false", "require_roles = true", Fate::Now, Fate::Now),
+            ("require_signed_orders", "orders = false", "orders = true", Fate::Now, Fate::Now),
             ("postgresql.bin_dir", "\"/all/bin\"", "\"/any/bin\"", elsewhere, DAEMON),
             ("postgresql.os_user", "\"postgres\"", "\"pg\"", DAEMON, DAEMON),
             ("postgresql.hba", "reject", "trust", Fate::Postgres, Fate::Postgres),

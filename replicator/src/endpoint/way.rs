@@ -291,6 +291,7 @@ mod tests {
             forced: false,
             lost: [].into(),
             loss_max_bytes: None,
+            order: None,
             fork_lsn: Lsn::ZERO,
             parent: 1,
             loss: Loss::default(),

@@ -123,6 +123,7 @@ mod tests {
             forced: false,
             lost: [].into(),
             loss_max_bytes: None,
+            order: None,
             fork_lsn: Lsn(100),
             parent: 2,
             loss: Loss::default(),

@@ -108,7 +108,7 @@ impl Region {
             Ask::ClusterStatus(_) => Ok(Answer::ClusterStatus(self.cluster_status().await)),
             Ask::Events(request) => self.events(request).await,
             Ask::Load(request) => self.answer_load(request).await.map(|load| Answer::Load(load.into())),
-            Ask::Record(_) => Ok(Answer::Record(self.voter.record_json().into())),
+            Ask::Record(request) => Ok(Answer::Record(self.voter.record_json(request).into())),
             Ask::Volume(request) if request.recover => self.recover_volume(),
             Ask::Volume(request) => {
                 match (request.scrub, request.copy.parse::<CopyId>()) {

@@ -63,6 +63,7 @@ use crate::layout::{Layout, RegionLayout};
 use crate::logs::DaemonLog;
 use crate::node::file::NodeFileError;
 use crate::observe;
+use crate::orders::SignedOrders;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
 use crate::voter::{Peers, Seat, Voter};
@@ -149,6 +150,8 @@ pub(crate) struct Parts {
     pub(crate) own: RegionConfig,
     pub(crate) cluster_id: ClusterId,
     pub(crate) endpoint: Endpoint,
+    /// How orders are told from what was made up.
+    pub(crate) orders: Arc<SignedOrders>,
     pub(crate) layout: RegionLayout,
     pub(crate) volume: Volume,
     pub(crate) instance: Instance,
@@ -299,10 +302,11 @@ pub async fn run(
     config.restrict(&endpoint);
     let file = Arc::new(RegionFile::new(places.state(), state));
     log.tell_epoch(file.epoch());
-    let voter = Voter::new(name.clone(), &config, file.clone(), endpoint.clone(), identity.cluster_id);
+    let orders = Arc::new(SignedOrders::new(endpoint.clone(), identity.cluster_id, &config));
+    let (judging, cluster_id) = (orders.clone(), identity.cluster_id);
+    let voter = Voter::new(name.clone(), &config, file.clone(), judging, endpoint.clone(), cluster_id);
     let names = Names::of(&config, &name);
     let door = Door { asked: Asked::Region, cluster_id: identity.cluster_id, names };
-    let cluster_id = identity.cluster_id;
     let chronicle = Chronicle::new(Peers::new(endpoint.clone(), cluster_id));
     let in_force = InForce::new(source, config.clone());
     let parts = Arc::new(Parts {
@@ -312,6 +316,7 @@ pub async fn run(
         own,
         cluster_id,
         endpoint,
+        orders,
         server_certificate_ends_s: AtomicI64::new(certificates::server_ends_s(&places)),
         layout: places,
         volume,

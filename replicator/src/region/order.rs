@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Order, Past};
-use coordination::{Leadership, Lineage, Mode, Promotion};
+use coordination::orders::Content;
+use coordination::{Leadership, Lineage, Mode, Promotion, SignedOrder};
 use proto::messages::finding::Outcome;
 use proto::messages::refusal;
 use proto::messages::{self as m, HandOverRequest, Refusal};
@@ -13,6 +14,7 @@ use runtime::clock::{micros, now, wall_us};
 use runtime::random;
 
 use super::Region;
+use crate::orders;
 use crate::part::Cluster;
 use crate::preflight::{Finding, Kind};
 use crate::voter::{ChangeError, Difference};
@@ -94,8 +96,14 @@ impl Region {
                 if let Some(why) = refusal(&findings) {
                     return Err(busy(why));
                 }
-                let id = 1 + random::below(u64::MAX - 1);
+                let signed = orders::in_request(request.order.as_ref());
+                let signed = signed.filter(|_| self.voter.orders().carried() && by_itself.is_none());
+                let id = match by_itself {
+                    Some(_) => 1 + random::below(u64::MAX - 1),
+                    None => self.id_of(signed.as_ref(), &request, mode, record.epoch)?,
+                };
                 let order = Order {
+                    signed,
                     forced: request.old_primary_is_down,
                     lost: self.lost(&request, &record)?,
                     loss_max_bytes: by_itself.map(|by_itself| by_itself.loss_max_bytes),
@@ -129,6 +137,40 @@ impl Region {
             None => {
                 Err(busy("the promotion goes on by itself: see `replicator status` and `replicator history`"))
             }
+        }
+    }
+
+    /// The number of the promotion that `request` orders in `epoch`: the one that was signed.
+    fn id_of(
+        &self,
+        signed: Option<&SignedOrder>,
+        request: &m::PromoteRequest,
+        mode: Mode,
+        epoch: Epoch,
+    ) -> Result<u64, Refusal> {
+        let refused =
+            |why: String| Refusal::new(refusal::Kind::NotAllowed, format!("{why}. Nothing was changed"));
+        let Some(signed) = signed else {
+            return match self.voter.orders().required() {
+                true => Err(refused(orders::UNSIGNED.into())),
+                false => Ok(1 + random::below(u64::MAX - 1)),
+            };
+        };
+        let verified = self.voter.orders().verify(signed).map_err(refused)?;
+        let asked = |id| Content::Promotion {
+            id,
+            epoch,
+            mode,
+            to: self.own.name.clone(),
+            forced: request.old_primary_is_down,
+            lost: request.lost.iter().filter_map(|name| name.parse().ok()).collect(),
+        };
+        match &verified.content {
+            Content::Promotion { epoch: given, .. } if *given != epoch => Err(busy(format!(
+                "the order was signed in epoch {given}, and it is epoch {epoch} by now: order it again"
+            ))),
+            Content::Promotion { id, .. } if verified.content == asked(*id) => Ok(*id),
+            _ => Err(refused("what was signed is not what is asked".into())),
         }
     }
 
@@ -237,7 +279,7 @@ fn refusal(findings: &[m::Finding]) -> Option<String> {
 /// A promotion that is over, as a message.
 #[must_use]
 pub fn told(past: &Past) -> m::Promotion {
-    let Promotion { from, to, mode, epoch, fork_lsn, loss, steps, lost, .. } = &past.promotion;
+    let Promotion { from, to, mode, epoch, fork_lsn, loss, steps, lost, order, .. } = &past.promotion;
     m::Promotion {
         from: from.to_string(),
         to: to.to_string(),
@@ -250,6 +292,7 @@ pub fn told(past: &Past) -> m::Promotion {
         lost_to_lsn: loss.to_lsn.0,
         lost_us: loss.us,
         lost_voters: lost.iter().map(ToString::to_string).collect(),
+        ordered_by: order.as_ref().and_then(orders::signer).unwrap_or_default(),
         findings: Vec::new(),
     }
 }

@@ -236,6 +236,7 @@ impl Region {
         self.log.limit(force.logs);
         self.doors.limit(force.endpoints);
         force.restrict(&self.endpoint);
+        self.orders.take(&force);
         self.volume.tune(Tuning { retain, max_size_bytes, repair_bytes_per_second, scrub_every });
         let http = |config: &Config| config.region(&self.own.name).and_then(|own| own.http);
         let observes = old.telemetry != force.telemetry || http(old) != http(&force);

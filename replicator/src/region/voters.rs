@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Conflict};
+use coordination::orders::Content;
 use coordination::voters::Hindrance;
-use coordination::{Leadership, Membership};
+use coordination::{Leadership, Membership, SignedOrder};
 use proto::RegionName;
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use runtime::clock::now;
 
 use super::Region;
+use crate::orders;
 use crate::voter::ChangeError;
 
 /// How long a voter may take to say whether it is there.
@@ -36,9 +38,11 @@ impl Region {
             (add, "") => self.addition(name(add)?)?,
             (_, remove) => Membership::Remove { name: name(remove)? },
         };
+        let order = orders::in_request(request.order.as_ref()).filter(|_| self.voter.orders().carried());
+        self.was_signed(order.as_ref(), &membership)?;
         let begin = now();
         loop {
-            match self.try_to_change(&membership).await {
+            match self.try_to_change(&membership, order.as_ref()).await {
                 Ok(record) => return Ok(self.show_voters(Some(record))),
                 Err(Hindered::ForNow(why)) if begin.elapsed() >= PATIENCE => {
                     return Err(busy(format!("{why}. What was begun goes on; the command can be repeated")));
@@ -61,7 +65,11 @@ impl Region {
         Ok(Membership::Add { name, witness })
     }
 
-    async fn try_to_change(&self, membership: &Membership) -> Result<Leadership, Hindered> {
+    async fn try_to_change(
+        &self,
+        membership: &Membership,
+        order: Option<&SignedOrder>,
+    ) -> Result<Leadership, Hindered> {
         let record = self.voter.change(&Change::Read).await?;
         let voters = record.electorate(self.voter.file()).clone();
         if let Membership::Remove { name } = membership {
@@ -70,9 +78,12 @@ impl Region {
         // What the record itself forbids is said before what hinders for now.
         let by = self.own.name.clone();
         record
-            .apply_with(&Change::Voters { by, membership: membership.clone() }, self.voter.file())
+            .apply_with(
+                &Change::Voters { by, membership: membership.clone(), order: order.cloned() },
+                self.voter.file(),
+            )
             .map_err(ChangeError::from)?;
-        let changed = voters.step(membership).map_err(|e| ChangeError::from(Conflict::from(e)))?;
+        let changed = voters.step(membership, order).map_err(|e| ChangeError::from(Conflict::from(e)))?;
         if changed.now != voters.now {
             let answer = self.who_answers(&changed.names()).await;
             if let Membership::Add { name, .. } = membership
@@ -96,7 +107,25 @@ impl Region {
                 )));
             }
         }
-        Ok(self.voter.change_voters(membership.clone()).await?)
+        Ok(self.voter.change_voters(membership.clone(), order.cloned()).await?)
+    }
+
+    /// Whether an operator has signed what other voters would refuse otherwise. What the record has by the
+    /// time that they vote is theirs to judge.
+    fn was_signed(&self, order: Option<&SignedOrder>, membership: &Membership) -> Result<(), Refusal> {
+        if !self.voter.orders().required() {
+            return Ok(());
+        }
+        let refused = |why: String| Refusal::new(Kind::NotAllowed, format!("{why}. Nothing was changed"));
+        let order = order.ok_or_else(|| refused(orders::UNSIGNED.into()))?;
+        let verified = self.voter.orders().verify(order).map_err(refused)?;
+        let wanted = self.voter.electorate().after(membership);
+        match verified.content {
+            Content::Voters { voters, .. } if voters == wanted => Ok(()),
+            _ => Err(refused(format!(
+                "the order is that others vote than {wanted}: the record or the file was another one; order it again"
+            ))),
+        }
     }
 
     /// One that was removed already may be so again; whose name nobody knows was mistyped.

@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 
 use coordination::lawful::{self, Unlawful};
 use coordination::leadership::Change;
+use coordination::orders::{self, Known};
 use coordination::planted::{self, Bug};
 use coordination::register::{Accepted, Answer};
 use coordination::{Leadership, Number};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use proto::{Epoch, RegionName};
+use runtime::clock::wall_us;
 
 use super::{Voter, failed, lock, wire};
 
@@ -67,6 +69,7 @@ impl Voter {
         if self.agreed().is_none_or(|known| known.number < told.number) {
             self.judge_number(told.number)?;
             self.judge_record(&told.record).map_err(|why| refused(&why))?;
+            // Whether it was ordered is for those to judge who have accepted it: their majority is asked.
             self.look_into(from, told);
         }
         Ok(control_response::Body::Done(true))
@@ -145,6 +148,22 @@ impl Voter {
         self.agreed.borrow().as_ref().map_or(Ok(()), |agreed| lawful::follows(record, &agreed.record))
     }
 
+    /// Whether all in `record` that is new here was ordered. One without a memory is told by a majority.
+    fn judge_orders(&self, record: &Leadership) -> Result<(), Unlawful> {
+        if !self.remembers() {
+            return Ok(());
+        }
+        let (agreed, accepted) = (self.agreed(), self.accepted());
+        let known = Known {
+            agreed: agreed.as_ref().map(|agreed| &agreed.record),
+            accepted: &accepted,
+            file: &self.file,
+            heard_us: self.heard_us(),
+            now_us: wall_us(),
+        };
+        Ok(orders::judge(record, known, &*self.orders)?)
+    }
+
     /// A proposal and the number that is asked to be promised with it, if a correct voter can propose that.
     ///
     /// # Errors
@@ -158,7 +177,8 @@ impl Voter {
         // A late proposal that is outbid changes nothing, and may well be of the time before what is agreed
         // by now.
         if self.would_accept(proposal.number) {
-            self.judge_record(&proposal.record).map_err(|why| refused(&why))?;
+            let judged = self.judge_record(&proposal.record);
+            judged.and_then(|()| self.judge_orders(&proposal.record)).map_err(|why| refused(&why))?;
         }
         Ok((proposal, next))
     }
@@ -171,9 +191,11 @@ impl Voter {
         // What it accepted before the newest that is agreed is not the newest of those promised.
         match self.agreed() {
             Some(agreed) if agreed.number <= accepted.number => {
-                lawful::follows(&accepted.record, &agreed.record)
+                lawful::follows(&accepted.record, &agreed.record)?;
+                self.judge_orders(&accepted.record)
             }
-            _ => Ok(()),
+            Some(_) => Ok(()),
+            None => self.judge_orders(&accepted.record),
         }
     }
 

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use coordination::leadership::{Change, Conflict};
+use coordination::orders::Orders;
 use coordination::promotion::Grant;
 use coordination::region::View;
 use coordination::register::{Accepted, Answer};
@@ -90,6 +91,8 @@ pub struct VoterOptions {
     pub kept: Arc<RegionFile>,
     /// How it reaches the others.
     pub network: Box<dyn Network>,
+    /// How it tells orders from what was made up.
+    pub orders: Arc<dyn Orders>,
     /// Drawn at each start, so that no two proposals have one number; also the seed of its waits.
     pub proposer: u64,
 }
@@ -125,9 +128,8 @@ pub struct Voter {
     proposed: Mutex<Number>,
     /// Proposals that are being voted on here, each with a number of its own.
     pending: Mutex<(u64, Vec<(u64, Leadership)>)>,
-    /// When this voter last answered a primary; before that, when it was started, as it may have answered
-    /// just before.
-    answered: Mutex<Instant>,
+    answered: Mutex<Answered>,
+    orders: Arc<dyn Orders>,
     /// Told whenever what this voter knows of the record has changed.
     changed: Notify,
     /// When it began: what it waits for is reckoned from here.
@@ -140,6 +142,15 @@ pub struct Voter {
     catching_up: AtomicBool,
     /// A voter that was counted as lost is being added again.
     finding: AtomicBool,
+}
+
+/// When a voter last answered a primary.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    /// Before it has, when it was started: it may have answered just before.
+    at: Instant,
+    /// It has.
+    in_this_life: bool,
 }
 
 /// A proposal that is being voted on: while this lives, what the proposal forbids counts as forbidden here.
@@ -198,6 +209,7 @@ impl Voter {
         me: RegionName,
         config: &Config,
         kept: Arc<RegionFile>,
+        orders: Arc<dyn Orders>,
         endpoint: Endpoint,
         cluster_id: ClusterId,
     ) -> Arc<Voter> {
@@ -215,6 +227,7 @@ impl Voter {
             commits_elsewhere,
             kept,
             network,
+            orders,
             proposer,
         })
     }
@@ -231,6 +244,7 @@ impl Voter {
             commits_elsewhere,
             kept,
             network,
+            orders,
             proposer,
         } = options;
         let is_region = |name: &RegionName| regions.contains(name);
@@ -259,7 +273,8 @@ impl Voter {
             coordinating: Mutex::new(0),
             proposed: Mutex::default(),
             pending: Mutex::default(),
-            answered: Mutex::new(now()),
+            answered: Mutex::new(Answered { at: now(), in_this_life: false }),
+            orders,
             changed: Notify::new(),
             began: now(),
             forgot: Mutex::default(),
@@ -388,7 +403,7 @@ impl Voter {
             // A vote on shutting the primary out reads this only after the primary is not answered any more.
             let mut answered = lock(&self.answered);
             if self.view().supports(region, epoch) {
-                *answered = now();
+                *answered = Answered { at: now(), in_this_life: true };
                 return Ok(());
             }
         }
@@ -404,7 +419,19 @@ impl Voter {
     /// How long ago this voter last answered a primary, or was started.
     #[must_use]
     pub fn silent(&self) -> Duration {
-        lock(&self.answered).elapsed()
+        lock(&self.answered).at.elapsed()
+    }
+
+    /// The same, microseconds; none where it has answered none since it was started.
+    fn heard_us(&self) -> Option<u64> {
+        let answered = *lock(&self.answered);
+        answered.in_this_life.then(|| micros(answered.at.elapsed()))
+    }
+
+    /// How orders are told from what was made up.
+    #[must_use]
+    pub fn orders(&self) -> &dyn Orders {
+        &*self.orders
     }
 
     /// Whether `name` is one of the voters.
@@ -496,10 +523,12 @@ impl Voter {
         Grant { silent_us: micros(self.silent()), open: true, ..Grant::default() }
     }
 
-    /// The record as it is known to be agreed, or else as it was accepted here, as JSON.
+    /// The record as it is known to be agreed, or else as it was accepted here, as JSON; as it was accepted
+    /// in any case where `request` says so.
     #[must_use]
-    pub fn record_json(&self) -> Vec<u8> {
-        let record = self.agreed().map_or_else(|| self.accepted(), |agreed| agreed.record);
+    pub fn record_json(&self, request: m::RecordRequest) -> Vec<u8> {
+        let agreed = self.agreed().filter(|_| !request.accepted);
+        let record = agreed.map_or_else(|| self.accepted(), |agreed| agreed.record);
         serde_json::to_vec(&record).unwrap_or_default()
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coordination::leadership::Change;
-use coordination::{Electorate, Leadership, Membership};
+use coordination::{Electorate, Leadership, Membership, SignedOrder};
 use proto::RegionName;
 
 use super::{ChangeError, Voter};
@@ -24,15 +24,19 @@ impl Voter {
         record.voters.as_ref().map_or_else(Vec::new, |voters| unlike(voters, &self.file))
     }
 
-    /// Adds a voter or removes one; it is agreed, and settled, when this returns. What was done already is
-    /// not done again.
+    /// Adds a voter or removes one, on `order`; it is agreed, and settled, when this returns. What was done
+    /// already is not done again.
     ///
     /// # Errors
     /// When this is not the primary, something else is in progress, or too few voters answer. What was begun
     /// goes on by itself.
-    pub async fn change_voters(self: &Arc<Self>, membership: Membership) -> Result<Leadership, ChangeError> {
+    pub async fn change_voters(
+        self: &Arc<Self>,
+        membership: Membership,
+        order: Option<SignedOrder>,
+    ) -> Result<Leadership, ChangeError> {
         let by = self.me.clone();
-        self.change(&Change::Voters { by: by.clone(), membership }).await?;
+        self.change(&Change::Voters { by: by.clone(), membership, order }).await?;
         self.change(&Change::Settle { by }).await
     }
 
@@ -48,7 +52,7 @@ impl Voter {
         } else if voters.lost.has(&self.me) {
             // It was counted as lost, and nobody else could lead.
             let membership = Membership::Add { name: self.me.clone(), witness: false };
-            let _ = self.change_voters(membership).await;
+            let _ = self.change_voters(membership, None).await;
         }
     }
 
@@ -65,7 +69,7 @@ impl Voter {
             Membership::Add { name: name.clone(), witness: voters.lost.witnesses.contains(name) };
         let (this, name) = (self.clone(), name.clone());
         self.spawn(async move {
-            match this.change_voters(membership).await {
+            match this.change_voters(membership, None).await {
                 Ok(_) => {
                     tracing::info!("voter {name}: was counted as lost, and answers; it has a vote again")
                 }
@@ -116,8 +120,9 @@ mod tests {
         let lost = voters(&["a", "b"]).without(&["b".parse().unwrap()].into());
         let notes = unlike(&lost, &voters(&["a", "b"])).join("\n");
         assert!(notes.contains("b is counted as lost") && !notes.contains("add b"), "{notes}");
-        let changing =
-            voters(&["a"]).step(&Membership::Add { name: "b".parse().unwrap(), witness: false }).unwrap();
+        let changing = voters(&["a"])
+            .step(&Membership::Add { name: "b".parse().unwrap(), witness: false }, None)
+            .unwrap();
         assert!(unlike(&changing, &voters(&["a", "b"])).concat().contains("not over"));
     }
 }

@@ -1,4 +1,4 @@
-//! `denied` and `require_roles`: certificates that are not let in.
+//! `denied`, `require_roles` and `require_signed_orders`: what is not let in.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +14,19 @@ const DENIED_MAX: usize = 1000;
 impl Reader {
     /// Whether certificates without a role are refused.
     pub(super) fn require_roles(&mut self, table: &DeTable<'_>) -> Option<bool> {
-        let value = table.get("require_roles")?;
+        self.yes_or_no(table, "require_roles")
+    }
+
+    /// Whether promotions without a signed order are refused.
+    pub(super) fn require_signed_orders(&mut self, table: &DeTable<'_>) -> Option<bool> {
+        self.yes_or_no(table, "require_signed_orders")
+    }
+
+    fn yes_or_no(&mut self, table: &DeTable<'_>, key: &str) -> Option<bool> {
+        let value = table.get(key)?;
         match value.get_ref().as_bool() {
             Some(required) => Some(required),
-            None => self.mistake(value.span(), "`require_roles` is true or false"),
+            None => self.mistake(value.span(), format!("`{key}` is true or false")),
         }
     }
 

@@ -42,6 +42,7 @@ const KEYS: &[&str] = &[
     "postgresql",
     "region",
     "require_roles",
+    "require_signed_orders",
     "rpo",
     "telemetry",
     "volume",
@@ -70,6 +71,7 @@ impl Reader {
         self.failover(table, &mut config);
         config.denied = self.denied(table);
         config.require_roles = self.require_roles(table);
+        config.require_signed_orders = self.require_signed_orders(table);
         self.tokens(table, &config);
         self.heads(table, &config);
         Some(config)

@@ -1,6 +1,6 @@
 //! What must hold, each in a place of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use coordination::automatic::LATELY_MAX;
@@ -34,6 +34,8 @@ struct Inner {
     last_us: u64,
     primaries: BTreeMap<Epoch, RegionName>,
     agreed: BTreeMap<Number, Leadership>,
+    /// Promotions that nobody has ordered.
+    forged: BTreeSet<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +112,13 @@ impl Checks {
         let mut what = None;
         {
             let inner = &mut *lock(&self.inner);
+            let past = record.history.iter().map(|past| &past.promotion);
+            if let Some(made_up) = past.chain(&record.promotion).find(|p| inner.forged.contains(&p.id)) {
+                what = Some(format!(
+                    "a {} to {} is agreed on, and nobody has ordered it",
+                    made_up.mode, made_up.to
+                ));
+            }
             let primary = inner.primaries.entry(record.epoch).or_insert_with(|| record.primary.clone());
             if *primary != record.primary {
                 what = Some(format!(
@@ -140,6 +149,11 @@ impl Checks {
         if let Some(what) = what {
             self.fail(what);
         }
+    }
+
+    /// Promotion `id` is proposed, and no operator has signed it.
+    pub(super) fn forged(&self, id: u64) {
+        lock(&self.inner).forged.insert(id);
     }
 
     /// A promotion that was ordered has begun, with what was agreed then: it is about the epoch that it was

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::disk::{Disk, Redo, Row};
 use super::model::{Leading, Model, Taking};
 use super::network::{Wire, ship};
+use super::orders::Signatures;
 use super::{FAULTS_US, LEASE_US, World, lock};
 
 type Ask = control_request::Body;
@@ -57,7 +58,7 @@ pub(super) struct Node {
 }
 
 /// For how long nobody must have heard the primary, where regions order failovers by themselves.
-const GONE_US: u64 = 3_000_000;
+pub(super) const GONE_US: u64 = 3_000_000;
 
 /// The most rows that such a failover may lose, where they are limited.
 const LOSS_MAX: u64 = 2;
@@ -90,6 +91,7 @@ impl Node {
             lease: Duration::from_micros(LEASE_US * 100 / drift),
             commits_elsewhere: world.remote,
             kept: disk.kept.clone(),
+            orders: Arc::new(Signatures { automatic: world.automatic }),
             network: Box::new(Wire { world: Arc::downgrade(world), from: index, life }),
             proposer,
         });
@@ -157,7 +159,7 @@ impl Node {
             // Where failovers are not to be limited, none of the history is of the last hour.
             let now_us = if limited { wall_us() } else { i64::MAX };
             if let Ok(epoch) = self.voter.wants_failover(rules, now_us).await {
-                let loss_max_bytes = limited.then_some(LOSS_MAX);
+                let loss_max_bytes = Some(rules.loss_max_bytes);
                 super::order(&world, self.index, Mode::Failover, Some(ByItself { epoch, loss_max_bytes }));
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }

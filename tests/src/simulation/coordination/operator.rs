@@ -11,6 +11,7 @@ use coordination::leadership::{Change, Order};
 use coordination::{Membership, Mode};
 use proto::RegionName;
 
+use super::orders::{sign, sign_voters};
 use super::{World, lock};
 
 /// How often it is looked whether something is over.
@@ -36,7 +37,8 @@ pub(super) fn change_voters(world: &Arc<World>, index: usize) {
     let world = world.clone();
     world.clone().tasks.spawn(async move {
         world.tell(|| format!("the voters are to change: {membership:?}"));
-        let changed = node.voter.change_voters(membership).await;
+        let order = sign_voters(&node.voter.electorate(), &membership);
+        let changed = node.voter.change_voters(membership, order).await;
         world.tell(|| match changed {
             Ok(record) => format!("the voters have changed: {:?}", record.voters.map(|voters| voters.now)),
             Err(e) => format!("the voters did not change: {e}"),
@@ -78,7 +80,8 @@ async fn part(world: &Arc<World>, leader: usize) {
     for index in &removed {
         let membership = Membership::Remove { name: world.places[*index].name.clone() };
         let Some(node) = world.node(leader) else { return };
-        let _ = tokio::time::timeout(PATIENCE, node.voter.change_voters(membership)).await;
+        let order = sign_voters(&node.voter.electorate(), &membership);
+        let _ = tokio::time::timeout(PATIENCE, node.voter.change_voters(membership, order)).await;
     }
     world.checks.fault();
     let mut side = removed;
@@ -165,7 +168,7 @@ async fn carry_out(world: &Arc<World>, to: usize, lost: &BTreeSet<usize>) {
             continue;
         };
         let order = Order::new(id, node.voter.accepted().epoch, Mode::Failover, &me);
-        let order = Order { forced: true, lost: names.clone(), ..order };
+        let order = sign(Order { forced: true, lost: names.clone(), ..order });
         if !begun && node.voter.change(&Change::Begin(order)).await.is_ok() {
             (begun, _) = (true, node.voter.coordinate(id));
         }
