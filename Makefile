@@ -1,7 +1,7 @@
 # Everything there is to do with this repository. `make` alone says what.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist dist-check test-package test-image demo demo-stop test majors test-majors drills check fix soak mutants bench bench-links fuzz pictures
+.PHONY: help setup build image dist dist-check test-package test-image demo demo-stop test majors test-majors drills check fix soak soak-certificates mutants bench bench-links fuzz pictures
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ drills: build ## disasters of regions in containers, all, REPEAT times each; pri
 soak: build ## both simulations over SEEDS seeds (100,000 by default), from seed FROM on
 	target/release/replicator-sim volume $(or $(FROM),0) $(or $(SEEDS),100000)
 	target/release/replicator-sim coordination $(or $(FROM),0) $(or $(SEEDS),100000)
+
+soak-certificates: build ## certificates of a minute for six minutes under load: six hours of certificates of an hour, sixty times as fast
+	cargo nextest run --release --workspace --locked --run-ignored only --no-capture -E 'test(certificates_of_an_hour)'
 
 mutants: ## delete lines of decisions, one after another, and see that a seed of a simulation notices each
 	@scripts/mutants.py

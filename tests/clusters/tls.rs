@@ -1,7 +1,9 @@
 //! PostgreSQL's clients: encrypted, and at a server that proves who it is.
 
+use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::Duration;
 
 use replicator_tests::ledger::Ledger;
 use replicator_tests::{Cluster, installation, postgresql, text, until};
@@ -262,4 +264,53 @@ async fn who_sets_encryption_himself_is_left_alone() {
     let url = cluster.printed(&["url", "--region", "us-east"]);
     assert!(!url.contains("sslmode"), "{url}");
     assert_eq!(session(&format!("{url}&sslmode=disable")).await.unwrap(), (false, true));
+}
+
+/// Certificates of a minute, which daemons make anew by themselves, for six minutes under load: six hours of
+/// certificates of an hour, sixty times as fast, with the time that a connection may go on after its
+/// certificate as well. No stream breaks, and no commit is held.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "six minutes: make soak-certificates"]
+async fn certificates_of_an_hour_turn_over_by_themselves_for_six_hours_in_six_minutes() {
+    const HOURS: u64 = 6;
+    let cluster = Cluster::new(2);
+    cluster.configure("commit = { regions = 1 }\n");
+    cluster.add_witness("third-site");
+    cluster.add_node("us-east", "n2");
+    let _ = cluster.printed(&["certs", "--for", "60s"]);
+    let grace = [("REPLICATOR_CERTIFICATE_GRACE", OsString::from("60"))];
+    for which in cluster.regions.iter().chain(&["third-site"]) {
+        cluster.start_region_with(which, &grace);
+    }
+    cluster.start_node("us-east", "n2");
+    cluster.until_streams("eu-west").await;
+    cluster.until_streams("ap-northeast").await;
+    cluster.until_node_streams("us-east", "n2").await;
+    let urls = ["us-east", "eu-west"].map(|region| cluster.printed(&["url", "--region", region]));
+    let ledger = Ledger::start_at(urls.to_vec(), 4).await;
+    ledger.until_written(100).await;
+    let daemons = ["us-east", "eu-west", "ap-northeast", "third-site"];
+    let log = |name: &str| std::fs::read_to_string(cluster.region(name).join("daemon.log")).unwrap();
+    let said = |word: &str| daemons.map(log).concat().lines().filter(|line| line.contains(word)).count();
+    let breaks = "no longer receiving redo";
+    let held = || cluster.printed(&["events", "--json"]).matches("commits-held").count();
+    let (before, begun) = (held(), runtime::clock::now());
+    let mut slowest = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(60 * HOURS) {
+        let one = runtime::clock::now();
+        ledger.until_written(20).await;
+        slowest = slowest.max(one.elapsed());
+        assert_eq!(said(breaks), 0, "{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(held(), before, "{}", cluster.printed(&["events"]));
+    let renewed = said("certificates had less than a third of their life left");
+    assert!(renewed >= 6, "{renewed} times");
+    // Whoever began with a certificate that is long over is heard as ever.
+    let _ = cluster.printed(&["promote", "--region", "eu-west"]);
+    ledger.until_written(50).await;
+    let acknowledged = ledger.acknowledged().await;
+    cluster.until_level().await;
+    acknowledged.assert_in_all(&cluster).await;
+    println!("certificates were made anew {renewed} times; the slowest twenty commits took {slowest:?}");
 }

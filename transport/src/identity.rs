@@ -26,6 +26,9 @@ use time::{Duration, OffsetDateTime};
 use crate::peer::{Certificate, OF_ORDERS, OF_ROLES, wants_orders};
 pub use crate::peer::{Holder, OPERATOR, Peer};
 
+/// By so much a certificate begins before it is made: clocks of other machines may be a little behind.
+const BEHIND: Duration = Duration::hours(1);
+
 /// How long certificates are valid.
 const AUTHORITY_DAYS: i64 = 3650;
 /// See [`AUTHORITY_DAYS`]. `replicator certs --renew` makes new ones.
@@ -102,8 +105,7 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationName, OF_ORDERS);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        // Clocks of other machines may be a little behind.
-        params.not_before = now - Duration::hours(1);
+        params.not_before = now - BEHIND;
         params.not_after = now + Duration::days(AUTHORITY_DAYS);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?.pem();
@@ -264,8 +266,7 @@ impl Authority {
         let mut serial: [u8; 16] = runtime::random::draw();
         serial[0] = (serial[0] & 0x7f) | 0x40;
         params.serial_number.get_or_insert_with(|| SerialNumber::from_slice(&serial));
-        // Clocks of other machines may be a little behind.
-        params.not_before = now - Duration::hours(1);
+        params.not_before = now - BEHIND;
         params.not_after = now + validity;
         Ok(params.signed_by(key, &self.issuer)?.pem())
     }
@@ -317,6 +318,16 @@ pub(crate) fn is_pair(certificate: &str, key: &KeyPair) -> bool {
     let Ok(certificate) = CertificateDer::from_pem_slice(certificate.as_bytes()) else { return false };
     let parsed = x509_parser::parse_x509_certificate(&certificate);
     parsed.is_ok_and(|(_, parsed)| parsed.public_key().raw == key.subject_public_key_info())
+}
+
+/// When the certificate in `file` ends, and how long it was made for. None where there is no certificate.
+#[must_use]
+pub fn life_of(file: &Path) -> Option<(OffsetDateTime, Duration)> {
+    let certificate = CertificateDer::from_pem_slice(&std::fs::read(file).ok()?).ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+    let validity = parsed.validity();
+    let (begins, ends) = (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+    Some((ends, ends - begins - BEHIND))
 }
 
 /// Whether the certificate in `file` says that it was issued by the one in `authority`.

@@ -341,7 +341,7 @@ async fn a_renewed_certificate_is_shown_on_the_connection_that_there_is() {
     let server = listen(&of("eu-west", 4));
     let client = Endpoint::bind(None, &of("us-east", 4)).unwrap();
     let liar = Endpoint::bind(None, &of("ap-south", 4)).unwrap();
-    [&server, &client, &liar].map(|endpoint| endpoint.set_grace(Duration::ZERO));
+    [&server, &client, &liar].into_iter().for_each(|endpoint| endpoint.set_grace(Duration::ZERO));
     let (address, eu_west) = (server.local_address().unwrap(), region("eu-west"));
     let connection = client.connect(address, &eu_west, PATIENCE).await.unwrap();
     let accepted = server.accept().await.unwrap();

@@ -348,6 +348,14 @@ pub(super) struct Certs {
     /// Make new certificates also where there are some; by the new authority, if one was made
     #[arg(long, group = "what")]
     pub(super) renew: bool,
+    /// Make those anew that have less than a third of their life left; daemons on the machine that has the
+    /// authority's key do so by themselves
+    #[arg(long, group = "what")]
+    pub(super) due: bool,
+    /// How long those that are made are valid: 825 days, and for those made anew by themselves as long as
+    /// the ones before
+    #[arg(long = "for", value_parser = lifetime, value_name = "DURATION")]
+    pub(super) valid_for: Option<Duration>,
     /// Make a new authority, which is trusted beside the one that there is: the first of three steps
     #[arg(long, group = "what")]
     pub(super) new_authority: bool,
@@ -550,6 +558,14 @@ pub(super) enum VolumeAction {
 
 fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "a duration, such as 30s or 10m".into())
+}
+
+/// How long a certificate is valid: shorter than a minute it would end before it is copied.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    match units::parse_duration(text) {
+        Some(long) if long >= Duration::from_secs(60) => Ok(long),
+        _ => Err("a minute or more, such as 1h or 2160h".into()),
+    }
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {

@@ -12,7 +12,7 @@ use super::{AnyResult, help};
 use crate::config::Config;
 use crate::events::show_time;
 use crate::layout::Layout;
-use crate::local::certificates::{self, Listed};
+use crate::local::certificates::{self, Listed, Renew};
 use crate::local::requests;
 
 /// Does what was typed.
@@ -46,13 +46,26 @@ pub(super) fn run(config: &Config, layout: &Layout, asked: &Certs) -> AnyResult 
         (Certs { request: true, .. } | Certs { install: Some(_), .. }, None) => {
             return Err("say whom it is for: --region, with --node for one of its nodes, --witness, --operator or --monitor".into());
         }
-        (Certs { renew, .. }, None) => {
-            certificates::make(config, layout, *renew)?;
+        (Certs { renew, due, valid_for, .. }, None) => {
+            let which = match (renew, due) {
+                (true, _) => Renew::All,
+                (_, true) => Renew::Due,
+                _ => Renew::None,
+            };
+            let valid_for = valid_for.map(time::Duration::try_from).transpose()?;
+            let made = certificates::make(config, layout, which, valid_for)?;
+            if *due {
+                eprintln!(
+                    "{made} certificates had less than a third of their life left, or were missing: made anew"
+                );
+            }
             println!("{}", layout.data().display());
         }
         (
             Certs {
                 renew: false,
+                due: false,
+                valid_for: None,
                 new_authority: false,
                 drop_old_authority: false,
                 sign: None,

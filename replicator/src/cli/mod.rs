@@ -36,10 +36,12 @@ use std::time::Duration;
 use clap::Parser;
 use proto::RegionName;
 use proto::messages::PromoteRequest;
+use runtime::task::Task;
 
 use crate::config::Config;
 use crate::drill::Drill;
 use crate::layout::{Apart, Layout};
+use crate::local::renewing;
 use crate::logs::lines::Lines;
 use crate::logs::{DaemonLog, FORMAT_VARIABLE};
 use crate::node::Stands;
@@ -261,6 +263,7 @@ async fn run_daemon(daemon: Daemon) -> AnyResult {
     let (stop, _listening) = signal::on_signal()?;
     // Of a terminal that is closed, or an operator: only a region's daemon reads its file again.
     let (again, _hearing) = signal::on_hangup()?;
+    let _renewing = Task::spawn("renew certificates", renewing::keep(config.clone(), layout.clone()));
     if let Some(Apart::Zone(zone)) = apart {
         let holder = zone::Holder { zone, node: None };
         return Ok(zone::run(config, layout, name, holder, None, stop).await?);

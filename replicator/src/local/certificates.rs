@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proto::ClusterId;
 use time::OffsetDateTime;
-use transport::identity::{CERTIFICATE_DAYS, certificate_in, is_issued_by, names_in};
+use transport::identity::{CERTIFICATE_DAYS, certificate_in, is_issued_by, life_of, names_in};
 use transport::{Authority, Certificate, Holder, Identity, IdentityError, Peer};
 
 use crate::config::{Config, RegionConfig};
@@ -15,33 +15,55 @@ use crate::layout::{Layout, make_passable};
 /// A certificate of a peer, and the directory of its identity.
 type Wanted = (Peer, PathBuf);
 
-/// Makes the authority and the certificates that are missing; with `renew`, all certificates anew. Servers
-/// get another where clients reach them under other names than before.
+/// Which certificates are made anew, besides those that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renew {
+    /// Servers' where clients reach them under other names than before.
+    None,
+    /// Those that have less than a third of their life left.
+    Due,
+    /// All.
+    All,
+}
+
+/// Makes the authority and the certificates that are missing, and the others as `renew` says, for `validity`;
+/// where that is none, for as long as the one before was, or [`CERTIFICATE_DAYS`]. Returns how many.
 ///
 /// # Errors
 /// When a file cannot be written, or the authority's key is elsewhere.
-pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), IdentityError> {
+pub fn make(
+    config: &Config,
+    layout: &Layout,
+    renew: Renew,
+    validity: Option<time::Duration>,
+) -> Result<usize, IdentityError> {
     let io = |source| IdentityError::Io { path: layout.data().display().to_string(), source };
     make_passable(layout.data()).map_err(io)?;
     let now = now();
-    let is_wanted = |(_, directory): &Wanted| renew || !directory.join("cert.pem").exists();
+    let own = layout.authority().join("ca.pem");
+    let is_renewed = |directory: &Path| match renew {
+        Renew::None => false,
+        Renew::Due => is_due(&directory.join("cert.pem"), &own, now),
+        Renew::All => true,
+    };
+    let is_wanted = |(_, directory): &Wanted| !directory.join("cert.pem").exists() || is_renewed(directory);
     let wanted: Vec<Wanted> = needed(config, layout).into_iter().filter(is_wanted).collect();
     // Those that a cluster can do without, and the ones that somebody asked for by name.
     let more = nodes(config, layout).into_iter().filter(is_wanted);
-    let named = named(layout).into_iter().filter(|_| renew);
+    let named = named(layout).into_iter().filter(|(_, directory)| is_renewed(directory));
     let more: Vec<Wanted> = more.chain(named).collect();
     let names = names_of_servers(config);
     let servers: Vec<_> = servers(config, layout)
         .into_iter()
-        .filter(|(_, directory)| renew || !serves(directory, &names))
+        .filter(|(_, directory)| !serves(directory, &names) || is_renewed(directory))
         .collect();
     // Where the authority's key is elsewhere, these go on with what they have.
     let has_authority = layout.authority().join("ca.key").exists();
     if wanted.is_empty() && ((more.is_empty() && servers.is_empty()) || !has_authority) {
-        return Ok(());
+        return Ok(0);
     }
     let authority = if has_authority {
-        if renew {
+        if renew == Renew::All {
             // Where another authority was prepared, it is its turn.
             Authority::succeed(&layout.authority())?;
         }
@@ -49,16 +71,29 @@ pub fn make(config: &Config, layout: &Layout, renew: bool) -> Result<(), Identit
     } else {
         Authority::create(&layout.authority(), &config.cluster, ClusterId(runtime::random::draw()), now)?
     };
+    let made = wanted.len() + more.len() + servers.len();
+    let validity_of = |directory: &Path| {
+        let before = (renew == Renew::Due).then(|| life_of(&directory.join("cert.pem"))).flatten();
+        let as_before = before.map(|(_, life)| life);
+        validity.or(as_before).unwrap_or(time::Duration::days(CERTIFICATE_DAYS))
+    };
     for (peer, directory) in wanted.into_iter().chain(more) {
         if let Some(parent) = directory.parent() {
             make_passable(parent).map_err(io)?;
         }
-        authority.issue(&directory, &peer, now, time::Duration::days(CERTIFICATE_DAYS))?;
+        authority.issue(&directory, &peer, now, validity_of(&directory))?;
     }
     for (called, directory) in servers {
-        authority.issue_server(&directory, &called, &names, now, time::Duration::days(CERTIFICATE_DAYS))?;
+        authority.issue_server(&directory, &called, &names, now, validity_of(&directory))?;
     }
-    Ok(())
+    Ok(made)
+}
+
+/// Whether the certificate in `file`, which the authority in `own` has issued, has less than a third of its
+/// life left.
+fn is_due(file: &Path, own: &Path, now: OffsetDateTime) -> bool {
+    let due = life_of(file).is_some_and(|(ends, life)| now > ends - life / 3);
+    due && is_issued_by(file, own)
 }
 
 /// Makes the certificate of an operator or a monitor that is asked for by name; returns its directory. Where
@@ -266,21 +301,48 @@ mod tests {
             let place = layout.region(&region.parse().unwrap()).server_identity();
             names_in(&place.join("cert.pem")).unwrap().0
         };
-        make(&config("10.0.0.9"), &layout, false).unwrap();
+        make(&config("10.0.0.9"), &layout, Renew::None, None).unwrap();
         let expected = ["a.example", "localhost", "10.0.0.2", "10.0.0.9", "127.0.0.1"];
         assert_eq!((names("a"), names("b")), (expected.map(str::to_owned).to_vec(), names("a")));
 
         let key =
             || std::fs::read(layout.region(&"a".parse().unwrap()).server_identity().join("key.pem")).unwrap();
         let before = key();
-        make(&config("10.0.0.9"), &layout, false).unwrap();
+        make(&config("10.0.0.9"), &layout, Renew::None, None).unwrap();
         assert_eq!(key(), before, "nothing is another");
-        make(&config("10.0.0.10"), &layout, false).unwrap();
+        make(&config("10.0.0.10"), &layout, Renew::None, None).unwrap();
         assert!(key() != before && names("a").contains(&"10.0.0.10".to_owned()));
 
         // Where the authority's key is kept elsewhere, servers go on with what they have.
         std::fs::remove_file(layout.authority().join("ca.key")).unwrap();
-        make(&config("10.0.0.11"), &layout, false).unwrap();
+        make(&config("10.0.0.11"), &layout, Renew::None, None).unwrap();
         assert!(names("a").contains(&"10.0.0.10".to_owned()));
+    }
+
+    #[test]
+    fn what_has_less_than_a_third_of_its_life_left_is_due_and_is_made_for_as_long_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().to_owned());
+        let config = config("10.0.0.9");
+        let hour = time::Duration::hours(1);
+        // Two regions with their servers, and an operator.
+        assert_eq!(make(&config, &layout, Renew::None, Some(hour)).unwrap(), 5);
+        let own = layout.authority().join("ca.pem");
+        let file = layout.operator().join("cert.pem");
+        let begun = life_of(&file).unwrap().0 - hour;
+        assert_eq!(life_of(&file).unwrap().1, hour);
+        assert!(!is_due(&file, &own, begun + hour * 2 / 3 - time::Duration::minutes(1)));
+        assert!(is_due(&file, &own, begun + hour * 2 / 3 + time::Duration::minutes(1)));
+        assert_eq!(make(&config, &layout, Renew::Due, None).unwrap(), 0, "none is due");
+        let over = time::Duration::seconds(-10);
+        assert_eq!(make(&config, &layout, Renew::All, Some(over)).unwrap(), 5);
+        assert_eq!(make(&config, &layout, Renew::Due, Some(hour)).unwrap(), 5);
+        assert_eq!(make(&config, &layout, Renew::Due, None).unwrap(), 0);
+        // Another authority's are left alone: who has issued them renews them.
+        let another = tempfile::tempdir().unwrap();
+        let other = Layout::new(another.path().to_owned());
+        let _ = make(&config, &other, Renew::None, Some(over)).unwrap();
+        std::fs::copy(other.operator().join("cert.pem"), &file).unwrap();
+        assert_eq!(make(&config, &layout, Renew::Due, None).unwrap(), 0);
     }
 }

@@ -5,6 +5,7 @@ pub mod certificates;
 mod down;
 mod installations;
 mod process;
+pub mod renewing;
 pub mod replica;
 pub mod requests;
 
@@ -49,7 +50,7 @@ pub async fn up(
     for (_, installation) in installations(config, layout)? {
         account.check_programs(&installation?.program("postgres"))?;
     }
-    certificates::make(config, layout, false)?;
+    certificates::make(config, layout, certificates::Renew::None, None)?;
     for region in &config.regions {
         let directory = layout.region(&region.name);
         make_passable(directory.directory())?;

@@ -60,7 +60,7 @@ pub async fn add(
     let config = Config::parse_of(file, &changed)?;
     private::replace_content(file, changed.as_bytes())?;
     tell(&format!("{}: has {region}.{node} now", file.display()));
-    certificates::make(&config, layout, false)?;
+    certificates::make(&config, layout, certificates::Renew::None, None)?;
     reload(&config, layout, &region, tell).await?;
     let places = layout.region(&region);
     if DaemonLock::holder(&places.lock())?.is_none() {

@@ -46,9 +46,6 @@ impl Seat for Region {
     }
 }
 
-/// From so many days on it is told that a certificate ends.
-const CERTIFICATE_DAYS: i64 = 30;
-
 /// For how long it is told that redo gave way to room, microseconds.
 const GAVE_WAY_US: i64 = 3_600_000_000;
 
@@ -242,10 +239,13 @@ impl Region {
                 "its audit cannot be written, as the last deed that it should keep showed: {why}; orders are carried out all the same, and no token is granted"
             ));
         }
-        let left_days = (self.certificates_end_s() - wall_us() / 1_000_000).div_euclid(86_400);
-        if left_days < CERTIFICATE_DAYS {
-            let ends =
-                if left_days < 0 { "has ended".to_owned() } else { format!("ends in {left_days} days") };
+        let now_s = wall_us() / 1_000_000;
+        if self.tells_end(now_s) {
+            let ends = match self.certificates_end_s() - now_s {
+                ..0 => "has ended".to_owned(),
+                left_s @ 0..86_400 => format!("ends in {} minutes", left_s / 60),
+                left_s => format!("ends in {} days", left_s / 86_400),
+            };
             let words = "then no region lets this one in, or no client trusts its PostgreSQL; see replicator certs --renew";
             warnings.push(format!("a certificate of it {ends}: {words}"));
         }

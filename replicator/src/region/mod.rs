@@ -34,7 +34,7 @@ mod voters;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use coordination::Leadership;
@@ -67,6 +67,7 @@ use crate::orders::SignedOrders;
 use crate::part::Owner;
 use crate::region_file::{RegionFile, RegionState, StateError};
 use crate::voter::{Peers, Seat, Voter};
+use certificates::End;
 use chronicle::Chronicle;
 use cluster::RegionalCluster;
 use follower::{FollowError, Hold};
@@ -161,12 +162,12 @@ pub(crate) struct Parts {
     pub(crate) voter: Arc<Voter>,
     /// Cancelled when this daemon is to end and be started again.
     pub(crate) again: CancellationToken,
-    /// When the daemon's certificate ends, seconds since 1970.
-    pub(crate) certificate_ends_s: AtomicI64,
+    /// When the daemon's certificate ends.
+    pub(crate) certificate: End,
     /// Whether that is of before there were roles.
     pub(crate) has_no_role: AtomicBool,
     /// The same of the certificate of its PostgreSQL; never where there is none.
-    pub(crate) server_certificate_ends_s: AtomicI64,
+    pub(crate) server_certificate: End,
     /// Where another host may take over.
     pub(crate) heading: Option<Heading>,
     pub(crate) journal: Journal,
@@ -317,7 +318,8 @@ pub async fn run(
         cluster_id,
         endpoint,
         orders,
-        server_certificate_ends_s: AtomicI64::new(certificates::server_ends_s(&places)),
+        certificate: End::of(&places.identity()),
+        server_certificate: End::of(&places.server_identity()),
         layout: places,
         volume,
         places: Arc::new(OwnPlaces::new(instance.clone())),
@@ -325,7 +327,6 @@ pub async fn run(
         file: file.clone(),
         voter: voter.clone(),
         again: CancellationToken::new(),
-        certificate_ends_s: AtomicI64::new(identity.ends_s),
         has_no_role: AtomicBool::new(!identity.certificate.has_role()),
         heading,
         journal,

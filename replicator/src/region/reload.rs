@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -180,8 +179,7 @@ impl Region {
         let certificate = another.await.map_err(|e| e.to_string())?;
         if certificate {
             // Taken or not, somebody is to hear in time when it ends.
-            let ends_s = super::certificates::server_ends_s(&self.layout);
-            self.server_certificate_ends_s.store(ends_s, Ordering::Relaxed);
+            self.server_certificate.look(&self.layout.server_identity());
         }
         let took = match self.reload_postgres(&old, &new, certificate).await {
             Ok(took) => took,
