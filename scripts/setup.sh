@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine, and says what it does. Says nothing when nothing is missing.
 # `scripts/setup.sh check` also installs what `make check` uses beyond a build: cargo-deny, three minutes' work on two cores; Prometheus' promtool,
-# which is taken out of its Debian package into target/tools: no server is installed; chromium and its driver, for the tests of the page; PgBouncer.
+# which is taken out of its Debian package into target/tools: no server is installed; chromium and its driver, for the tests of the page; PgBouncer and age.
 # `scripts/setup.sh browser` installs chromium and its driver alone; `scripts/setup.sh dist` cargo-cyclonedx, which `make dist` uses.
 set -euo pipefail
 
@@ -72,11 +72,11 @@ if [ "${1:-}" = check ] && ! command -v promtool >/dev/null && [ ! -x target/too
     rm -rf "$package"
 fi
 
-if [[ "${1:-}" = check ]] && [ ! -x /usr/sbin/pgbouncer ]; then
-    echo "setup: installing pgbouncer (tests start one of their own)"
-    bouncer=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends pgbouncer)
+if [[ "${1:-}" = check ]] && { [ ! -x /usr/sbin/pgbouncer ] || ! command -v age >/dev/null; }; then
+    echo "setup: installing pgbouncer and age (tests start their own)"
+    bouncer=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends pgbouncer age)
     if ! command -v apt-get >/dev/null || ! { as_root "${bouncer[@]}" >/dev/null 2>&1 || { as_root apt-get update -qq && as_root "${bouncer[@]}" >/dev/null; }; }; then
-        echo "setup: pgbouncer could not be installed; its test says that it tested nothing" >&2
+        echo "setup: pgbouncer and age could not be installed; their tests say that they tested nothing" >&2
     fi
 fi
 

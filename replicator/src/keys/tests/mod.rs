@@ -77,6 +77,36 @@ fn command(directory: &Path, works: bool) -> KeyProvider {
     KeyProvider::Command { wrap: words.clone(), unwrap: words }
 }
 
+/// The program age, as SECURITY.md says to use it: what it wraps it unwraps, and nobody does without its key.
+#[tokio::test]
+async fn age_wraps_a_key_and_unwraps_it() {
+    let age = ["/usr/bin/age", "/usr/local/bin/age"].into_iter().find(|path| Path::new(path).exists());
+    let Some(age) = age else {
+        println!("not tested: there is no age (Debian: age)");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let identity = |name: &str| {
+        let path = directory.path().join(name).display().to_string();
+        let made = std::process::Command::new(format!("{age}-keygen")).args(["-o", &path]).output().unwrap();
+        let said = String::from_utf8(made.stderr).unwrap();
+        (path, said.trim().rsplit(' ').next().unwrap().to_owned())
+    };
+    let ((path, recipient), (other, _)) = (identity("region"), identity("other"));
+    let command = |identity: &str| {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let unwrap = words(&[age, "-d", "-i", identity]);
+        KeyProvider::Command { wrap: words(&[age, "-r", &recipient]), unwrap }
+    };
+    let fixture = Fixture::new(command(&path));
+    let key = fixture.place().rotate().await.unwrap();
+    assert_eq!(fixture.sealer().await.unwrap().unwrap().active(), Some(key));
+    let mut without = Fixture::new(command(&other));
+    without.directory = fixture.directory;
+    let refused = without.sealer().await.unwrap_err().to_string();
+    assert!(refused.contains("age"), "{refused}");
+}
+
 #[tokio::test]
 async fn keys_are_made_added_and_read_back_and_the_file_is_its_owners_alone() {
     let fixture = Fixture::new(KeyProvider::File);
