@@ -16,7 +16,11 @@ fn name_role(cluster: &Cluster) {
 
 /// What psql says with the certificate in `files` (certificate, key) as `role` at `port`.
 fn psql(cluster: &Cluster, region: &str, role: &str, files: (&Path, &Path), query: &str) -> Output {
-    let url = cluster.printed(&["url", "--region", region]);
+    psql_at(cluster, &cluster.printed(&["url", "--region", region]), role, files, query)
+}
+
+/// The same, at the PostgreSQL of `url`.
+fn psql_at(cluster: &Cluster, url: &str, role: &str, files: (&Path, &Path), query: &str) -> Output {
     let port = url.split('/').nth(2).and_then(|host| host.rsplit_once(':')).unwrap().1.to_owned();
     let ca = cluster.data().join("operator/ca.pem");
     let (certificate, key) = files;
@@ -67,6 +71,7 @@ async fn a_token_logs_in_as_its_role_in_every_region_and_nothing_else_does() {
     }
     let cluster = Cluster::new(1);
     name_role(&cluster);
+    cluster.add_node("us-east", "n2");
     cluster.start();
     let mut writer = cluster.connect("us-east").await;
     writer.execute("CREATE ROLE app LOGIN PASSWORD 'known'").await.unwrap();
@@ -96,6 +101,15 @@ async fn a_token_logs_in_as_its_role_in_every_region_and_nothing_else_does() {
         let shown = format!("/serialNumber={serial}/CN=app/OU=replicator-token");
         assert!(said.starts_with(&shown[..62]), "{said}{}", text(&output.stderr));
     }
+    // At a node's replica as well, once that has the role.
+    cluster.until_node_streams("us-east", "n2").await;
+    let node = cluster.node_url("us-east", "n2");
+    until("a token logs in at a node", || async {
+        psql_at(&cluster, &node, "app", (&certificate, &key), "SELECT 1").status.success()
+    })
+    .await;
+    let refused = psql_at(&cluster, &node, "web", (&certificate, &key), "SELECT 1");
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
     // Who was given it is in an audit, and what a daemon does not know is not granted.
     let audit = cluster.printed(&["audit"]);
     assert!(

@@ -490,6 +490,7 @@ impl Replica {
         let config = read.await.map_err(|e| e.to_string())??;
         let region = config.region(&self.region.name).ok_or("the file does not have this region")?;
         source.log.limit(config.logs);
+        config.restrict(&self.link.endpoint);
         *self.logs.lock().unwrap_or_else(PoisonError::into_inner) = config.logs;
         let (settings, hba) = (config.settings_of(region), config.rules());
         let own = Own { settings, hba, ident: config.map_lines(self.link.cluster_id) };
