@@ -12,7 +12,7 @@ use std::fmt;
 
 use proto::{Epoch, RegionName};
 
-use crate::leadership::{Leadership, Mode, Promotion, Step};
+use crate::leadership::{Leadership, Mode, Past, Promotion, Step};
 use crate::planted::{self, Bug};
 use crate::signed::{KEPT, SignedOrder};
 use crate::voters::{Electorate, Voters};
@@ -174,13 +174,36 @@ pub fn judge(record: &Leadership, known: Known<'_>, orders: &dyn Orders) -> Resu
     if !orders.required() || planted::is(Bug::TakesUnsigned) {
         return Ok(());
     }
-    promotions(record, known, orders)?;
-    let led = |known: &Leadership| known.epoch == record.epoch && known.primary == record.primary;
-    let began = |p: &Promotion| p.step == Step::Promote && p.epoch == record.epoch && p.to == record.primary;
-    if !known.records().any(led) && !record.promotions_newest_first().any(began) {
-        return Err(Unordered::NoPromotion { epoch: record.epoch, primary: record.primary.clone() });
+    let lost = promotions(record, known, orders)?;
+    began(record, known)?;
+    voters(record, known, &lost, orders)
+}
+
+/// Whether those who vote by `record` are what an operator has signed, or what they were: only then they are
+/// asked what is agreed.
+///
+/// # Errors
+/// Why not.
+pub fn judge_voters(record: &Leadership, known: Known<'_>, orders: &dyn Orders) -> Result<(), Unordered> {
+    if !orders.required() || planted::is(Bug::TakesUnsigned) {
+        return Ok(());
     }
-    voters(record, known, orders)
+    // Who is counted as lost by a promotion that nobody has ordered is not lost.
+    let lost = promotions(record, known, orders).unwrap_or_default();
+    voters(record, known, &lost, orders)
+}
+
+/// Epoch and primary are those of the newest promotion that began, or what they were.
+fn began(record: &Leadership, known: Known<'_>) -> Result<(), Unordered> {
+    let begun = record.promotions_begun().next();
+    let fits = match begun {
+        Some(p) => p.epoch == record.epoch && p.to == record.primary,
+        None => known.records().any(|r| r.epoch == record.epoch && r.primary == record.primary),
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(Unordered::NoPromotion { epoch: record.epoch, primary: record.primary.clone() }),
+    }
 }
 
 impl<'a> Known<'a> {
@@ -188,8 +211,32 @@ impl<'a> Known<'a> {
         self.agreed.into_iter().chain([self.accepted])
     }
 
-    fn has(self, id: u64) -> bool {
-        self.records().any(|record| record.promotions_newest_first().any(|p| p.id == id))
+    /// Whether it has heard of just this, in progress or over as it is now.
+    fn has(self, promotion: &Promotion, in_progress: bool) -> bool {
+        let same = |other: &Promotion| {
+            let Promotion { id, epoch, mode, from, to, forced, lost, loss_max_bytes, .. } = other;
+            *id == promotion.id
+                && *epoch == promotion.epoch
+                && *mode == promotion.mode
+                && (from, to) == (&promotion.from, &promotion.to)
+                && (*forced, *loss_max_bytes) == (promotion.forced, promotion.loss_max_bytes)
+                && *lost == promotion.lost
+        };
+        self.records().any(|record| {
+            let current = record.promotion.as_ref().is_some_and(same);
+            let over = record.history.iter().filter(|past| same(&past.promotion));
+            // What was given up for another, and goes on, has begun: no other comes back.
+            let comes_back = |past: &Past| past.began() && past.rolled_back.is_some();
+            match in_progress {
+                true => current || over.clone().any(comes_back),
+                false => current || over.clone().next().is_some(),
+            }
+        })
+    }
+
+    /// Whether promotion `id` is over, as far as it knows: an order begins one once.
+    fn is_over(self, id: u64) -> bool {
+        self.agreed.unwrap_or(self.accepted).ended(id).is_some()
     }
 
     /// Whether a voter that has not heard of an order would have, had it been given when it says.
@@ -199,33 +246,56 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Those that are new: all before the newest that is known.
-fn promotions(record: &Leadership, known: Known<'_>, orders: &dyn Orders) -> Result<(), Unordered> {
-    let mut met_known = false;
+/// Those that are new: all before the newest that is known. Returns who is counted as lost by what was
+/// ordered.
+fn promotions(
+    record: &Leadership,
+    known: Known<'_>,
+    orders: &dyn Orders,
+) -> Result<BTreeSet<RegionName>, Unordered> {
+    let (mut met_known, mut lost) = (false, BTreeSet::new());
+    let mut ids: Vec<u64> = Vec::new();
     for (place, promotion) in record.promotions_newest_first().enumerate() {
-        if known.has(promotion.id) {
+        let in_progress = place == 0 && record.promotion.is_some();
+        let Promotion { id, to, epoch, forced, .. } = promotion;
+        if known.has(promotion, in_progress) {
             met_known = true;
+            lost.extend(promotion.lost.iter().cloned());
             continue;
         }
-        let Promotion { to, epoch, .. } = promotion;
         if met_known {
             return Err(Unordered::PutIn { to: to.clone(), epoch: *epoch });
         }
-        if place < KEPT {
-            was_ordered(promotion, known, orders)?;
+        // One whose target was gone has several places, side by side.
+        match ids.last() == Some(id) {
+            false if ids.contains(id) => return Err(Unordered::PutIn { to: to.clone(), epoch: *epoch }),
+            false => ids.push(*id),
+            true => {}
+        }
+        if ids.len() <= KEPT || *forced || !promotion.lost.is_empty() {
+            was_ordered(promotion, record, known, orders)?;
+            lost.extend(promotion.lost.iter().cloned());
         }
     }
-    Ok(())
+    Ok(lost)
 }
 
-fn was_ordered(promotion: &Promotion, known: Known<'_>, orders: &dyn Orders) -> Result<(), Unordered> {
+fn was_ordered(
+    promotion: &Promotion,
+    record: &Leadership,
+    known: Known<'_>,
+    orders: &dyn Orders,
+) -> Result<(), Unordered> {
     let Promotion { to, mode, .. } = promotion;
+    let other = || Unordered::OtherOrder { mode: *mode, to: to.clone() };
+    if known.is_over(promotion.id) {
+        return Err(other());
+    }
     let Some(order) = &promotion.order else {
         return by_itself(promotion, known, orders);
     };
     let verified = orders.verify(order).map_err(|why| Unordered::NoOrder { to: to.clone(), why })?;
-    let other = || Unordered::OtherOrder { mode: *mode, to: to.clone() };
-    if !fits(&verified.content, promotion) {
+    if !fits(&verified.content, promotion, record) {
         return Err(other());
     }
     match verified.content {
@@ -233,21 +303,33 @@ fn was_ordered(promotion: &Promotion, known: Known<'_>, orders: &dyn Orders) -> 
             Err(other())
         }
         _ if known.would_have_heard(verified.at_us) => Err(Unordered::OldOrder { to: to.clone() }),
+        _ if verified.at_us > known.now_us.saturating_add(CLOCKS_APART_US) => {
+            Err(Unordered::OldOrder { to: to.clone() })
+        }
         _ => Ok(()),
     }
 }
 
 /// Whether this is what began with that promotion. Where its target was gone, another region may be promoted
 /// in its place.
-fn fits(content: &Content, promotion: &Promotion) -> bool {
+fn fits(content: &Content, promotion: &Promotion, record: &Leadership) -> bool {
     let Content::Promotion { id, epoch, mode, to, forced, lost } = content else { return false };
+    let places = || record.promotions_newest_first().filter(|place| place.id == promotion.id);
     let replaced = *to != promotion.to && promotion.mode == Mode::Failover;
+    // A switchover is given up for another target only once its own epoch had begun.
+    let had_begun = || places().any(|place| place.to == *to && place.step == Step::Promote);
     let same = *to == promotion.to && *mode == promotion.mode;
     // The old primary is counted as lost besides those who are named.
-    let counted = lost.is_subset(&promotion.lost)
-        && promotion.lost.len() <= lost.len() + usize::from(*forced)
-        && (*forced || promotion.lost.is_empty());
-    (same || replaced)
+    let old_primary = places().last().map(|first| &first.from);
+    let counted = match forced {
+        true => {
+            let mut all = lost.clone();
+            all.extend(old_primary.cloned());
+            promotion.lost == all
+        }
+        false => promotion.lost.is_empty(),
+    };
+    (same || replaced && (*mode == Mode::Failover || had_begun()))
         && *id == promotion.id
         && *epoch < promotion.epoch
         && *forced == promotion.forced
@@ -275,14 +357,19 @@ fn by_itself(promotion: &Promotion, known: Known<'_>, orders: &dyn Orders) -> Re
     }
 }
 
-fn voters(record: &Leadership, known: Known<'_>, orders: &dyn Orders) -> Result<(), Unordered> {
+fn voters(
+    record: &Leadership,
+    known: Known<'_>,
+    ordered: &BTreeSet<RegionName>,
+    orders: &dyn Orders,
+) -> Result<(), Unordered> {
     let Some(found) = &record.voters else { return Ok(()) };
     let mut lost: BTreeSet<&RegionName> = known
         .records()
         .filter_map(|record| record.voters.as_ref())
         .flat_map(|voters| voters.lost.names())
         .collect();
-    lost.extend(record.promotions_newest_first().flat_map(|promotion| &promotion.lost));
+    lost.extend(ordered);
     if found.lost.names().any(|name| !lost.contains(name)) {
         return Err(Unordered::Lost(found.lost.clone()));
     }
@@ -293,7 +380,7 @@ fn voters(record: &Leadership, known: Known<'_>, orders: &dyn Orders) -> Result<
     // The first primary writes down whom its file names.
     let none_yet = |record: &Leadership| record.voters.is_none() && record.system_id.is_none();
     let first = || found.steps == 0 && known.records().all(none_yet);
-    if known.file.now == all || known.records().any(heard) || before() || first() {
+    if known.records().any(heard) || before() || first() {
         return Ok(());
     }
     let refused = |why: String| Unordered::Voters { voters: all.clone(), why };
@@ -403,13 +490,7 @@ mod tests {
 
     impl Voter {
         fn judge(&self, record: &Leadership, signed: &Signed) -> Result<(), Unordered> {
-            let file = voting(&["a", "b", "c", "d"]);
-            let (agreed, accepted) = (self.agreed.as_ref(), &self.accepted);
-            judge(
-                record,
-                Known { agreed, accepted, file: &file, heard_us: self.heard_us, now_us: NOW_US },
-                signed,
-            )
+            judge(record, known_of(self), signed)
         }
     }
 
@@ -564,6 +645,63 @@ mod tests {
         assert!(matches!(refused, Err(Unordered::PutIn { .. })), "{refused:?}");
     }
 
+    /// What a voter knows it knows by all that was decided, and not by a number.
+    #[test]
+    fn what_is_over_does_not_come_back_and_no_known_number_covers_something_else() {
+        let mut signed = Signed::default();
+        let order = signed.sign(content(7, 1, Mode::Switchover, "b"));
+        let rolled_back = back(&begin(&first(), 7, Mode::Switchover, "b", order.clone()), 7);
+        let knows = Voter { agreed: Some(rolled_back.clone()), accepted: rolled_back.clone(), ..voter() };
+        assert_eq!(knows.judge(&rolled_back, &signed), Ok(()));
+        let again = |change: &dyn Fn(&mut Promotion)| {
+            let mut promotion = rolled_back.history[0].promotion.clone();
+            change(&mut promotion);
+            let promotion = Some(promotion);
+            knows.judge(&Leadership { promotion, ..rolled_back.clone() }, &signed)
+        };
+        assert!(again(&|_| {}).is_err(), "it was given up");
+        assert!(again(&|p| (p.mode, p.step) = (Mode::Failover, Step::Fence)).is_err());
+        assert!(again(&|p| p.order = None).is_err());
+        let mut more = rolled_back.clone();
+        more.history.push(more.history[0].clone());
+        more.history[1].promotion.lost = names(&["c"]);
+        assert!(knows.judge(&more, &signed).is_err(), "another entry under a known number");
+        let mut lost = rolled_back.clone();
+        lost.history[0].promotion.lost = names(&["a", "c"]);
+        lost.voters = Some(voting(&["a", "b", "c"]).without(&names(&["a", "c"])));
+        assert!(knows.judge(&lost, &signed).is_err(), "nobody has said that they are lost");
+        assert!(judge_voters(&lost, known_of(&knows), &signed).is_err());
+
+        // One that led once does not lead again because it did.
+        let order = signed.sign(content(8, 1, Mode::Failover, "b"));
+        let led = finish(&begin(&first(), 8, Mode::Failover, "b", order), 8);
+        let order = signed.sign(content(9, 2, Mode::Failover, "a"));
+        let now = finish(&begin(&led, 9, Mode::Failover, "a", order), 9);
+        let restarted = Voter { agreed: None, accepted: now.clone(), heard_us: None };
+        let old = Leadership { epoch: Epoch(2), primary: name("b"), ..now.clone() };
+        assert!(matches!(restarted.judge(&old, &signed), Err(Unordered::NoPromotion { .. })));
+        assert_eq!(restarted.judge(&now, &signed), Ok(()));
+    }
+
+    #[test]
+    fn one_order_in_many_places_hides_none_behind_it() {
+        let mut signed = Signed::default();
+        let order = signed.sign(content(7, 1, Mode::Switchover, "b"));
+        let rolled_back = back(&begin(&first(), 7, Mode::Switchover, "b", order), 7);
+        let mut record = rolled_back.clone();
+        let mut forged = record.history[0].clone();
+        (forged.promotion.id, forged.promotion.order) = (99, None);
+        record.history = std::iter::once(forged).chain(vec![rolled_back.history[0].clone(); KEPT]).collect();
+        assert!(matches!(voter().judge(&record, &signed), Err(Unordered::Unsigned { .. })));
+    }
+
+    fn known_of(voter: &Voter) -> Known<'_> {
+        static FILE: std::sync::OnceLock<Electorate> = std::sync::OnceLock::new();
+        let file = FILE.get_or_init(|| voting(&["a", "b", "c", "d"]));
+        let Voter { agreed, accepted, heard_us } = voter;
+        Known { agreed: agreed.as_ref(), accepted, file, heard_us: *heard_us, now_us: NOW_US }
+    }
+
     #[test]
     fn who_votes_is_what_an_operator_has_signed_or_what_it_was() {
         let mut signed = Signed::default();
@@ -582,10 +720,8 @@ mod tests {
         assert_eq!(voter().judge(&settled, &signed), Ok(()), "also for one that has slept through it");
         let others = signed.sign(Content::Voters { steps: 0, voters: voting(&["a", "b"]).now });
         let add = Membership::Add { name: name("d"), witness: false };
-        assert!(
-            voter().judge(&change(&first(), &add, others), &signed).is_ok(),
-            "the voter's own file names it"
-        );
+        let added = voter().judge(&change(&first(), &add, others), &signed);
+        assert!(added.is_err(), "also where the voter's own file names it");
         let other = Membership::Remove { name: name("b") };
         assert!(
             voter().judge(&change(&first(), &other, order.clone()), &signed).is_err(),

@@ -54,6 +54,9 @@ pub struct RegionState {
     /// The ballot with which it had the volume open first since: other hosts are told only then that they may
     /// take over.
     pub headed: Option<Ballot>,
+    /// The newest record that it has known to be agreed, where orders are signed: by that it judges others
+    /// before it hears what is agreed now.
+    pub agreed: Option<Leadership>,
 }
 
 /// The state of a running region: in memory and on disk.
@@ -215,6 +218,8 @@ struct File {
     writers: Vec<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     headed: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agreed: Option<Leadership>,
 }
 
 /// An older daemon reads a file without what it does not know.
@@ -248,6 +253,7 @@ impl RegionState {
             data_number: 0,
             writers: Vec::new(),
             headed: None,
+            agreed: None,
         }
     }
 
@@ -321,6 +327,7 @@ impl RegionState {
             data_number: self.data_number,
             writers: self.writers.clone(),
             headed: self.headed.map(|ballot| ballot.to_string()),
+            agreed: self.agreed.clone(),
         };
         serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
@@ -376,6 +383,7 @@ impl RegionState {
             data_number: file.data_number,
             writers: file.writers,
             headed: file.headed.map(|ballot| ballot.parse()).transpose()?,
+            agreed: file.agreed,
         })
     }
 }
@@ -430,6 +438,7 @@ mod tests {
             data_number: 7,
             writers: vec![3, 4],
             headed: Some("3.5-9f3a".parse().unwrap()),
+            agreed: Some(Leadership::first(Epoch(2), "us-east".parse().unwrap())),
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use coordination::leadership::{Change, Loss, Next, Order};
 use coordination::orders::{Automatic, Orders, Verified};
 use coordination::register::Accepted;
-use coordination::{Leadership, Mode, Number, SignedOrder};
+use coordination::{Electorate, Leadership, Mode, Number, SignedOrder, Voters};
 use proto::messages::{self as m, Refusal, control_request, control_response, refusal::Kind};
 use proto::{ClusterId, Epoch, Lsn, RegionName, Timeline};
 use replicator::client::AskError;
@@ -37,13 +37,15 @@ impl Network for Nobody {
     }
 }
 
-/// No order is signed here, and none has to be.
+/// Nobody signs here; whether that has to be done.
 #[derive(Debug)]
-struct Unsigned;
+struct Unsigned {
+    required: bool,
+}
 
 impl Orders for Unsigned {
     fn required(&self) -> bool {
-        false
+        self.required
     }
 
     fn carried(&self) -> bool {
@@ -61,6 +63,10 @@ impl Orders for Unsigned {
 
 /// Voter b, of the regions a and b and the witness w.
 fn voter(remembers: bool) -> Arc<Voter> {
+    voter_of(remembers, false)
+}
+
+fn voter_of(remembers: bool, required: bool) -> Arc<Voter> {
     let mut state = RegionState::new(ClusterId([1; 16]), name("b"), Role::Secondary, first(), 7);
     state.memory.remembers = remembers;
     let places = ["a", "b", "w"].map(|text| Place { name: name(text), advertise: String::new() });
@@ -72,7 +78,7 @@ fn voter(remembers: bool) -> Arc<Voter> {
         lease: Duration::from_secs(5),
         commits_elsewhere: false,
         kept: Arc::new(RegionFile::in_memory(state)),
-        orders: Arc::new(Unsigned),
+        orders: Arc::new(Unsigned { required }),
         network: Box::new(Nobody),
         proposer: 3,
     })
@@ -158,6 +164,28 @@ async fn a_lying_witness_cannot_install_a_primary() {
     voter.accept(&accepted(9, &begun()), at(10)).unwrap();
     assert!(voter.answer_learn(&name("a"), &wire::accepted(&accepted(9, &begun()))).is_ok());
     assert_eq!(voter.agreed(), Some(accepted(9, &begun())));
+}
+
+/// One message that says that its sender alone votes, leads, and that this is agreed.
+#[tokio::test]
+async fn who_says_that_he_alone_votes_is_asked_of_those_who_do() {
+    let voter = voter_of(true, true);
+    let voters = |names: &[&str]| {
+        let regions = names.iter().map(|text| name(text)).collect();
+        Electorate { steps: 2, ..Electorate::of(Voters { regions, ..Voters::default() }) }
+    };
+    for (round, known) in [(6, None), (8, Some(voters(&["a", "b", "w"])))] {
+        let agreed = Leadership { voters: known, ..first() };
+        voter.learn(&accepted(round, &agreed)).unwrap();
+        let alone = Some(Electorate { steps: 9, ..voters(&["a"]) });
+        let lie = Leadership { epoch: Epoch(2), primary: name("a"), voters: alone, ..agreed.clone() };
+        let _ = voter.answer_learn(&name("a"), &wire::accepted(&accepted(round + 1, &lie)));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(voter.agreed().unwrap().record, agreed);
+        assert_eq!(voter.accepted(), agreed);
+    }
 }
 
 #[tokio::test]

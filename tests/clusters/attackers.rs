@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use coordination::leadership::{Change, Order};
-use coordination::register::Accepted;
+use coordination::register::{Accepted, Answer as Vote};
 use coordination::{Leadership, Membership, Mode, Number};
 use proto::messages::refusal::Kind;
 use proto::messages::{self as m, MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, control_request, open};
@@ -286,21 +286,26 @@ impl Thief {
     async fn propose(&self, cluster: &Cluster, name: &str, change: &Change) -> Option<String> {
         let connection = self.connect(cluster, name).await.unwrap();
         let mut number = Number { round: 1, proposer: 9 };
-        let accepted = loop {
+        loop {
             let asked = self.control(&connection, control_request::Body::Prepare(wire::number(number))).await;
-            match wire::voted(asked).unwrap().0 {
-                coordination::register::Answer::Promised(accepted) => break accepted,
-                coordination::register::Answer::Outbid(higher) => number = higher.next(9, false),
-                other => panic!("{other:?}"),
+            let accepted = match wire::voted(asked).unwrap().0 {
+                Vote::Promised(accepted) => accepted,
+                Vote::Outbid(higher) => {
+                    number = higher.next(9, false);
+                    continue;
+                }
+                Vote::Accepted => panic!("nothing was proposed"),
+            };
+            let record = accepted.record.apply(change).unwrap();
+            let proposal = Some(wire::accepted(&Accepted { number, record }));
+            let next = Some(wire::number(number.next(9, false)));
+            let body = control_request::Body::Accept(m::Accept { proposal, next });
+            match self.control(&connection, body).await {
+                Answer::Refusal(refusal) => return Some(refusal.reason),
+                // Others propose as well.
+                Answer::Voted(m::Voted { body: Some(m::voted::Body::Outbid(_)) }) => {}
+                _ => return None,
             }
-        };
-        let record = accepted.record.apply(change).unwrap();
-        let proposal = Some(wire::accepted(&Accepted { number, record }));
-        let next = Some(wire::number(number.next(9, false)));
-        let body = control_request::Body::Accept(m::Accept { proposal, next });
-        match self.control(&connection, body).await {
-            Answer::Refusal(refusal) => Some(refusal.reason),
-            _ => None,
         }
     }
 }

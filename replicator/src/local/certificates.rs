@@ -2,9 +2,12 @@
 //! PostgreSQL's clients know its servers, and the authority that issues them.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use proto::ClusterId;
+use runtime::private;
 use time::OffsetDateTime;
 use transport::identity::{CERTIFICATE_DAYS, certificate_in, is_issued_by, life_of, names_in};
 use transport::{Authority, Certificate, Holder, Identity, IdentityError, Peer};
@@ -39,6 +42,7 @@ pub fn make(
 ) -> Result<usize, IdentityError> {
     let io = |source| IdentityError::Io { path: layout.data().display().to_string(), source };
     make_passable(layout.data()).map_err(io)?;
+    let _one = one_at_a_time(&layout.authority())?;
     let now = now();
     let own = layout.authority().join("ca.pem");
     let is_renewed = |directory: &Path| match renew {
@@ -46,7 +50,9 @@ pub fn make(
         Renew::Due => is_due(&directory.join("cert.pem"), &own, now),
         Renew::All => true,
     };
-    let is_wanted = |(_, directory): &Wanted| !directory.join("cert.pem").exists() || is_renewed(directory);
+    // What was moved to its own machine is not made here again because something is due.
+    let is_missing = |directory: &Path| renew != Renew::Due && !directory.join("cert.pem").exists();
+    let is_wanted = |(_, directory): &Wanted| is_missing(directory) || is_renewed(directory);
     let wanted: Vec<Wanted> = needed(config, layout).into_iter().filter(is_wanted).collect();
     // Those that a cluster can do without, and the ones that somebody asked for by name.
     let more = nodes(config, layout).into_iter().filter(is_wanted);
@@ -55,7 +61,10 @@ pub fn make(
     let names = names_of_servers(config);
     let servers: Vec<_> = servers(config, layout)
         .into_iter()
-        .filter(|(_, directory)| !serves(directory, &names) || is_renewed(directory))
+        .filter(|(_, directory)| {
+            let outdated = renew != Renew::Due && !serves(directory, &names);
+            outdated || is_renewed(directory)
+        })
         .collect();
     // Where the authority's key is elsewhere, these go on with what they have.
     let has_authority = layout.authority().join("ca.key").exists();
@@ -84,9 +93,23 @@ pub fn make(
         authority.issue(&directory, &peer, now, validity_of(&directory))?;
     }
     for (called, directory) in servers {
+        // A daemon may have been started with an earlier file.
+        let before = (renew == Renew::Due).then(|| names_in(&directory.join("cert.pem"))).flatten();
+        let names = before.map_or_else(|| names.clone(), |(names, _)| names);
         authority.issue_server(&directory, &called, &names, now, validity_of(&directory))?;
     }
     Ok(made)
+}
+
+/// Two that make certificates at the same moment would leave a key beside another's certificate.
+fn one_at_a_time(authority: &Path) -> Result<Option<Flock<File>>, IdentityError> {
+    if !authority.join("ca.key").exists() {
+        return Ok(None);
+    }
+    let path = authority.join("certs.lock");
+    let io = |source| IdentityError::Io { path: path.display().to_string(), source };
+    let file = private::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    Flock::lock(file, FlockArg::LockExclusive).map(Some).map_err(|(_, e)| io(e.into()))
 }
 
 /// Whether the certificate in `file`, which the authority in `own` has issued, has less than a third of its

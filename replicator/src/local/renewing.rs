@@ -7,14 +7,13 @@ use runtime::task::blocking;
 
 use super::certificates::{self, Renew};
 use crate::config::Config;
-use crate::daemon::lock::DaemonLock;
 use crate::layout::Layout;
 
 /// How often it is looked whether one is due: in a third of a minute, the shortest that is left of one.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Makes anew what is due of the certificates of `config` on this machine, for ever. Nothing where the
-/// authority's key is elsewhere, or another account's.
+/// Makes anew what is due of the certificates of `config` on this machine, for ever; of several daemons the
+/// others find nothing due. Nothing where the authority's key is elsewhere, or another account's.
 pub async fn keep(config: Config, layout: Layout) -> Infallible {
     let mut told = String::new();
     loop {
@@ -40,7 +39,5 @@ fn renew_due(config: &Config, layout: &Layout) -> Result<usize, String> {
     if std::fs::File::open(authority.join("ca.key")).is_err() {
         return Ok(0);
     }
-    // One daemon of the machine at a time; the others find nothing due.
-    let Ok(_lock) = DaemonLock::take(&authority.join("renew.lock")) else { return Ok(0) };
     certificates::make(config, layout, Renew::Due, None).map_err(|e| e.to_string())
 }

@@ -31,9 +31,6 @@ const MOVED: Duration = Duration::from_secs(90);
 /// How often it is looked whether it does.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How often an order is signed again, for the epoch that it is by now.
-const SIGNS_AGAIN: usize = 2;
-
 impl Operator {
     /// Orders a region to lead; each step is told as it is recorded.
     ///
@@ -46,28 +43,17 @@ impl Operator {
         tell: &(dyn Fn(&str) + Sync),
     ) -> Result<Promotion, OperatorError> {
         let own = self.region(region)?;
-        let mut epoch = self.epoch_at(own).await.map_err(OperatorError::Promotion)?;
-        let mut tries = 0;
-        let asked = loop {
-            let order = match request.dry_run {
-                true => None,
-                false => {
-                    let signed = orders::sign_promotion(&self.identity, region, &request, epoch);
-                    Some(signed.map_err(OperatorError::Unsigned)?)
-                }
-            };
-            let asked = tokio::select! {
-                asked = self.ask(own, Ask::Promote(PromoteRequest { order, ..request.clone() }), PROMOTION_PATIENCE) => asked,
-                never = self.tell_steps(own, tell) => never,
-            };
-            // It may have been cut off, and have heard only now which epoch it is.
-            let refused = matches!(asked, Err(AskError::Refused(_))) && !request.dry_run;
-            match self.epoch_at(own).await {
-                Ok(now) if refused && now != epoch && tries < SIGNS_AGAIN => {
-                    (epoch, tries) = (now, tries + 1)
-                }
-                _ => break asked,
+        let order = match request.dry_run {
+            true => None,
+            false => {
+                let epoch = self.epoch_at(own).await.map_err(OperatorError::Promotion)?;
+                let signed = orders::sign_promotion(&self.identity, region, &request, epoch);
+                Some(signed.map_err(OperatorError::Unsigned)?)
             }
+        };
+        let asked = tokio::select! {
+            asked = self.ask(own, Ask::Promote(PromoteRequest { order, ..request }), PROMOTION_PATIENCE) => asked,
+            never = self.tell_steps(own, tell) => never,
         };
         match asked.map_err(OperatorError::Promotion)? {
             Answer::Promotion(promotion) => Ok(promotion),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use coordination::lawful::{self, Unlawful};
 use coordination::leadership::Change;
-use coordination::orders::{self, Known};
+use coordination::orders::{self, Known, Unordered};
 use coordination::planted::{self, Bug};
 use coordination::register::{Accepted, Answer};
 use coordination::{Leadership, Number};
@@ -80,8 +80,13 @@ impl Voter {
         if *self.kept.get().acceptor.accepted() == told {
             have.insert(self.me.clone());
         }
+        // Who tells of other voters than an operator has signed is heard by those who are known.
+        let known = self.voters_were_ordered(&told.record).is_err().then(|| self.electorate());
         let voters = told.record.electorate(&self.file).clone();
-        let decide = move |have: &BTreeSet<RegionName>| voters.decide(|name| have.contains(name));
+        let decide = move |have: &BTreeSet<RegionName>| {
+            let has = |name: &RegionName| have.contains(name);
+            voters.decide(has) && known.as_ref().is_none_or(|known| known.decide(has))
+        };
         if decide(&have) || planted::is(Bug::BelievesHints) {
             return self.take(&told);
         }
@@ -132,14 +137,21 @@ impl Voter {
     /// A refusal, when it is far ahead. A voter that was away for long reads then.
     pub(super) fn judge_number(self: &Arc<Self>, number: Number) -> Result<(), Refusal> {
         let judged = lawful::number(number, self.highest());
-        if judged.is_err() && !self.catching_up.swap(true, Ordering::Relaxed) {
-            let this = self.clone();
-            self.spawn(async move {
-                let _ = this.change(&Change::Read).await;
-                this.catching_up.store(false, Ordering::Relaxed);
-            });
+        if judged.is_err() {
+            self.catch_up();
         }
         judged.map_err(|why| refused(&why))
+    }
+
+    fn catch_up(self: &Arc<Self>) {
+        if self.catching_up.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let this = self.clone();
+        self.spawn(async move {
+            let _ = this.change(&Change::Read).await;
+            this.catching_up.store(false, Ordering::Relaxed);
+        });
     }
 
     fn judge_record(&self, record: &Leadership) -> Result<(), Unlawful> {
@@ -148,20 +160,26 @@ impl Voter {
         self.agreed.borrow().as_ref().map_or(Ok(()), |agreed| lawful::follows(record, &agreed.record))
     }
 
-    /// Whether all in `record` that is new here was ordered. One without a memory is told by a majority.
+    /// Whether all in `record` that is new here was ordered.
     fn judge_orders(&self, record: &Leadership) -> Result<(), Unlawful> {
-        if !self.remembers() {
-            return Ok(());
-        }
-        let (agreed, accepted) = (self.agreed(), self.accepted());
-        let known = Known {
-            agreed: agreed.as_ref().map(|agreed| &agreed.record),
-            accepted: &accepted,
+        Ok(self.with_known(|known| orders::judge(record, known, &*self.orders))?)
+    }
+
+    fn voters_were_ordered(&self, record: &Leadership) -> Result<(), Unordered> {
+        self.with_known(|known| orders::judge_voters(record, known, &*self.orders))
+    }
+
+    fn with_known<T>(&self, judge: impl FnOnce(Known<'_>) -> T) -> T {
+        let (agreed, state) = (self.agreed(), self.kept.get());
+        // What was agreed in an earlier life is agreed.
+        let agreed = agreed.as_ref().map(|agreed| &agreed.record).or(state.agreed.as_ref());
+        judge(Known {
+            agreed,
+            accepted: state.acceptor.record(),
             file: &self.file,
             heard_us: self.heard_us(),
             now_us: wall_us(),
-        };
-        Ok(orders::judge(record, known, &*self.orders)?)
+        })
     }
 
     /// A proposal and the number that is asked to be promised with it, if a correct voter can propose that.
@@ -178,7 +196,12 @@ impl Voter {
         // by now.
         if self.would_accept(proposal.number) {
             let judged = self.judge_record(&proposal.record);
-            judged.and_then(|()| self.judge_orders(&proposal.record)).map_err(|why| refused(&why))?;
+            let judged = judged.and_then(|()| self.judge_orders(&proposal.record));
+            if matches!(judged, Err(Unlawful::Unordered(_))) {
+                // A majority may have accepted what it follows from while this voter was away.
+                self.catch_up();
+            }
+            judged.map_err(|why| refused(&why))?;
         }
         Ok((proposal, next))
     }
@@ -200,10 +223,19 @@ impl Voter {
     }
 
     /// An answer to the question under `number`, if a correct voter can give it; the reason in words, if not.
-    pub(super) fn judge_answer(&self, answer: Answer, number: Number) -> Result<Answer, String> {
+    pub(super) fn judge_answer(
+        self: &Arc<Self>,
+        from: &RegionName,
+        answer: Answer,
+        number: Number,
+    ) -> Result<Answer, String> {
         if let Answer::Promised(accepted) = &answer {
-            self.judge_promised(accepted, number)
-                .map_err(|why| format!("no correct voter says that: {why}"))?;
+            let judged = self.judge_promised(accepted, number);
+            if matches!(judged, Err(Unlawful::Unordered(_))) {
+                // It may be what a majority has agreed on, while this voter was away.
+                self.look_into(from, accepted.clone());
+            }
+            judged.map_err(|why| format!("no correct voter says that: {why}"))?;
         }
         Ok(answer)
     }

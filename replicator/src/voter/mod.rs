@@ -472,7 +472,13 @@ impl Voter {
     /// # Errors
     /// When it cannot be kept on disk.
     pub fn learn(&self, agreed: &Accepted) -> Result<(), StateError> {
-        self.kept.change(|state| state.acceptor.learn(agreed))?;
+        self.kept.change(|state| {
+            state.acceptor.learn(agreed);
+            let newer = state.agreed.as_ref().is_none_or(|known| *known != agreed.record);
+            if newer && self.orders.required() {
+                state.agreed = Some(agreed.record.clone());
+            }
+        })?;
         self.agreed.send_if_modified(|known| {
             let newer = known.as_ref().is_none_or(|known| known.number < agreed.number);
             if newer {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use coordination::lawful::Unlawful;
 use coordination::memory::{self, Memory, Recall, Said};
 use coordination::register::Answer;
 use coordination::{Acceptor, Number};
@@ -135,7 +136,17 @@ impl Voter {
             .into_iter()
             .filter_map(|(name, answer)| match wire::voted(answer) {
                 Ok((Answer::Promised(accepted), _)) => {
-                    self.judge_promised(&accepted, number).ok().map(|()| (name, accepted))
+                    // By an operator's word what is said counts as it is.
+                    let judged = self.judge_promised(&accepted, number);
+                    let counts = match &judged {
+                        Err(Unlawful::Unordered(why)) if !word => {
+                            tracing::warn!("{name} remembers what nobody has ordered: {why}");
+                            false
+                        }
+                        Err(Unlawful::Unordered(_)) | Ok(()) => true,
+                        Err(_) => false,
+                    };
+                    counts.then_some((name, accepted))
                 }
                 _ => None,
             })

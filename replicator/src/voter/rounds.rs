@@ -201,8 +201,8 @@ impl Voter {
             asked.spawn(async move {
                 let answer = this.ask(&voter.name, body, patience).await;
                 let answer = answer.map_err(|e| e.to_string()).and_then(wire::voted);
-                let judged =
-                    answer.and_then(|(answer, grant)| Ok((this.judge_answer(answer, number)?, grant)));
+                let judged = answer
+                    .and_then(|(answer, grant)| Ok((this.judge_answer(&voter.name, answer, number)?, grant)));
                 let (answer, grant) = match judged {
                     Ok((answer, grant)) => (Ok(answer), grant),
                     Err(e) => (Err(e), None),
