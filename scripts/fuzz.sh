@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes the decoders, all or those that are named: each for SECONDS_EACH seconds (60 by default), or with RUNS_EACH inputs. It begins with what is
 # kept in decoders/corpus; what it finds beyond stays in target/fuzz/corpus, and scripts/corpora.sh makes the kept ones of that.
-# docs/TESTING.md says which target is for what, and decoders/src/lib.rs which of them call C: those are built with AddressSanitizer, and so is the C
-# where clang is installed. The others are twice as quick without. SANITIZER=address or SANITIZER=none builds all of them so.
+# docs/TESTING.md says which target is for what, and decoders/src/lib.rs which of them are about C: those are built with AddressSanitizer, and so is
+# the C where clang is installed. The others are quicker without. SANITIZER=address or SANITIZER=none builds all of them so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v cargo-fuzz >/dev/null; then
@@ -42,6 +42,8 @@ for target in "${targets[@]}"; do
         echo "fuzz: there is no clang: of the C only what it allocates is looked at" >&2
     fi
     build+=(cargo fuzz build "$target" --sanitizer "$sanitizer" --codegen-units 16 --target-dir "$here/$sanitizer")
+    # None of these is of the program, which is most of what there is to build.
+    if [ "$sanitizer" = address ] && [ "$calls_c" = true ]; then build+=(--no-default-features); fi
     echo "fuzz: $target, sanitizer $sanitizer"
     "${build[@]}"
     unpack "$target"

@@ -38,7 +38,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "messages", run: peers::messages, c: false, most: 512, seeds: seeds::messages },
     Target { name: "identity", run: peers::identity, c: true, most: 1024, seeds: seeds::identity },
-    Target { name: "repair", run: peers::repair, c: false, most: 256, seeds: seeds::repair },
+    Target { name: "repair", run: peers::repair, c: false, most: 96, seeds: seeds::repair },
     Target { name: "client", run: postgresql::client, c: false, most: 512, seeds: seeds::client },
     Target { name: "wire", run: postgresql::wire, c: false, most: 512, seeds: seeds::wire },
     #[cfg(feature = "program")]

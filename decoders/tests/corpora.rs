@@ -201,7 +201,7 @@ fn every_target_is_run_here_and_by_libfuzzer_and_has_a_corpus_that_is_small() {
         assert!(here.contains(&format!("holds(\"{}\",", target.name)), "{} is not run", target.name);
         let inputs = of(target);
         let bytes: usize = inputs.iter().map(Vec::len).sum();
-        assert!(inputs.len() <= 60 && bytes <= 32 << 10, "{}: {} inputs", target.name, inputs.len());
+        assert!(inputs.len() <= 48 && bytes <= 12 << 10, "{}: {} inputs", target.name, inputs.len());
         assert!(inputs.iter().all(|input| input.len() <= target.most), "{}", target.name);
         let path = corpora().join(target.name);
         assert_eq!(std::fs::read_to_string(path).unwrap(), corpus::text(&inputs), "{}", target.name);
