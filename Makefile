@@ -83,7 +83,7 @@ bench-links: build ## ours and stock PostgreSQL over emulated long, lossy links,
 	target/release/replicator-bench repairs
 	target/release/replicator-bench bring
 
-fuzz: ## fuzz every decoder for a minute each (needs cargo-fuzz: cargo install cargo-fuzz)
+fuzz: ## fuzz every decoder, SECONDS_EACH=60 or RUNS_EACH inputs; installs cargo-fuzz
 	@scripts/fuzz.sh
 
 pictures: build ## the pictures of the page and the terminal view in docs/pictures, of regions with load, by chromium

@@ -13,19 +13,25 @@ const KIND: &str = "SCRAM-SHA-256$";
 /// What PostgreSQL takes by itself.
 const ITERATIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(4095);
 
+/// The most rounds that a verifier may ask for: comparing takes as long as they do. PostgreSQL's
+/// `scram_iterations` may be two thousand times as many, which take many minutes.
+pub const ITERATIONS_MAX: u32 = 1 << 20;
+
 /// The verifier of `password`, which is of ASCII, with a salt that is to be drawn at random.
 #[must_use]
 pub fn verifier(password: &str, salt: &[u8; 16]) -> String {
     of(password, ITERATIONS, salt)
 }
 
-/// Whether `password` is the one of `verifier`, as `pg_authid` has it; none where that is of another kind.
+/// Whether `password` is the one of `verifier`, as `pg_authid` has it; none where that is of another kind, or
+/// asks for more than [`ITERATIONS_MAX`] rounds.
 #[must_use]
 pub fn fits(password: &str, verifier: &str) -> Option<bool> {
     let (iterations, rest) = verifier.strip_prefix(KIND)?.split_once(':')?;
     let (salt, _) = rest.split_once('$')?;
     let salt = STANDARD.decode(salt).ok()?;
-    Some(of(password, iterations.parse().ok()?, &salt) == verifier)
+    let iterations = iterations.parse().ok().filter(|rounds: &NonZeroU32| rounds.get() <= ITERATIONS_MAX)?;
+    Some(of(password, iterations, &salt) == verifier)
 }
 
 /// Whether `verifier` was made with this salt.
@@ -65,9 +71,14 @@ mod tests {
         let made = verifier("secret", &[7; 16]);
         assert_eq!((fits("secret", &made), fits("Secret", &made)), (Some(true), Some(false)));
         assert_ne!(made, verifier("secret", &[8; 16]));
-        for other in
-            ["", "md5abc", "SCRAM-SHA-256$x:y$z", "SCRAM-SHA-256$0:AA==$x:y", "SCRAM-SHA-256$9:!$x:y"]
-        {
+        for other in [
+            "",
+            "md5abc",
+            "SCRAM-SHA-256$x:y$z",
+            "SCRAM-SHA-256$0:AA==$x:y",
+            "SCRAM-SHA-256$9:!$x:y",
+            "SCRAM-SHA-256$4294967295:AA==$x:y",
+        ] {
             assert_eq!(fits("secret", other), None, "{other}");
         }
     }

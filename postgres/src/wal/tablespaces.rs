@@ -54,7 +54,8 @@ pub struct Created {
 /// The tablespaces that whole records in `redo` make, which begins at `begin_lsn`.
 #[must_use]
 pub fn created(begin_lsn: Lsn, redo: &[u8]) -> Vec<Created> {
-    let to_record = begin_lsn.0.next_multiple_of(8) - begin_lsn.0;
+    // Also of redo that a peer says lies at the very end of what 64 bits can say.
+    let to_record = (8 - begin_lsn.0 % 8) % 8;
     let first = usize::try_from(to_record).unwrap_or(usize::MAX);
     let places = (first..redo.len()).step_by(8);
     places
@@ -235,6 +236,14 @@ mod tests {
         let mut redo = laid_out(80, 16, &record(16387, "/a", &[]));
         redo[32] = 0x10;
         assert_eq!(created(Lsn(80), &redo), []);
+    }
+
+    #[test]
+    fn redo_at_the_very_end_of_what_can_be_said_is_read() {
+        for before in 0..40 {
+            let (begin_lsn, redo) = (Lsn(u64::MAX - before), vec![5; usize::try_from(before).unwrap()]);
+            assert_eq!((created(begin_lsn, &redo), without_paths(begin_lsn, &redo)), (vec![], None));
+        }
     }
 
     proptest! {

@@ -46,9 +46,9 @@ pub enum NodeFileError {
 }
 
 /// The file as it is on disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
+pub struct Content {
     format: u32,
     cluster_id: String,
     region: RegionName,
@@ -123,7 +123,11 @@ impl NodeFile {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Content, String> {
+/// What a `node.json` says.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(bytes: &[u8]) -> Result<Content, String> {
     let content: Content = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     match content.format {
         FORMAT => Ok(content),

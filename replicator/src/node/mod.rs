@@ -5,7 +5,7 @@
 //! ([`link`]; over there it is `region/nodes.rs`). What it does with its PostgreSQL is decided in [`plan`].
 
 mod feed;
-pub(crate) mod file;
+pub mod file;
 mod guide;
 mod link;
 pub mod plan;
