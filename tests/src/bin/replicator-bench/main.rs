@@ -17,6 +17,7 @@ mod heads;
 mod lag;
 mod links;
 mod load;
+mod moves;
 mod rejoin;
 mod replicas;
 mod roads;
@@ -38,7 +39,7 @@ const WARM_UP: usize = 50;
 /// `replicator-bench endpoint [ROUNDS [PGBENCH-SECONDS]]` or `replicator-bench replicas [REPLICAS]` or
 /// `replicator-bench telemetry [ROUNDS [PGBENCH-SECONDS]]` or
 /// `replicator-bench sealed [ROUNDS [PGBENCH-SECONDS]]` or
-/// `replicator-bench heads [ROUNDS [TAKE-OVER-AFTER-MS]]` or
+/// `replicator-bench heads [ROUNDS [TAKE-OVER-AFTER-MS]]` or `replicator-bench moves [MOVES]` or
 /// `replicator-bench flood [SECONDS [HANDSHAKES-A-SECOND]]` or
 /// `replicator-bench links [PGBENCH-SECONDS [ONE-SYSTEM]]` or
 /// `replicator-bench controllers [PGBENCH-SECONDS [ONE-CONTROLLER]]` or
@@ -70,6 +71,7 @@ async fn measure() {
         "growth" => growth::run([first.unwrap_or(1), second.unwrap_or(20)]).await,
         "drill" => drill::run(first.unwrap_or(3), second.unwrap_or(40)).await,
         "heads" => heads::run(first.unwrap_or(20), second.unwrap_or(1_000)).await,
+        "moves" => moves::run(first.unwrap_or(20)).await,
         "replicas" => replicas::run(first.unwrap_or(15)).await,
         "rejoin" => rejoin::run(first.unwrap_or(1), second.unwrap_or(10_000)).await,
         "load" => load::run(first.unwrap_or(50), second.unwrap_or(60)).await,
@@ -96,7 +98,7 @@ async fn measure() {
         }
         other => {
             panic!(
-                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, flood, heads, rejoin, replicas, load, sealed, telemetry, lag, links, \
+                "there is no '{other}': regions, commit, cost, growth, drill, endpoint, flood, heads, moves, rejoin, replicas, load, sealed, telemetry, lag, links, \
                  controllers, repairs, bring"
             )
         }
