@@ -12,6 +12,7 @@ use runtime::clock::now;
 use runtime::task::Tasks;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::TransportError;
 use crate::admission::accept_all;
@@ -28,6 +29,10 @@ const ADDRESSES_MAX: usize = 8;
 
 /// The wait before the next address of a name is tried beside those before it.
 const NEXT_ADDRESS: Duration = Duration::from_millis(200);
+
+/// The same where a host is known to be about to listen, for so long.
+const NEXT_SOON: Duration = Duration::from_millis(15);
+const SOON: Duration = Duration::from_millis(600);
 
 /// The most addresses of a region whose head may be one of several hosts: sixteen, with two each.
 const HOSTS_ADDRESSES_MAX: usize = 32;
@@ -47,6 +52,8 @@ pub struct Endpoint {
     answered: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
     /// The address that said last that it is not the head.
     avoided: Arc<Mutex<BTreeMap<String, SocketAddr>>>,
+    /// Until when a host of a place is expected to begin to listen, and which one it is not.
+    expected: Arc<Mutex<BTreeMap<String, (Instant, SocketAddr)>>>,
     /// What accepts, and looks after connections: it ends with the last handle.
     tasks: Arc<Tasks>,
 }
@@ -110,6 +117,7 @@ impl Endpoint {
             accepted,
             answered: Arc::default(),
             avoided: Arc::default(),
+            expected: Arc::default(),
             tasks,
         })
     }
@@ -299,11 +307,14 @@ impl Endpoint {
             None => addresses.iter().copied().filter(|address| Some(*address) != avoided).collect(),
         };
         loop {
-            for address in std::mem::replace(&mut next, addresses.clone()) {
+            let left = self.expected().get(place).filter(|(until, _)| now() < *until).map(|(_, left)| *left);
+            // The one that was left may listen still.
+            let again = addresses.iter().copied().filter(|address| Some(*address) != left).collect();
+            for address in std::mem::replace(&mut next, again) {
                 let (endpoint, expect) = (self.clone(), expect.clone());
                 trying.spawn(async move { endpoint.connect_for(traffic, address, &expect, patience).await });
             }
-            let round = until.min(now() + NEXT_ADDRESS);
+            let round = until.min(now() + if left.is_some() { NEXT_SOON } else { NEXT_ADDRESS });
             while let Ok(ended) = tokio::time::timeout_at(round, next_ended(&mut trying)).await {
                 match ended {
                     Ok(connection) => {
@@ -332,6 +343,20 @@ impl Endpoint {
         if place.contains(',') {
             self.avoided().insert(place.to_owned(), address);
         }
+    }
+
+    /// The host at `left` is the head of the region at `place` no more, and another one is about to begin to
+    /// listen: for a moment the others are tried more often, as what is sent to it before is lost.
+    pub fn expect(&self, place: &str, left: SocketAddr) {
+        self.avoid(place, left);
+        if place.contains(',') {
+            self.expected().insert(place.to_owned(), (now() + SOON, left));
+        }
+    }
+
+    fn expected(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, SocketAddr)>> {
+        // Each change is one insertion.
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn avoided(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {

@@ -283,7 +283,11 @@ impl Zone {
                     "zone {}: the region's head is silent, or hands over; looking for it, or another",
                     self.zone
                 );
-                self.endpoint.avoid(&self.own.place().advertise, connection.remote_address());
+                let (place, left) = (self.own.place().advertise, connection.remote_address());
+                match self.hearing.as_ref().is_some_and(|hearing| hearing.handed_over().is_some()) {
+                    true => self.endpoint.expect(&place, left),
+                    false => self.endpoint.avoid(&place, left),
+                }
                 connection.close("the region's head is silent");
             }
             () = reopen => {
