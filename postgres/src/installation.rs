@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +14,11 @@ use crate::below::Below;
 use crate::environment::clean_environment;
 use crate::major::Major;
 
-/// Of each directory of programs that was asked, whether its server can encrypt.
-static ENCRYPTS: Mutex<BTreeMap<PathBuf, bool>> = Mutex::new(BTreeMap::new());
+/// What servers' programs said of themselves, by the file that was asked and the question.
+static SAID: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+/// The variable by which a process that this one becomes is told that: to ask takes a while.
+const SAID_BEFORE: &str = "REPLICATOR_PROGRAMS_SAID";
 
 /// A PostgreSQL on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +84,32 @@ pub enum InstallationError {
     },
 }
 
+/// The variable, and its value, by which the process that this one becomes knows what programs said to it.
+#[must_use]
+pub fn said_so_far() -> (&'static str, String) {
+    let said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    (SAID_BEFORE, said.iter().map(|(asked, answer)| format!("{asked}\t{answer}\n")).collect())
+}
+
+/// What `program` said to `question`, or says now by `ask`. Another file in its place is asked anew.
+fn said<E>(program: &Path, question: &str, ask: impl FnOnce() -> Result<String, E>) -> Result<String, E> {
+    let asked = std::fs::metadata(program).map(|file| {
+        let stamp = (file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec());
+        format!("{} {stamp:?} {question}", program.display())
+    });
+    // Whoever runs it says what is wrong with it.
+    let Ok(asked) = asked else { return ask() };
+    let said = || SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = said().get(&asked).cloned().or_else(|| {
+        let before = std::env::var(SAID_BEFORE).ok()?;
+        let found = before.lines().find_map(|line| line.strip_prefix(&asked)?.strip_prefix('\t'));
+        found.map(str::to_owned)
+    });
+    let answer = known.map_or_else(ask, Ok)?;
+    said().insert(asked, answer.clone());
+    Ok(answer)
+}
+
 impl Installation {
     /// The PostgreSQL in `bin_dir`, or the newest one found where packages put it and on the PATH.
     ///
@@ -118,11 +147,13 @@ impl Installation {
     fn at(bin_dir: &Path) -> Result<Installation, InstallationError> {
         let shown = bin_dir.display().to_string();
         let unusable = |what: String| InstallationError::Unusable { bin_dir: shown.clone(), what };
-        let mut command = Command::new(bin_dir.join("postgres"));
-        clean_environment(&mut command);
-        let output = command.arg("--version").output();
-        let output = output.map_err(|e| unusable(e.to_string()))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let program = bin_dir.join("postgres");
+        let text = said(&program, "--version", || {
+            let mut command = Command::new(&program);
+            clean_environment(&mut command);
+            let output = command.arg("--version").output().map_err(|e| unusable(e.to_string()))?;
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        })?;
         let (version, major) = parse_version(&text).ok_or_else(|| unusable(text.clone()))?;
         if major < Major::MIN {
             return Err(InstallationError::TooOld { bin_dir: shown, version });
@@ -138,24 +169,19 @@ impl Installation {
     /// Whether its server can encrypt: not every build can.
     #[must_use]
     pub fn encrypts(&self) -> bool {
-        let known = ENCRYPTS.lock().unwrap_or_else(PoisonError::into_inner).get(&self.bin_dir).copied();
-        if let Some(known) = known {
-            return known;
-        }
-        let mut command = Command::new(self.bin_dir.join("postgres"));
-        clean_environment(&mut command);
+        let program = self.program("postgres");
         // A build without encryption knows no ciphers. One that could not be asked is asked again, and taken
         // for one that encrypts: nobody is let in without it because a process could not be started.
-        let Some(said) = command.arg("--describe-config").output().ok().filter(|said| said.status.success())
-        else {
-            return true;
-        };
-        let told = String::from_utf8_lossy(&said.stdout);
-        let ciphers = told.lines().find_map(|line| line.strip_prefix("ssl_ciphers\t"));
-        let encrypts =
-            ciphers.and_then(|line| line.split('\t').nth(3)).is_some_and(|ciphers| ciphers != "none");
-        ENCRYPTS.lock().unwrap_or_else(PoisonError::into_inner).insert(self.bin_dir.clone(), encrypts);
-        encrypts
+        let ciphers = said(&program, "ssl_ciphers", || {
+            let mut command = Command::new(&program);
+            clean_environment(&mut command);
+            let described = command.arg("--describe-config").output().ok();
+            let described = described.filter(|described| described.status.success()).ok_or(())?;
+            let told = String::from_utf8_lossy(&described.stdout);
+            let ciphers = told.lines().find_map(|line| line.strip_prefix("ssl_ciphers\t"));
+            Ok::<_, ()>(ciphers.and_then(|line| line.split('\t').nth(3)).unwrap_or(NO_CIPHERS).to_owned())
+        });
+        ciphers.map_or(true, |ciphers| ciphers != NO_CIPHERS)
     }
 
     /// Has its server read `settings` as a configuration file, in a directory of their own that is removed
@@ -215,6 +241,9 @@ impl Installation {
         self.bin_dir.join(name)
     }
 }
+
+/// What a server says that cannot encrypt.
+const NO_CIPHERS: &str = "none";
 
 /// Where something is tried, a directory that is not there yet: nobody else can know its name.
 pub(crate) fn trial_directory() -> PathBuf {

@@ -14,6 +14,7 @@ use postgres::protocol::client::{
 };
 use proto::compression::Compressor;
 use proto::{Batch, Lsn, Redo, SystemId, Timeline};
+use runtime::clock::now;
 use telemetry::otlp::SpanKind;
 use telemetry::trace::{Step, TraceId};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +30,13 @@ use crate::{PrimaryOptions, clock, trace};
 /// zstd's level for redo: measured on pgbench, higher levels cost the writer more than they save the WAN.
 const COMPRESSION_LEVEL: i32 = 1;
 
-/// The wait before connecting to the writer again. Short: no commit returns meanwhile, and clients of a
-/// writer that starts are not let in.
-const RECONNECT: Duration = Duration::from_millis(20);
+/// How often it is looked whether the writer can be connected to again. Short: no commit returns meanwhile,
+/// and clients of a writer that starts are not let in.
+const RECONNECT: Duration = Duration::from_millis(5);
+
+/// How long one that does not say that it accepts connections is left alone, at most. Each attempt makes a
+/// process, for which a server that stops waits.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
 
 /// The same where the writer answered, and its redo cannot be taken: what is looked at then costs more.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -115,9 +120,16 @@ pub(crate) async fn run(options: Arc<PrimaryOptions>, views: Arc<Views>, stop: C
             last_reason = reason.clone();
         }
         reader.views.update_reader(|state| (state.streaming, state.detail) = (false, reason));
+        let waiting = async {
+            tokio::time::sleep(wait).await;
+            let since = now();
+            while !reader.options.writer.says_ready() && since.elapsed() < LEFT_ALONE {
+                tokio::time::sleep(RECONNECT).await;
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = waiting => {}
         }
     }
 }

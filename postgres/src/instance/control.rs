@@ -1,5 +1,6 @@
 //! What PostgreSQL's control file says, as `pg_controldata` prints it.
 
+use std::io::Read;
 use std::str::FromStr;
 
 use proto::{Lsn, SystemId, Timeline};
@@ -8,6 +9,36 @@ use crate::wal::segment::SegmentSize;
 
 use super::floors::{NEEDED, Need};
 use super::{CONTROL_DATA, Instance, InstanceError, run};
+
+/// The control file, below the data directory.
+pub(super) const CONTROL: &str = "global/pg_control";
+
+/// The versions of control files whose places are known here: those of PostgreSQL 15 to 18.
+const CONTROL_VERSIONS: [u32; 3] = [1300, 1700, 1800];
+
+/// `DB_SHUTDOWNED_IN_RECOVERY`, of a standby that was shut down cleanly.
+const SHUT_DOWN_IN_RECOVERY: u32 = 2;
+
+/// What `ControlFileData` begins with, in the machine's order of bytes: the system identifier, the file's
+/// version, that of the catalogs, and the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Begin {
+    system_id: SystemId,
+    ended_as_a_standby: bool,
+}
+
+impl Begin {
+    fn parse(bytes: [u8; 20]) -> Option<Begin> {
+        let (system_id, rest) = bytes.split_first_chunk::<8>()?;
+        let (version, rest) = rest.split_first_chunk::<4>()?;
+        let (_, rest) = rest.split_first_chunk::<4>()?;
+        let (state, _) = rest.split_first_chunk::<4>()?;
+        CONTROL_VERSIONS.contains(&u32::from_ne_bytes(*version)).then(|| Begin {
+            system_id: SystemId(u64::from_ne_bytes(*system_id)),
+            ended_as_a_standby: u32::from_ne_bytes(*state) == SHUT_DOWN_IN_RECOVERY,
+        })
+    }
+}
 
 /// The state of a PostgreSQL cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +143,13 @@ impl ControlData {
             && self.recovery_lsn <= end_lsn
     }
 
+    /// Whether that standby has applied all redo up to `end_lsn`, besides: it is to be given nothing before
+    /// it goes on as the writer. A control file never names a place to which it had not come.
+    #[must_use]
+    pub fn has_all(&self, end_lsn: Lsn) -> bool {
+        self.could_write_on(end_lsn) && self.recovery_lsn == end_lsn
+    }
+
     /// The newest timeline that the data are on for good: what a crash now leads back to.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
@@ -136,7 +174,28 @@ impl Instance {
     /// # Errors
     /// When there is no control file.
     pub fn system_id(&self) -> Result<SystemId, InstanceError> {
-        self.control_data().map(|control| control.system_id)
+        match self.begin_of_control() {
+            Some(begin) => Ok(begin.system_id),
+            None => self.control_data().map(|control| control.system_id),
+        }
+    }
+
+    /// Whether a standby was shut down cleanly here, and nothing was started since.
+    pub(super) fn ended_as_a_standby(&self) -> bool {
+        match self.begin_of_control() {
+            Some(begin) => begin.ended_as_a_standby,
+            None => {
+                self.control_data().is_ok_and(|control| control.state == ClusterState::ShutDownInRecovery)
+            }
+        }
+    }
+
+    /// What the control file begins with, where it can be read here and is of a version whose places are
+    /// known: to ask a program takes time for which a writer that is started would wait.
+    fn begin_of_control(&self) -> Option<Begin> {
+        let mut bytes = [0; 20];
+        self.data().ok()?.open_file(CONTROL).ok()?.read_exact(&mut bytes).ok()?;
+        Begin::parse(bytes)
     }
 
     /// Where the last record of a writer begins that was shut down cleanly, a checkpoint's; none when it was
@@ -195,8 +254,26 @@ max_connections setting:              250
         let stopped = ControlData { state: ClusterState::ShutDownInRecovery, ..control };
         assert!(stopped.could_write_on(Lsn(0x40C_DF90)) && !control.could_write_on(Lsn(0x40C_DF90)));
         assert!(!stopped.could_write_on(Lsn(0x40C_DF8F)), "it has something from beyond");
+        assert!(stopped.has_all(Lsn(0x40C_DF90)) && !control.has_all(Lsn(0x40C_DF90)));
+        assert!(!stopped.has_all(Lsn(0x40C_DF91)), "it lacks a byte");
         let within = ControlData { backup_start_lsn: Lsn(0x400_0028), ..stopped };
         assert!(!within.could_write_on(Lsn(0x40C_DF90)), "the end of its backup is not applied");
+    }
+
+    #[test]
+    fn what_a_control_file_begins_with() {
+        let bytes = |version: u32, state: u32| {
+            let [version, catalogs, state] = [version, 202_209_061, state].map(u32::to_ne_bytes);
+            let begin = [&7_576_183_645_720_837_364_u64.to_ne_bytes()[..], &version, &catalogs, &state];
+            <[u8; 20]>::try_from(begin.concat()).unwrap()
+        };
+        let begin = |ended_as_a_standby| {
+            Some(Begin { system_id: SystemId(7_576_183_645_720_837_364), ended_as_a_standby })
+        };
+        assert_eq!(Begin::parse(bytes(1300, 2)), begin(true));
+        // Shut down as a writer, and in archive recovery.
+        assert_eq!([1, 5].map(|state| Begin::parse(bytes(1800, state))), [begin(false); 2]);
+        assert_eq!(Begin::parse(bytes(1900, 2)), None, "whoever wrote that is asked");
     }
 
     #[test]

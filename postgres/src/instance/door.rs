@@ -6,10 +6,12 @@
 //! been told, by whoever reads its redo, that commits may return up to where its redo ended when it came up.
 //! Then what clients see is what they could have been told.
 //!
-//! A standby applies only what is durable in its region, so its door is open; so is that of a writer whose
-//! commits wait for nobody.
+//! A standby applies only what is durable in its region, so its door is open. So is that of a writer that was
+//! one until now and was shut down cleanly, if whoever looked at the region's redo has said that it has
+//! nothing else ([`Instance::note_all_durable`]). And so is that of a writer whose commits wait for nobody.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -150,19 +152,12 @@ impl Instance {
         let mut map = String::from("# Written at each start; lines of your own: `ident` in regions.toml\n");
         map.extend(users.map(|user| format!("replicator {user} {SUPERUSER}\n")));
         map.extend(own.ident.iter().map(|line| format!("{line}\n")));
-        if self.read(MAP).is_ok_and(|written| written == map) {
-            return Ok(());
-        }
-        self.write(MAP, &map)
+        self.write_if_other(MAP, &map)
     }
 
     fn write_rules_of(&self, own: &Own, open: bool) -> Result<(), InstanceError> {
         self.write_map(own)?;
-        let rules = self.rules(own, open);
-        if self.read(RULES).is_ok_and(|written| written == rules) {
-            return Ok(());
-        }
-        self.write(RULES, &rules)
+        self.write_if_other(RULES, &self.rules(own, open))
     }
 
     /// Writes the rules for the next start. Those of a server that runs are left as they are while its door
@@ -171,8 +166,22 @@ impl Instance {
         match self.process() {
             Some(_) if self.is_shut() => Ok(()),
             Some(_) => self.write_rules(true),
-            None => self.write_rules(part != Part::Writer { synchronous: true }),
+            None => {
+                let open = part != Part::Writer { synchronous: true } || self.is_all_durable();
+                self.write_rules(open)
+            }
         }
+    }
+
+    /// Notes that all redo here is durable in its region, as what a standby was given is: at its next start
+    /// its door need not be shut.
+    pub fn note_all_durable(&self) {
+        self.all_durable.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was noted since the last start, and what is here is still a standby's that ended cleanly.
+    fn is_all_durable(&self) -> bool {
+        self.all_durable.load(Ordering::Relaxed) && self.ended_as_a_standby()
     }
 
     /// Whether somebody has changed who is let in by hand: the running server has read that, or does when it
@@ -189,7 +198,9 @@ impl Instance {
     /// To be called right before each start: shuts the door of a writer for which commits wait, and of nobody
     /// else.
     pub(super) fn close_door(&self) -> Result<(), InstanceError> {
-        let shut = self.options().name != REHEARSAL && !self.is_standby() && !self.synchronous()?.is_empty();
+        let waits = self.options().name != REHEARSAL && !self.is_standby() && !self.synchronous()?.is_empty();
+        let shut = waits && !self.is_all_durable();
+        self.all_durable.store(false, Ordering::Relaxed);
         let (sockets, owner) = (self.sockets()?, self.options().account.owner());
         let marked = match shut {
             true => sockets.replace(Path::new(MARK), b"", owner),

@@ -98,6 +98,14 @@ impl Instance {
         written.map_err(at(&options.data_dir.join(name)))
     }
 
+    /// The same, where it is not there as it is to be already: to make it durable takes time.
+    pub(crate) fn write_if_other(&self, name: &str, content: &str) -> Result<(), InstanceError> {
+        match self.read(name).is_ok_and(|written| written == content) {
+            true => Ok(()),
+            false => self.write(name, content),
+        }
+    }
+
     /// Removes a file of the data directory, if it is there.
     pub(crate) fn remove(&self, name: impl AsRef<Path>) -> Result<(), InstanceError> {
         let name = name.as_ref();

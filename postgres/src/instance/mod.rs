@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -162,6 +163,8 @@ pub struct Instance {
     loaded: Arc<Mutex<Option<tls::Read>>>,
     /// The logins that it has not answered, of those who ask how it is.
     logins: Logins,
+    /// See [`Instance::note_all_durable`].
+    all_durable: Arc<AtomicBool>,
 }
 
 impl Instance {
@@ -175,6 +178,7 @@ impl Instance {
             own: Arc::new(Mutex::new(own)),
             loaded: Arc::default(),
             logins: Logins::default(),
+            all_durable: Arc::default(),
         }
     }
 
@@ -199,7 +203,7 @@ impl Instance {
     /// Whether there is a data directory.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.has("global/pg_control")
+        self.has(control::CONTROL)
     }
 
     /// How the region's own daemon reaches it.
@@ -286,7 +290,7 @@ impl Instance {
         self.write_map(&self.own())?;
         match part {
             Part::Standby => {
-                self.write(STANDBY, "")?;
+                self.write_if_other(STANDBY, "")?;
                 self.drop_slots_of_a_writer()?;
             }
             // A standby.signal beside a writer's data would be an operator's doing; the region's record
@@ -415,13 +419,12 @@ impl Instance {
         let own = self.own();
         let text = match part {
             Some(part) => {
-                let head =
-                    format!("# Written at each start for the part of a {part:?}; changes here are lost.");
+                let head = "# Written at each start; changes here are lost.";
                 let synchronous = match part {
                     Part::Writer { synchronous: false } => String::new(),
                     Part::Writer { synchronous: true } | Part::Standby => format!("\"{READER}\""),
                 };
-                self.settings(&own, &head, &synchronous)
+                self.settings(&own, head, &synchronous)
             }
             None => {
                 self.place_certificate(&own)?;
@@ -429,7 +432,7 @@ impl Instance {
                 self.settings(&own, written.lines().next().unwrap_or("#"), &synchronous_in(&written))
             }
         };
-        self.write(OURS, &text)
+        self.write_if_other(OURS, &text)
     }
 
     fn settings(&self, own: &Own, head: &str, synchronous: &str) -> String {

@@ -18,6 +18,19 @@ const POSTMASTER: &str = "postmaster.pid";
 /// How long the collector of a server that has ended may take to write what that said last.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether a server that was started accepts connections.
+const STARTS: Duration = Duration::from_millis(4);
+
+/// How often that is looked at most before the process has written its id.
+const APPEARS: u32 = 1000;
+
+/// How often it is looked whether one that was told to stop has ended.
+const STOPS: Duration = Duration::from_millis(2);
+
+/// The line of its lock in which a server says how far it is, and how it says that it accepts connections.
+const STATUS_LINE: usize = 7;
+const READY: &str = "ready";
+
 /// How long a standby may take to stop whose data directory was moved away.
 const MOVED: Duration = Duration::from_secs(20);
 
@@ -28,7 +41,8 @@ impl Instance {
     /// When it does not come up before `patience` has passed.
     pub async fn start(&self, patience: Duration) -> Result<(), InstanceError> {
         let InstanceOptions { account, data_dir, log_file, .. } = &self.options;
-        if self.process().is_none() {
+        let begins = self.process().is_none();
+        if begins {
             match self.moved_process() {
                 // What it has is a standby's: nothing is lost with it.
                 Some(_) if self.is_standby() => self.stop(Stop::Immediate, MOVED).await?,
@@ -36,8 +50,6 @@ impl Instance {
                 None => {}
             }
             let postgres = self.installation().program("postgres");
-            account.check_reach(data_dir)?;
-            account.check_programs(&postgres)?;
             self.undo_interrupted_promotion()?;
             self.remove_unused_histories()?;
             self.disown_stale_locks()?;
@@ -57,7 +69,7 @@ impl Instance {
                 .stdout(log)
                 .stderr(errors)
                 .spawn()
-                .map_err(at(&postgres))?;
+                .map_err(|e| self.hindered().err().unwrap_or_else(|| at(&postgres)(e)))?;
             // Reaped when it ends, whenever that is.
             let reaping = Thread::spawn("reap postgres", move || drop(child.wait()));
             drop(reaping.map_err(at(&postgres))?);
@@ -66,18 +78,20 @@ impl Instance {
         let started = tokio::time::timeout(patience, async {
             let mut seen = false;
             let mut waited = 0;
-            while !self.accepts().await {
+            // One that was found running may be frozen, whatever it has written.
+            while !(if begins { self.says_ready() } else { self.accepts().await }) {
                 let runs = self.process().is_some();
                 // It may take a moment until the process has written its id.
                 waited += 1;
-                if !runs && (seen || waited > 100) {
+                if !runs && (seen || waited > APPEARS) {
+                    self.hindered()?;
                     // Its collector may have its last words still.
                     tokio::time::sleep(LAST_WORDS).await;
                     let log = log_file.display().to_string();
                     return Err(InstanceError::Ended { log, last: last_lines(log_file) });
                 }
                 seen |= runs;
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(STARTS).await;
             }
             Ok(())
         });
@@ -101,6 +115,21 @@ impl Instance {
         Ok(())
     }
 
+    /// Looks what the account lacks to run it, as it did not start: each question is a process of its own.
+    fn hindered(&self) -> Result<(), InstanceError> {
+        let InstanceOptions { account, data_dir, .. } = &self.options;
+        account.check_reach(data_dir)?;
+        Ok(account.check_programs(&self.installation().program("postgres"))?)
+    }
+
+    /// Whether the server says that it accepts connections, as `pg_ctl` looks at it: not while it starts or
+    /// stops.
+    #[must_use]
+    pub fn says_ready(&self) -> bool {
+        let is_ready = |content: String| content.lines().nth(STATUS_LINE).map(str::trim) == Some(READY);
+        self.process().is_some() && self.read(POSTMASTER).is_ok_and(is_ready)
+    }
+
     /// Whether it accepts connections.
     async fn accepts(&self) -> bool {
         let InstanceOptions { account, socket_dir, listen, .. } = &self.options;
@@ -117,21 +146,23 @@ impl Instance {
     pub async fn stop(&self, how: Stop, patience: Duration) -> Result<(), InstanceError> {
         let runs = || self.process().or_else(|| self.moved_process());
         let Some(process) = runs() else { return Ok(()) };
-        let signal = match how {
-            Stop::Fast => Signal::SIGINT,
-            Stop::Immediate => Signal::SIGQUIT,
-        };
-        // It may end by itself just now.
-        let _ = kill(process, signal);
+        tell(process, how);
         if how == Stop::Immediate {
             frozen::kill_later(process, || runs() == Some(process)).await;
         }
         let stopped = tokio::time::timeout(patience, async {
             while runs().is_some() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(STOPS).await;
             }
         });
         stopped.await.map_err(|_| InstanceError::NotStopped(process.as_raw()))
+    }
+
+    /// Has the instance stop, and does not wait for that.
+    pub fn begin_to_stop(&self, how: Stop) {
+        if let Some(process) = self.process() {
+            tell(process, how);
+        }
     }
 
     /// The running postmaster of this data directory.
@@ -174,6 +205,15 @@ impl Instance {
     pub fn stopped_processes(&self) -> Vec<Stopped> {
         self.process().map(frozen::stopped).unwrap_or_default()
     }
+}
+
+/// Tells a postmaster to stop. It may end by itself just now.
+fn tell(process: Pid, how: Stop) {
+    let signal = match how {
+        Stop::Fast => Signal::SIGINT,
+        Stop::Immediate => Signal::SIGQUIT,
+    };
+    let _ = kill(process, signal);
 }
 
 /// Linux gives no process an id as high as this.
