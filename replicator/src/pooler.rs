@@ -108,8 +108,10 @@ impl Poolers {
         for console in &config.consoles {
             let (config, console, go) = (config.clone(), console.clone(), go.clone());
             tasks.spawn(async move {
+                // It lets us in while the writer starts.
+                let early = connect(&config, &console).await.ok();
                 go.cancelled().await;
-                resume(&config, &console).await;
+                resume(&config, &console, early).await;
             });
         }
         tasks.spawn(async move {
@@ -126,11 +128,20 @@ fn lock(tasks: &Mutex<Tasks>) -> MutexGuard<'_, Tasks> {
     tasks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has one go on. A console that does not take that is told again and again.
-async fn resume(config: &PoolersConfig, console: &str) {
+/// Has one go on, at first by the connection that there may be. A console that does not take that is told
+/// again and again.
+async fn resume(config: &PoolersConfig, console: &str, mut early: Option<PgConnection>) {
     let (mut since, mut wait, mut is_told) = (None, AGAIN, false);
     while since.is_none_or(|since: Instant| since.elapsed() < RESUMES) {
-        match tell(config, console, "RESUME", ANSWER).await {
+        let told = match early.take() {
+            Some(connection) => match say(connection, "RESUME", ANSWER).await {
+                // It has gone meanwhile.
+                Err(PoolerError::Console(e)) if e.as_database_error().is_none() => continue,
+                told => told,
+            },
+            None => tell(config, console, "RESUME", ANSWER).await,
+        };
+        match told {
             Ok(()) => {
                 tracing::info!("PgBouncer {console} goes on");
                 since.get_or_insert_with(now);
@@ -177,9 +188,20 @@ async fn tell(
     command: &'static str,
     patience: Duration,
 ) -> Result<(), PoolerError> {
+    say(connect(config, console).await?, command, patience).await
+}
+
+async fn connect(config: &PoolersConfig, console: &str) -> Result<PgConnection, PoolerError> {
     let options = options(config, console)?;
     let connecting = timeout(ANSWER, PgConnection::connect_with(&options)).await;
-    let mut connection = connecting.map_err(|_| PoolerError::Late(ANSWER))??;
+    Ok(connecting.map_err(|_| PoolerError::Late(ANSWER))??)
+}
+
+async fn say(
+    mut connection: PgConnection,
+    command: &'static str,
+    patience: Duration,
+) -> Result<(), PoolerError> {
     let said = timeout(patience, sqlx::raw_sql(command).execute(&mut connection)).await;
     said.map_err(|_| PoolerError::Late(patience))??;
     // It has done what it was told; that it sees us leave is for its log.

@@ -147,6 +147,11 @@ impl<C: Cluster> Owner<C> {
         self.lock().part.clone()
     }
 
+    /// Told when the part has changed.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
     /// Why the region cannot do what the record calls for, in words; empty while it can.
     #[must_use]
     pub fn trouble(&self) -> String {
@@ -213,8 +218,13 @@ impl<C: Cluster> Owner<C> {
                 Deed::AskWhoLeads => {
                     let asked = self.voter.change(&Change::Read).await;
                     self.note_silence(asked.as_ref().err());
-                    if asked.is_err() {
-                        tokio::time::sleep(AGAIN).await;
+                    match asked {
+                        Ok(_) => {}
+                        // It asks again as soon as it has come to have a memory.
+                        Err(ChangeError::Forgot(_)) => {
+                            let _ = tokio::time::timeout(AGAIN, &mut changed).await;
+                        }
+                        Err(_) => tokio::time::sleep(AGAIN).await,
                     }
                 }
                 deed => {

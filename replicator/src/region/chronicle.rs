@@ -189,6 +189,7 @@ pub(super) async fn note_start(parts: &super::Parts) {
     );
     let path = parts.layout.configuration_seen();
     match std::fs::read_to_string(&path) {
+        Ok(before) if before == tell(&parts.config) => return,
         Ok(before) => note_changes(parts, &before, &tell(&parts.config)).await,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => tracing::warn!("{}: {e}", path.display()),

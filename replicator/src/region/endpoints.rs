@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use coordination::region::Part;
 use primary::gate::Held;
+use runtime::clock::now;
 use runtime::task::Tasks;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,10 @@ use crate::facts::{FollowerFacts, LeaderFacts};
 /// How often it is looked what changed that nobody tells of: whether PostgreSQL lets clients in, and how far
 /// behind a standby is.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// The same while PostgreSQL starts, for so long: clients wait for that.
+const LOOK_SOON: Duration = Duration::from_millis(4);
+const STARTS: Duration = Duration::from_secs(5);
 
 impl Doors<Regional> {
     /// The endpoints of the daemon that is made of these.
@@ -52,15 +57,25 @@ impl Region {
             }
         }
         // Other regions may bring clients here whether or not this one has endpoints.
+        let mut starts_since = None;
         loop {
-            let changed = self.voter.changed();
-            tokio::pin!(changed);
+            let (changed, part) = (self.voter.changed(), self.owner.changed());
+            tokio::pin!(changed, part);
             changed.as_mut().enable();
-            self.doors.guide().learn(self.knows().await);
+            part.as_mut().enable();
+            let knows = self.knows().await;
+            starts_since = match knows.own {
+                Own::Closed(Unfit::Starts) => starts_since.or_else(|| Some(now())),
+                _ => None,
+            };
+            self.doors.guide().learn(knows);
+            let soon = starts_since.is_some_and(|since| since.elapsed() < STARTS);
             tokio::select! {
                 () = stop.cancelled() => return open.ended().await,
                 () = &mut changed => {}
-                () = tokio::time::sleep(LOOK) => {}
+                // A writer that is about to stop is given nobody more, who would hold that up.
+                () = &mut part => {}
+                () = tokio::time::sleep(if soon { LOOK_SOON } else { LOOK }) => {}
             }
         }
     }

@@ -65,6 +65,16 @@ impl Voter {
         Ok(control_response::Body::Done(true))
     }
 
+    /// Has connections to the others made, as they are about to be asked. What they answer is of no use yet.
+    pub fn greet(self: &Arc<Self>) {
+        for voter in self.voters.iter().filter(|voter| voter.name != self.me) {
+            let (this, name) = (self.clone(), voter.name.clone());
+            self.spawn(async move {
+                let _ = this.ask(&name, control_request::Body::Survey(m::SurveyRequest {}), ROUND).await;
+            });
+        }
+    }
+
     /// Tries once to get a memory.
     pub(super) async fn recall(self: &Arc<Self>, word: bool) {
         let tried = self.try_to_recall(word).await;
