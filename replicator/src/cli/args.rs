@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use proto::{ClusterId, NodeName, RegionName};
+use proto::{ClusterId, Lsn, NodeName, RegionName};
 use transport::Holder;
 use volume::quorum::CopyId;
 
@@ -96,6 +96,9 @@ pub(super) enum Command {
         /// started
         #[arg(long, hide = true, value_name = "US")]
         stopped_at_us: Option<u64>,
+        /// Where the redo of that writer ends
+        #[arg(long, hide = true, value_name = "LSN")]
+        ended_lsn: Option<Lsn>,
     },
     /// Show or check a region's volume: its six copies
     Volume {

@@ -145,13 +145,14 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             let asked = token::Asked { role, validity, out, unrecorded, json };
             token::grant(config, &layout, asked).await
         }
-        Command::Run { region, az, node, own_process, part, silent_ms, stopped_at_us } => {
+        Command::Run { region, az, node, own_process, part, silent_ms, stopped_at_us, ended_lsn } => {
             let file = std::path::absolute(cli.places.config())?;
             let (region, apart) = args::what_to_run(region, az, node)?;
             log.is_of(region.as_str(), apart.as_ref());
             log.keep(&layout.region(&region).log_of(apart.as_ref()), config.logs);
             let own_process = own_process.iter().filter_map(|zone| zone.chars().next()).collect();
-            let began = Stands { silent: Duration::from_millis(silent_ms), stopped_at_us };
+            let silent = Duration::from_millis(silent_ms);
+            let began = Stands { silent, stopped_at_us, ended_lsn };
             let part = part.map(|part| (part, began));
             run_daemon(Daemon { config, file, log, layout, name: region, apart, own_process, part }).await
         }
@@ -284,20 +285,20 @@ async fn run_daemon(daemon: Daemon) -> AnyResult {
         }
         _ => node.is_none(),
     };
-    let Stands { silent, stopped_at_us } = part.as_ref().map(|(_, began)| *began).unwrap_or_default();
+    let began = part.as_ref().map(|(_, began)| *began).unwrap_or_default();
     if !is_head {
-        let source = node::Source { file, again, log, silent };
+        let source = node::Source { file, again, log, silent: began.silent };
         return match Box::pin(node::run(config, source, layout, name, host, stop)).await? {
             node::Ended::Stopped => Ok(()),
             node::Ended::Stands(stands) => start_again(Some(("head", stands))),
         };
     }
     let stands = part.is_some();
-    let source = region::reload::Source { file, own_process, again, host, stands, silent, stopped_at_us };
+    let source = region::reload::Source { file, own_process, again, host, stands, began };
     match Box::pin(region::run(config, source, log, layout, name, stop)).await? {
         region::Ended::Stopped => Ok(()),
         region::Ended::StartAgain => start_again(None),
-        region::Ended::Follows(silent) => start_again(Some(("node", Stands { silent, stopped_at_us: None }))),
+        region::Ended::Follows(silent) => start_again(Some(("node", Stands { silent, ..Stands::default() }))),
     }
 }
 
@@ -308,19 +309,23 @@ fn start_again(part: Option<(&str, Stands)>) -> AnyResult {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut typed = std::env::args_os().skip(1);
     while let Some(argument) = typed.next() {
-        match [PART, SILENT, STOPPED].iter().any(|own| argument == *own) {
+        match [PART, SILENT, STOPPED, ENDED].iter().any(|own| argument == *own) {
             true => drop(typed.next()),
             false => arguments.push(argument),
         }
     }
-    if let Some((part, Stands { silent, stopped_at_us })) = part {
+    if let Some((part, Stands { silent, stopped_at_us, ended_lsn })) = part {
         arguments.extend([PART.into(), part.into(), SILENT.into(), silent.as_millis().to_string().into()]);
         if let Some(at_us) = stopped_at_us {
             arguments.extend([STOPPED.into(), at_us.to_string().into()]);
         }
+        if let Some(lsn) = ended_lsn {
+            arguments.extend([ENDED.into(), lsn.to_string().into()]);
+        }
     }
     // It returns only when that cannot be done.
-    Err(std::process::Command::new(program()?).args(arguments).exec().into())
+    let (name, said) = postgres::installation::said_so_far();
+    Err(std::process::Command::new(program()?).args(arguments).env(name, said).exec().into())
 }
 
 /// This program's file: the new one, where it was replaced since this one was started.
@@ -338,6 +343,9 @@ const SILENT: &str = "--silent-ms";
 
 /// And the one that says when the last head stopped its writer for this one.
 const STOPPED: &str = "--stopped-at-us";
+
+/// And the one that says where that writer's redo ends.
+const ENDED: &str = "--ended-lsn";
 
 /// Asks on the terminal whether to go on with `what`. No answer is a no.
 fn confirm(what: &str) -> AnyResult {

@@ -20,7 +20,7 @@ use coordination::succession::{Claim, Facts, stands};
 use postgres::installation::InstallationError;
 use postgres::instance::account::AccountError;
 use proto::messages::NodeReport;
-use proto::{NodeName, RegionName};
+use proto::{Lsn, NodeName, RegionName};
 use runtime::task::{Task, Tasks};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -110,7 +110,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum Ended {
     /// It was told to stop.
     Stopped,
-    /// It stands for the region's head. PostgreSQL goes on; all else is to end with the process.
+    /// It stands for the region's head. PostgreSQL goes on, or is ending where the head has handed over; all
+    /// else is to end with the process.
     Stands(Stands),
 }
 
@@ -122,6 +123,8 @@ pub struct Stands {
     /// Where the head has handed over to it: when the writer was stopped for that, as
     /// [`runtime::clock::boottime_us`] tells it on this host.
     pub stopped_at_us: Option<u64>,
+    /// Where that writer's redo ends, all of which the replica here has applied; none where there was none.
+    pub ended_lsn: Option<Lsn>,
 }
 
 /// A host that may take over as the region's head.
@@ -173,7 +176,11 @@ impl Candidate {
                         silent.as_millis()
                     ),
                 }
-                return Stands { silent, stopped_at_us: told.map(|told| told.stopped_at_us) };
+                let (stopped_at_us, ended_lsn) = match told {
+                    Some(told) => (Some(told.stopped_at_us), told.ended_lsn),
+                    None => (None, None),
+                };
+                return Stands { silent, stopped_at_us, ended_lsn };
             }
         }
     }
@@ -301,7 +308,12 @@ pub async fn run(
         done = works => drop(done?),
         never = clients => match never {},
         // Nobody is waited for who may be gone.
-        stands = standing => return Ok(Ended::Stands(stands)),
+        stands = standing => {
+            if let Some(replica) = replica.as_ref().filter(|_| stands.ended_lsn.is_some()) {
+                replica.begin_to_stop();
+            }
+            return Ok(Ended::Stands(stands));
+        }
         never = renewing => match never {},
         never = manager::tell(in_words) => match never {},
     }

@@ -180,6 +180,12 @@ impl Replica {
         }
     }
 
+    /// Has PostgreSQL stop, and does not wait for that: it has applied all that the head had, which has
+    /// handed over to this host, and is to be started as the writer (`region/early.rs`).
+    pub(super) fn begin_to_stop(&self) {
+        self.instance.begin_to_stop(Stop::Fast);
+    }
+
     /// How the replica is, for whoever has started the node.
     pub(super) fn in_words(&self) -> String {
         let report = self.said.report(self.data());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use coordination::lineage::timeline_of;
 use coordination::region::Database;
 use coordination::{Mode, Redo};
+use postgres::instance::control::ControlData;
 use postgres::instance::{Part, Stop};
 use postgres::protocol::client::ReplicationClient;
 use proto::messages::{Finding, GatherOpen, Open, PROTOCOL_VERSION, open};
@@ -14,8 +15,9 @@ use runtime::clock::now;
 use runtime::task::blocking;
 
 use super::Parts;
+use super::early::{Early, Started};
 use super::follower::{Follower, Hold};
-use super::leader::Leader;
+use super::leader::{Begins, Leader};
 use super::{look, slots};
 use crate::client;
 use crate::config::Role;
@@ -23,6 +25,7 @@ use crate::engine::Engine;
 use crate::part::{Cluster, Observed, Trouble};
 use crate::pooler::{self, Poolers};
 use crate::preflight;
+use crate::region_file::RegionState;
 use crate::secrets::{self, Clients};
 
 /// How long another region may take to take a connection.
@@ -67,11 +70,13 @@ pub(crate) struct RegionalCluster {
     playing: Mutex<Playing>,
     hold: Hold,
     poolers: Poolers,
+    /// The writer that was started before this host was the head.
+    early: Early,
 }
 
 impl RegionalCluster {
-    pub(super) fn new(parts: Arc<Parts>, hold: Hold) -> RegionalCluster {
-        RegionalCluster { parts, playing: Mutex::default(), hold, poolers: Poolers::default() }
+    pub(super) fn new(parts: Arc<Parts>, hold: Hold, early: Early) -> RegionalCluster {
+        RegionalCluster { parts, playing: Mutex::default(), hold, poolers: Poolers::default(), early }
     }
 
     fn playing(&self) -> std::sync::MutexGuard<'_, Playing> {
@@ -105,6 +110,11 @@ impl RegionalCluster {
 
     /// Stops everything in order, at the daemon's end.
     pub(super) async fn stop(&self) {
+        if let Some(started) = self.early.started().await
+            && let Err(e) = started.engine.stop().await
+        {
+            tracing::error!("{e}");
+        }
         if let Some(leader) = self.leader() {
             leader.stop().await;
         }
@@ -133,6 +143,9 @@ impl RegionalCluster {
     /// without its `standby.signal` it is a writer that has crashed, and goes on where that one would have.
     async fn succeed(&self, timeline: Timeline) -> Result<(), Trouble> {
         let Parts { instance, volume, heading, .. } = &*self.parts;
+        if let Some(started) = self.early.started().await {
+            return self.take_up(started).await;
+        }
         let (state, bounds) = (self.parts.state(), volume.bounds());
         let has_data = state.system_id.is_some() && !state.rejoining && instance.is_standby();
         // The first epoch goes on on whatever timeline its data are on.
@@ -142,16 +155,19 @@ impl RegionalCluster {
             return Ok(());
         }
         let begin = now();
-        let follower = self.following().await?;
-        let given = tokio::time::timeout(SUCCEED, follower.until_applied(bounds.durable_lsn)).await;
-        given.map_err(|_| Trouble::new("the replica has not applied yet what the volume has; it goes on"))?;
-        if let Some(engine) = self.take_over_engine().await {
-            // A clean stop: what it has applied, and on which timeline, is in its control file then.
-            engine.stop().await.map_err(Trouble::new)?;
+        let mut control = self.control_data().await?;
+        if !control.has_all(bounds.durable_lsn) {
+            let follower = self.following().await?;
+            let given = tokio::time::timeout(SUCCEED, follower.until_applied(bounds.durable_lsn)).await;
+            given.map_err(|_| {
+                Trouble::new("the replica has not applied yet what the volume has; it goes on")
+            })?;
+            if let Some(engine) = self.take_over_engine().await {
+                // A clean stop: what it has applied, and on which timeline, is in its control file then.
+                engine.stop().await.map_err(Trouble::new)?;
+            }
+            control = self.control_data().await?;
         }
-        let looked = instance.clone();
-        let control = blocking("pg_controldata", move || looked.control_data()).await;
-        let control = control.map_err(Trouble::new)?.map_err(Trouble::new)?;
         let found = control.timeline();
         if !control.could_write_on(bounds.durable_lsn) {
             return Err(Trouble::new(format!(
@@ -167,6 +183,8 @@ impl RegionalCluster {
             )));
         }
         let part = Part::Writer { synchronous: self.parts.config.commit.waits() };
+        // All that it has is in the volume: clients may see it.
+        instance.note_all_durable();
         instance.configure(part).map_err(Trouble::new)?;
         tracing::info!(
             "the replica has all redo up to {}, after {} ms: it becomes the writer",
@@ -176,8 +194,34 @@ impl RegionalCluster {
         Ok(())
     }
 
+    /// Sees that the writer which was started before this host was the head has all that the volume has.
+    async fn take_up(&self, started: Started) -> Result<(), Trouble> {
+        let bounds = self.parts.volume.bounds();
+        if (started.end_lsn, started.timeline) == (bounds.durable_lsn, bounds.timeline) {
+            self.early.keep(started);
+            return Ok(());
+        }
+        let why = format!(
+            "the replica was made the writer at {} on timeline {}, and the volume's redo ends at {} on {}",
+            started.end_lsn, started.timeline, bounds.durable_lsn, bounds.timeline
+        );
+        started.engine.stop_now().await.map_err(Trouble::new)?;
+        // It has what the volume has not: this host gives up, and its data are copied anew. Nobody takes them
+        // for a writer's until then.
+        self.parts.instance.configure(Part::Standby).map_err(Trouble::new)?;
+        self.parts.file.change(RegionState::has_no_data).map_err(Trouble::new)?;
+        Err(Trouble(why))
+    }
+
+    async fn control_data(&self) -> Result<ControlData, Trouble> {
+        let instance = self.parts.instance.clone();
+        let looked = blocking("pg_controldata", move || instance.control_data()).await;
+        looked.map_err(Trouble::new)?.map_err(Trouble::new)
+    }
+
     /// Stops at once what takes writes: nobody gets an answer any more.
     pub(super) async fn stop_at_once(&self) -> Result<(), Trouble> {
+        self.early.let_go();
         let leader = self.playing().leader.take();
         match leader {
             Some(leader) => leader.stop_now().await.map_err(Trouble::new),
@@ -348,8 +392,12 @@ impl Cluster for RegionalCluster {
         if let Some(leader) = leader {
             leader.stop_now().await.map_err(Trouble::new)?;
         }
-        let engine = self.take_over_engine().await;
-        let leader = Leader::start(&self.parts, epoch, engine).await.map_err(Trouble::new)?;
+        let writer = match (self.take_over_engine().await, self.early.started().await) {
+            (Some(promoted), _) => Begins::Promoted(promoted),
+            (None, Some(started)) => Begins::Started(started.engine),
+            (None, None) => Begins::Stopped,
+        };
+        let leader = Leader::start(&self.parts, epoch, writer).await.map_err(Trouble::new)?;
         let leader = Arc::new(leader);
         leader.keep_lease(&self.parts);
         self.hold.release();
@@ -365,6 +413,7 @@ impl Cluster for RegionalCluster {
     }
 
     async fn stop_leading(&self) -> Result<(), Trouble> {
+        self.early.let_go();
         let leader = self.playing().leader.take();
         if let Some(leader) = leader {
             return leader.stop_now().await.map_err(Trouble::new);

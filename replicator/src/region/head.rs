@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use coordination::Leadership;
@@ -15,6 +16,8 @@ use proto::messages::{
 };
 use proto::{ClusterId, Epoch, NodeName, RegionName};
 use runtime::clock::now;
+use runtime::task::blocking;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use transport::{Endpoint, Traffic};
@@ -25,6 +28,7 @@ use super::{Region, RegionError};
 use crate::config::{Config, HOME, RegionConfig, Role};
 use crate::events::Kind as EventKind;
 use crate::layout::RegionLayout;
+use crate::node::Stands;
 use crate::node::file::NodeFile;
 use crate::region_file::{RegionState, StateError};
 use postgres::instance::Instance;
@@ -37,6 +41,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long another host may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);
+
+/// How long those wait who come to a host to which the head has handed over, before it is the head.
+const BECOMES: Duration = Duration::from_millis(300);
 
 /// How long the copies may take to say what they have promised.
 const PROMISED: Duration = Duration::from_millis(500);
@@ -56,12 +63,10 @@ pub(crate) struct Heading {
     /// The hosts that are before this one in the file.
     before: Vec<NodeName>,
     begun: Instant,
-    /// For how long this host had heard no head by then.
-    silent: Duration,
-    /// When the last head stopped its writer to hand over to this host, as `boottime_us` tells it here.
-    pub(super) stopped_at_us: Option<u64>,
+    /// What this host knew by then of the last head.
+    pub(super) began: Stands,
     /// The volume was open since, and that is on disk.
-    opened: AtomicBool,
+    opened: watch::Sender<bool>,
     /// It has had too few copies for so long that another host may be the head by now.
     doubtful: AtomicBool,
     /// It has nothing of the region's data, and copies were offered that are in use.
@@ -86,12 +91,15 @@ impl Heading {
             claim,
             before,
             begun: now(),
-            silent: source.silent,
-            stopped_at_us: source.stopped_at_us,
-            opened: AtomicBool::new(false),
+            began: source.began,
+            opened: watch::Sender::new(false),
             doubtful: AtomicBool::new(false),
             empty: AtomicBool::new(false),
         })
+    }
+
+    fn is_open(&self) -> bool {
+        *self.opened.borrow()
     }
 
     /// It takes over from another host, and remembers nothing of what the region has promised.
@@ -125,6 +133,10 @@ pub(super) fn begin(
     let first = Leadership::first(Epoch(1), primary);
     let mut state =
         RegionState::new(cluster_id, name.clone(), Role::Secondary, first, runtime::random::draw());
+    if heading.began.ended_lsn.is_some() {
+        // A writer may be started before it is known whether the region still leads.
+        state.role = Role::Primary;
+    }
     (state.system_id, state.data_number) = (Some(instance.system_id()?), data_number);
     Ok(state)
 }
@@ -188,22 +200,31 @@ impl Region {
             }
             // It may be opened anew just now.
             let Some(ballot) = self.volume.open_ballot() else { continue };
-            let kept = self.file.change(|state| {
-                // Whoever takes over from now on has a higher ballot; what came before is settled.
-                state.headed = Some(ballot);
-                state.writers.retain(|writer| *writer == ballot.writer);
-            });
-            match kept.map_err(|e| e.to_string()).and_then(|()| self.disown_replica(heading)) {
+            let file = self.file.clone();
+            let keep = move || {
+                let kept = file.change(|state| {
+                    // Whoever takes over from now on has a higher ballot; what came before is settled.
+                    state.headed = Some(ballot);
+                    state.writers.retain(|writer| *writer == ballot.writer);
+                });
+                kept.map_err(|e| e.to_string())
+            };
+            let disown = self.disowns_replica(heading);
+            // Both files become durable at once.
+            let (kept, disowned) =
+                tokio::join!(blocking("keep who is the head", keep), blocking("disown a replica", disown));
+            match [kept, disowned].into_iter().try_for_each(|done| done.map_err(|e| e.to_string()).flatten())
+            {
                 Ok(()) => break,
                 Err(e) => tracing::error!("{e}; trying again"),
             }
             tokio::time::sleep(AGAIN).await;
         }
-        heading.opened.store(true, Ordering::Relaxed);
+        heading.opened.send_replace(true);
         if heading.takes_over() {
             let (host, name) = (&heading.host, &self.own.name);
-            let silent = (heading.silent + heading.begun.elapsed()).as_millis();
-            let text = match heading.stopped_at_us {
+            let silent = (heading.began.silent + heading.begun.elapsed()).as_millis();
+            let text = match heading.began.stopped_at_us {
                 Some(_) => format!("{name}: host {host} is the region's head; the last one has handed over"),
                 None => {
                     format!("{name}: host {host} is the region's head; no other was heard for {silent} ms")
@@ -217,13 +238,9 @@ impl Region {
 
     /// As a head it does with its data what a head does: as a node's they are nothing any more, and are
     /// copied anew when it is one again.
-    fn disown_replica(&self, heading: &Heading) -> Result<(), String> {
-        let path = self.layout.node(&heading.host).state();
-        if !path.exists() {
-            return Ok(());
-        }
-        let file = NodeFile::open(&path, self.cluster_id, &self.own.name, &heading.host);
-        file.and_then(|file| file.set(None)).map_err(|e| e.to_string())
+    fn disowns_replica(&self, heading: &Heading) -> impl FnOnce() -> Result<(), String> + use<> {
+        let record = self.layout.node(&heading.host).state();
+        disown_replica(&record, self.cluster_id, &self.own.name, &heading.host)
     }
 
     /// Whether a zone's copies are taken. A copy whose disk is new has forgotten what it had promised,
@@ -264,10 +281,21 @@ impl Region {
     /// # Errors
     /// A refusal while it only stands.
     pub(super) fn has_headed(&self) -> Result<(), Refusal> {
-        match self.heading.as_ref().is_some_and(|heading| !heading.opened.load(Ordering::Relaxed)) {
+        match self.heading.as_ref().is_some_and(|heading| !heading.is_open()) {
             true => Err(Refusal::new(Kind::NotHead, "this host is not the region's head yet")),
             false => Ok(()),
         }
+    }
+
+    /// Where the last head has handed over to this host, waits a moment until that has become the head: who
+    /// asks is told so at once, and need not ask again.
+    pub(super) async fn until_headed(&self) {
+        let Some(heading) = self.heading.as_ref().filter(|heading| heading.began.stopped_at_us.is_some())
+        else {
+            return;
+        };
+        let mut opened = heading.opened.subscribe();
+        let _ = tokio::time::timeout(BECOMES, opened.wait_for(|opened| *opened)).await;
     }
 
     /// Returns, in words, why this host is not the region's head any more, or does not become it.
@@ -282,7 +310,7 @@ impl Region {
             }
             let mut head = Head {
                 claim: heading.claim,
-                opened: heading.opened.load(Ordering::Relaxed),
+                opened: heading.is_open(),
                 since: begun.elapsed(),
                 without_quorum: quorate.elapsed(),
                 after: heading.after,
@@ -340,9 +368,7 @@ impl Region {
     /// For how long this host has heard no head: none where it has been that itself.
     pub(super) fn heard_none_for(&self) -> Duration {
         match &self.heading {
-            Some(heading) if !heading.opened.load(Ordering::Relaxed) => {
-                heading.silent + heading.begun.elapsed()
-            }
+            Some(heading) if !heading.is_open() => heading.began.silent + heading.begun.elapsed(),
             _ => Duration::ZERO,
         }
     }
@@ -354,9 +380,8 @@ impl Region {
             tracing::error!("{e}");
         }
         let heading = self.heading.as_ref();
-        let opened = heading
-            .is_some_and(|heading| heading.opened.load(Ordering::Relaxed) || heading.claim == Claim::Resumes);
-        if let Some(heading) = heading.filter(|heading| heading.opened.load(Ordering::Relaxed)) {
+        let opened = heading.is_some_and(|heading| heading.is_open() || heading.claim == Claim::Resumes);
+        if let Some(heading) = heading.filter(|heading| heading.is_open()) {
             let text = format!("{}: host {} is the region's head no more", self.own.name, heading.host);
             self.journal.note(EventKind::HeadLeft, text);
         }
@@ -367,6 +392,28 @@ impl Region {
         if let Some(heading) = heading.filter(|_| lost) {
             remove(&self.layout.node(&heading.host).state());
         }
+    }
+}
+
+/// The record is written by one at a time.
+static DISOWNING: Mutex<()> = Mutex::new(());
+
+/// Notes in the record of `host` as a node that its data are no replica's any more.
+pub(super) fn disown_replica(
+    record: &Path,
+    cluster_id: ClusterId,
+    region: &RegionName,
+    host: &NodeName,
+) -> impl FnOnce() -> Result<(), String> + use<> {
+    let (record, region, host) = (record.to_owned(), region.clone(), host.clone());
+    move || {
+        let _one = DISOWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        if !record.exists() {
+            return Ok(());
+        }
+        let file = NodeFile::open(&record, cluster_id, &region, &host).map_err(|e| e.to_string())?;
+        // It may be noted already, and to make it durable takes time.
+        if file.data().is_some() { file.set(None).map_err(|e| e.to_string()) } else { Ok(()) }
     }
 }
 

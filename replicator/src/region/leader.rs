@@ -43,6 +43,17 @@ pub struct Leader {
     _tidy: Task<()>,
 }
 
+/// How a region's writer is when the region begins to lead.
+#[derive(Debug)]
+pub(super) enum Begins {
+    /// It does not run, or an earlier daemon has left it running.
+    Stopped,
+    /// It is a standby that was promoted.
+    Promoted(Engine),
+    /// It was started as the writer just now.
+    Started(Engine),
+}
+
 /// Why a region cannot lead.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaderError {
@@ -78,15 +89,11 @@ pub enum LeaderError {
 }
 
 impl Leader {
-    /// Starts the region's writer, and what reads and ships its redo.
+    /// Starts the region's writer, unless it runs already, and what reads and ships its redo.
     ///
     /// # Errors
     /// When the data is another PostgreSQL's, or cannot be made or configured.
-    pub(crate) async fn start(
-        parts: &Parts,
-        epoch: Epoch,
-        running: Option<Engine>,
-    ) -> Result<Leader, LeaderError> {
+    pub(crate) async fn start(parts: &Parts, epoch: Epoch, writer: Begins) -> Result<Leader, LeaderError> {
         let Parts { config, own, layout, file: record, .. } = parts;
         let (instance, volume, endpoint) =
             (parts.instance.clone(), parts.volume.clone(), parts.endpoint.clone());
@@ -113,17 +120,21 @@ impl Leader {
                 found
             }
         };
-        let led = running.is_none();
         let part = Part::Writer { synchronous: config.commit.waits() };
-        let engine = match running {
-            Some(engine) => engine,
-            None => {
+        // One that was promoted has no redo of this epoch yet. Any other may have lost some.
+        let led = !matches!(writer, Begins::Promoted(_));
+        let engine = match writer {
+            Begins::Started(engine) => engine,
+            Begins::Promoted(engine) => {
+                // For its next start: the settings of a standby serve a writer as well.
+                instance.configure(part)?;
+                engine
+            }
+            Begins::Stopped => {
                 instance.configure(part)?;
                 Engine::start(instance.clone(), parts.journal.clone())
             }
         };
-        // For its next start; the settings of a standby serve a writer as well.
-        instance.configure(part)?;
         let force = parts.in_force();
         let targets = force.regions.iter().filter(|r| r.name != own.name).map(|r| Target {
             name: r.name.clone(),

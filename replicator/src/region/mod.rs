@@ -8,6 +8,7 @@ mod certificates;
 mod chronicle;
 mod cluster;
 mod control;
+mod early;
 mod endpoints;
 mod follower;
 pub mod head;
@@ -70,6 +71,7 @@ use crate::voter::{Peers, Seat, Voter};
 use certificates::End;
 use chronicle::Chronicle;
 use cluster::RegionalCluster;
+use early::Early;
 use follower::{FollowError, Hold};
 use head::Heading;
 use health::Health;
@@ -280,6 +282,16 @@ pub async fn run(
     };
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
+    let early = Early::begin(
+        heading.as_ref().filter(|_| config.commit.waits()),
+        &early::Replica {
+            instance: &instance,
+            journal: &journal,
+            record: &places.node(&source.host).state(),
+            cluster_id: identity.cluster_id,
+            region: &name,
+        },
+    );
     let Some(sealer) = keys::start(&own, &places, identity.cluster_id, &stop).await? else {
         return Ok(Ended::Stopped);
     };
@@ -336,7 +348,8 @@ pub async fn run(
     });
     chronicle::note_start(&parts).await;
     let doors = Arc::new(Doors::of(&parts));
-    let owner = Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold)));
+    let owner =
+        Owner::new(name.clone(), voter, file, RegionalCluster::new(parts.clone(), Hold::new(hold), early));
     let region = Arc::new(Region {
         door,
         parts,
@@ -497,6 +510,9 @@ impl Region {
     /// Votes for as long as it lives. Where another host may have been the head, it first shuts that out of
     /// the volume: what the region has promised is asked only then.
     async fn vote(&self) {
+        if self.heading.as_ref().is_some_and(Heading::takes_over) {
+            self.voter.greet();
+        }
         self.become_head().await;
         self.voter.clone().watch().await;
     }

@@ -68,6 +68,8 @@ pub(super) struct Told {
     pub(super) to: String,
     /// When the writer was stopped: it is the last word.
     pub(super) stopped_at: Option<Instant>,
+    /// Where its redo ends; none where there was none.
+    pub(super) ended_lsn: Option<Lsn>,
 }
 
 /// An order, with the way to answer it.
@@ -382,7 +384,7 @@ impl Region {
             checkpoint.map_err(late)?.map_err(|e| nothing(busy(e.0)))?;
             steps.done("write a checkpoint".into());
         }
-        self.moving.told.send_replace(Told { to: to.to_string(), stopped_at: None });
+        self.moving.told.send_replace(Told { to: to.to_string(), ..Told::default() });
         self.until_prepared(to).await.map_err(nothing)?;
         steps.done(format!("prepare {to}"));
         // It took a moment.
@@ -396,7 +398,7 @@ impl Region {
         let others: BTreeSet<NodeName> = self.attended().into_iter().filter(|name| name != to).collect();
         match leads {
             true => self.hand_writer_over(to, &mut steps).await?,
-            false => self.say_last_word(to, now()),
+            false => self.say_last_word(to, now(), None),
         }
         let all = async {
             while !self.moving.have_heard(&others) {
@@ -409,9 +411,10 @@ impl Region {
     }
 
     /// From here on the head steps down.
-    fn say_last_word(&self, to: &NodeName, stopped_at: Instant) {
+    fn say_last_word(&self, to: &NodeName, stopped_at: Instant, ended_lsn: Option<Lsn>) {
         self.moving.last().handed_over = true;
-        self.moving.told.send_replace(Told { to: to.to_string(), stopped_at: Some(stopped_at) });
+        let stopped_at = Some(stopped_at);
+        self.moving.told.send_replace(Told { to: to.to_string(), stopped_at, ended_lsn });
     }
 
     /// Waits until `to` has heard where the head goes, is prepared, and is near.
@@ -464,7 +467,7 @@ impl Region {
         (&mut answered).await.map_err(|_| lost())??;
         if is_applied {
             steps.done(format!("apply its last record on {to}"));
-            self.say_last_word(to, stopped_at);
+            self.say_last_word(to, stopped_at, Some(end.end_lsn));
         }
         Ok(())
     }
@@ -581,7 +584,8 @@ impl Region {
 
     /// Notes when this host, to which the head has moved, takes writes, and for how long nobody did.
     pub(super) async fn note_move(self: Arc<Self>) {
-        let Some(stopped_at_us) = self.heading.as_ref().and_then(|heading| heading.stopped_at_us) else {
+        let Some(stopped_at_us) = self.heading.as_ref().and_then(|heading| heading.began.stopped_at_us)
+        else {
             return;
         };
         let serving = async {

@@ -245,6 +245,7 @@ impl Region {
 
     /// Hears how a node is, and tells it what it has to know, until it goes.
     pub(super) async fn attend(&self, open: NodeOpen, mut stream: Stream) -> Result<(), TransportError> {
+        self.until_headed().await;
         let own = match self.has_headed().and_then(|()| self.its_node(&open.node)) {
             Ok(own) => own,
             Err(refusal) => {
@@ -305,11 +306,19 @@ impl Region {
                     }
                     None => Default::default(),
                 };
-                let ToldOfMoves { to, stopped_at } = moving.borrow_and_update().clone();
+                let ToldOfMoves { to: moves_to, stopped_at, ended_lsn } = moving.borrow_and_update().clone();
                 let stopped_us = stopped_at.map(|at| micros(at.elapsed()));
-                let refusal = None;
-                let word =
-                    NodeWord { refusal, origin, missing, may_lead, password, head, moves_to: to, stopped_us };
+                let word = NodeWord {
+                    refusal: None,
+                    origin,
+                    missing,
+                    may_lead,
+                    password,
+                    head,
+                    moves_to,
+                    stopped_us,
+                    ended_lsn: ended_lsn.map(|lsn| lsn.0),
+                };
                 sender.send(&word).await?;
                 if stopped_us.is_some() {
                     sender.finish().await;

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use postgres::instance::{Own, ReloadError, Took};
 use proto::messages::reloaded_key::Outcome;
@@ -20,6 +19,7 @@ use crate::audit;
 use crate::config::Config;
 use crate::config::reload::{self, Fate, Key};
 use crate::daemon::manager;
+use crate::node::Stands;
 use crate::observe;
 
 /// Where a daemon's configuration is from, to be read again.
@@ -35,11 +35,8 @@ pub struct Source {
     pub host: NodeName,
     /// It takes over from another host, or goes on as the head.
     pub stands: bool,
-    /// For how long it had heard no head when the process began.
-    pub silent: Duration,
-    /// When the last head stopped its writer to hand over to this host, as [`runtime::clock::boottime_us`]
-    /// tells it here; none where none has.
-    pub stopped_at_us: Option<u64>,
+    /// What it knew of the last head when the process began.
+    pub began: Stands,
 }
 
 impl Source {

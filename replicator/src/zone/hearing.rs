@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use proto::Lsn;
 use proto::messages::NodeWord;
 use runtime::clock::{boottime_us, now};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,10 @@ pub const ANOTHER: Duration = Duration::from_millis(700);
 
 /// How often it is looked whether a head is silent.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The wait before a head is looked for again that is about to begin, and for how long it is expected to be.
+const SOON: Duration = Duration::from_millis(5);
+const BEGINS: Duration = Duration::from_secs(1);
 
 /// What was heard last; kept on disk, so that a host can take over that was started again meanwhile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +69,8 @@ pub struct HandedOver {
     /// When the writer was stopped for that, as [`boottime_us`] tells it here. It took the word a moment to
     /// come, so it may have been that much earlier.
     pub stopped_at_us: u64,
+    /// Where that writer's redo ends, all of which the other host has applied; none where there was none.
+    pub ended_lsn: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -105,6 +112,7 @@ impl Hearing {
         let handed_over = word.stopped_us.map(|stopped_us| HandedOver {
             to: word.moves_to.clone(),
             stopped_at_us: boottime_us().saturating_sub(stopped_us),
+            ended_lsn: word.ended_lsn.map(Lsn),
         });
         let head = LastHead {
             name: word.head.clone(),
@@ -204,7 +212,11 @@ impl Hearing {
     /// another one is about to listen.
     #[must_use]
     pub fn pause(&self, usual: Duration) -> Duration {
-        if self.handed_over().is_some() { usual.min(LOOK) } else { usual }
+        match self.handed_over() {
+            Some(_) if self.silent_here() < BEGINS => usual.min(SOON),
+            Some(_) => usual.min(LOOK),
+            None => usual,
+        }
     }
 
     /// Returns once nothing was heard for [`Hearing::patience`], or the head has handed over, since this was
