@@ -15,7 +15,7 @@ use proto::messages::{
     PasswordRequest, PasswordView, RecordRequest, RegionStatus, ReloadRequest, Reloaded, ReseedRequest,
     RevoteRequest, TokenRequest, UrlRequest, VolumeRequest, VolumeView, control_request, control_response,
 };
-use proto::{ClusterId, RegionName};
+use proto::{ClusterId, Lsn, RegionName};
 use runtime::clock::now;
 use tokio::task::JoinSet;
 use transport::token::Placed;
@@ -25,6 +25,7 @@ use crate::audit::chain::Head;
 use crate::client::{self, AskError};
 use crate::config::{Config, Place, RegionConfig};
 use crate::endpoint::Kind as Of;
+use crate::endpoint::first::name_after;
 use crate::endpoint::tunnel::Tunnels;
 use crate::layout::Layout;
 use crate::load::series::{Cut, Load};
@@ -133,8 +134,8 @@ const PATIENT: &str =
 /// Whose connection string is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UrlOf {
-    /// Through the endpoints of all regions, or of one.
-    Endpoint(Of, Option<RegionName>),
+    /// Through the endpoints of all regions, or of one; where it reads, perhaps no older than a position.
+    Endpoint(Of, Option<RegionName>, Option<Lsn>),
     /// One region's.
     Region(RegionName),
     /// All regions': clients find the one that takes writes.
@@ -222,11 +223,20 @@ impl Operator {
             let hosts = of_regions(RegionConfig::writers, None);
             (None, hosts, format!("target_session_attrs={attributes}&"))
         };
+        // Of a server that shows a position by its name, the address is said apart.
+        let named = |hosts: &str, lsn: Lsn| {
+            let (addresses, names): (Vec<_>, Vec<_>) = hosts
+                .split(',')
+                .filter_map(|host| host.rsplit_once(':'))
+                .map(|(ip, port)| (ip.trim_matches(['[', ']']), format!("{}:{port}", name_after(lsn))))
+                .unzip();
+            (None, names.join(","), format!("hostaddr={}&gssencmode=disable&", addresses.join(",")))
+        };
         let (region, hosts, attributes) = match of {
             UrlOf::Region(region) => (Some(region), String::new(), String::new()),
             UrlOf::Writer => all("read-write"),
             UrlOf::Reader => all("prefer-standby"),
-            UrlOf::Endpoint(kind, only) => {
+            UrlOf::Endpoint(kind, only, after) => {
                 let address: fn(&RegionConfig) -> Vec<SocketAddr> = match kind {
                     Of::Writer => |own| own.endpoints(|host| host.writer_endpoint),
                     Of::Reader => |own| own.endpoints(|host| host.reader_endpoint),
@@ -238,7 +248,10 @@ impl Operator {
                 if hosts.is_empty() {
                     return Err(OperatorError::NoEndpoint(*kind));
                 }
-                (None, hosts, String::new())
+                match after {
+                    Some(lsn) => named(&hosts, *lsn),
+                    None => (None, hosts, String::new()),
+                }
             }
         };
         let asked = match region {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use replicator_tests::ledger::Ledger;
-use replicator_tests::{Cluster, free_port, now, pause, text, until, with_children};
+use replicator_tests::{Cluster, PATIENCE, free_port, now, pause, postgresql, text, until, with_children};
 use runtime::task::Task;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -91,6 +91,87 @@ async fn every_statement_works_from_any_region_and_readers_stay_near() {
     .await;
     kill(standby, Signal::SIGCONT).unwrap();
     cluster.until_level().await;
+}
+
+/// What psql says of a session by `url`.
+fn psql(url: &str, sql: &str) -> std::process::Output {
+    std::process::Command::new(postgresql("psql")).args(["-wXAtqc", sql, url]).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_the_reader_begins_no_older_than_the_position_that_it_names() {
+    let cluster = with_endpoints(1);
+    cluster.configure("endpoints.max_lag = \"60s\"\nendpoints.hold = \"2s\"\n");
+    let [replica, node] = [(); 2].map(|()| free_port());
+    let lines = format!("postgres = \"127.0.0.1:{replica}\"\nreader_endpoint = \"127.0.0.1:{node}\"");
+    cluster.write_node("eu-west", "n1", &lines);
+    cluster.start();
+    let mut writer = PgConnection::connect(&endpoint(&cluster, "eu-west", "writer")).await.unwrap();
+    writer.execute("CREATE TABLE t (id int)").await.unwrap();
+    let position = "SELECT pg_current_wal_insert_lsn()::text";
+    let [primary, secondary] = ["us-east", "eu-west"].map(|region| port(&cluster, region));
+    // Of a URL for the region's endpoint and the node's: that for each alone.
+    let after = |lsn: &str| {
+        let url = cluster.printed(&["url", "--endpoint", "reader", "--region", "eu-west", "--after", lsn]);
+        let (begin, rest) = url.split_once("://").unwrap();
+        let (whole, attributes) = rest.split_once('?').unwrap();
+        let ((user, hosts), database) =
+            whole.rsplit_once('/').map(|(hosts, db)| (hosts.split_once('@').unwrap(), db)).unwrap();
+        let attributes = attributes.replacen("127.0.0.1,127.0.0.1", "127.0.0.1", 1);
+        let one = |host: &str| format!("{begin}://{user}@{host}/{database}?{attributes}");
+        hosts.split(',').map(one).collect::<Vec<String>>()
+    };
+    // The port that each comes to, and the newest row there.
+    let seen = |lsn: &str| -> Vec<(String, i32)> {
+        let one = |url: &String| {
+            let said = psql(url, "SELECT current_setting('port'), (SELECT max(id) FROM t)");
+            assert!(said.status.success(), "{}", text(&said.stderr));
+            let said = text(&said.stdout);
+            let (port, id) = said.trim().split_once('|').unwrap();
+            (port.to_owned(), id.parse().unwrap())
+        };
+        let urls = after(lsn);
+        assert_eq!(urls.len(), 2);
+        urls.iter().map(one).collect()
+    };
+    cluster.until_node_streams("eu-west", "n1").await;
+    for id in 1..=20 {
+        writer.execute(AssertSqlSafe(format!("INSERT INTO t VALUES ({id})"))).await.unwrap();
+        let lsn = value(&mut writer, position).await;
+        let seen = seen(&lsn);
+        assert!(seen.iter().all(|(_, newest)| *newest == id), "{id} by {lsn}: {seen:?}");
+    }
+
+    // Where all that is near stands still, it is brought to the writer, however short that is behind.
+    let mut paused = Vec::new();
+    for url in [cluster.printed(&["url", "--region", "eu-west"]), cluster.node_url("eu-west", "n1")] {
+        let mut session = PgConnection::connect(&url).await.unwrap();
+        session.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        let begin = now();
+        while value(&mut session, "SELECT pg_get_wal_replay_pause_state()").await != "paused" {
+            assert!(begin.elapsed() < PATIENCE);
+            pause().await;
+        }
+        paused.push(session);
+    }
+    writer.execute("INSERT INTO t VALUES (21)").await.unwrap();
+    let lsn = value(&mut writer, position).await;
+    assert_eq!(seen(&lsn), [(primary.clone(), 21), (primary.clone(), 21)]);
+    let older = seen("0/1");
+    assert!(older.iter().all(|(port, newest)| *port != primary && *newest == 20), "{older:?}");
+    for session in &mut paused {
+        session.execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    }
+    let near = [secondary, replica.to_string()];
+    until("readers come to what is near again", || async {
+        seen(&lsn).iter().all(|(port, newest)| near.contains(port) && *newest == 21)
+    })
+    .await;
+
+    // What is no position is said to be none.
+    let wrong = after("0/7").swap_remove(0).replacen("@0-7.", "@0-x.", 1);
+    let said = text(&psql(&wrong, "SELECT 1").stderr);
+    assert!(said.contains("asks for a position") && said.contains("0-x"), "{said}");
 }
 
 /// What clients saw that connect anew for each statement, at the endpoints of these regions in turn.

@@ -184,7 +184,8 @@ impl Cluster {
         Pid::from_raw(content.trim().parse().unwrap())
     }
 
-    fn write_node(&self, region: &str, node: &str, lines: &str) {
+    /// Adds a node of which the file says these `lines`.
+    pub fn write_node(&self, region: &str, node: &str, lines: &str) {
         let text = std::fs::read_to_string(self.file()).unwrap();
         std::fs::write(self.file(), text + &format!("[region.{region}.node.{node}]\n{lines}\n")).unwrap();
     }

@@ -154,7 +154,8 @@ the database of its name; it holds that role's password, and gives up a region t
 seconds. Over the network nobody comes in as the superuser; on the region's own machine --superuser does.
 For example:
   psql \"$(replicator url --region us-east)\"
-  psql \"$(replicator url --region us-east --superuser)\"    # on us-east's machine";
+  psql \"$(replicator url --region us-east --superuser)\"    # on us-east's machine
+  psql \"$(replicator url --endpoint reader --region eu-west --after 0/16B3748)\"    # no older than that";
 
 /// `replicator audit`.
 pub(super) const AUDIT: &str = "\

@@ -40,6 +40,7 @@ use runtime::task::Task;
 
 use crate::config::Config;
 use crate::drill::Drill;
+use crate::endpoint::Kind as Endpoint;
 use crate::layout::{Apart, Layout};
 use crate::local::renewing;
 use crate::logs::lines::Lines;
@@ -187,9 +188,12 @@ async fn carry_out(cli: Cli, config: Config, layout: Layout, log: DaemonLog) -> 
             println!("{}", superuser_url(&config, &layout, &region)?);
             Ok(())
         }
-        Command::Url { region, reader, endpoint, .. } => {
+        Command::Url { endpoint: Some(Endpoint::Writer), after: Some(_), .. } => {
+            Err("--after is for --endpoint reader: the writer shows whatever was acknowledged".into())
+        }
+        Command::Url { region, reader, endpoint, after, .. } => {
             let of = match (endpoint, region) {
-                (Some(kind), region) => UrlOf::Endpoint(kind, region),
+                (Some(kind), region) => UrlOf::Endpoint(kind, region, after),
                 (None, Some(region)) => UrlOf::Region(region),
                 _ if reader => UrlOf::Reader,
                 _ => UrlOf::Writer,

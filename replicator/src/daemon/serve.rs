@@ -183,7 +183,7 @@ async fn answer_refusal(
             stream.send(&Rewind { body: Some(rewind::Body::Refusal(refusal)) }).await?;
         }
         Some(open::Purpose::Session(_) | open::Purpose::Client(_) | open::Purpose::Rehearse(_)) => {
-            stream.send(&SessionReady { refusal: Some(refusal) }).await?;
+            stream.send(&SessionReady { refusal: Some(refusal), ..SessionReady::default() }).await?;
         }
         Some(open::Purpose::Zone(_)) => stream.send(&ZoneReady { refusal: Some(refusal) }).await?,
         Some(open::Purpose::Node(_)) => {

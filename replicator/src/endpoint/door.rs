@@ -2,20 +2,26 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::protocol::wire::error_response;
+use proto::Lsn;
 use runtime::task::Tasks;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Kind;
 use super::farewell;
+use super::first::{self, ASKS_FOR_TLS, Begins, ENCRYPTED, FIRST_WORDS};
 use super::relay::{Ended, Far, pass};
 use super::tally::{Counts, Tally};
+use super::way::Freshness;
 use crate::config::EndpointsConfig;
 use crate::daemon::listen;
 
@@ -34,17 +40,23 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// The SQLSTATE of a server that takes no connection now; clients try again.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
+/// The SQLSTATE of something that was asked for and cannot be read.
+const INVALID_PARAMETER: &str = "22023";
+
+/// How long a PostgreSQL may take to say whether it encrypts.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// The SQLSTATE of a server that has too many.
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// Finds clients their PostgreSQL.
 pub trait Guide: Send + Sync + 'static {
-    /// Brings a client of the endpoint of `kind` to a PostgreSQL, which shows readers what is at most
-    /// `lag_max` old; however long that takes. With it comes what cuts the session off.
-    fn find(&self, kind: Kind, lag_max: Duration) -> impl Future<Output = (Far, CancellationToken)> + Send;
+    /// Brings a client of the endpoint of `kind` to a PostgreSQL, which is as fresh as is `wanted` where it
+    /// reads; however long that takes. With it comes what cuts the session off.
+    fn find(&self, kind: Kind, wanted: Freshness) -> impl Future<Output = (Far, CancellationToken)> + Send;
 
     /// Why a client would wait now, in words.
-    fn why(&self, kind: Kind, lag_max: Duration) -> String;
+    fn why(&self, kind: Kind, wanted: Freshness) -> String;
 }
 
 /// The endpoints of a region's daemon, or of a node.
@@ -57,6 +69,8 @@ pub struct Doors<G> {
     limits: Mutex<EndpointsConfig>,
     tallies: [Tally; Kind::ALL.len()],
     told: Tally,
+    /// Whether the PostgreSQL that was asked last encrypts.
+    encrypts: AtomicBool,
     guide: G,
 }
 
@@ -71,6 +85,7 @@ impl<G: Guide> Doors<G> {
             limits: Mutex::new(limits),
             tallies: Default::default(),
             told: Tally::default(),
+            encrypts: AtomicBool::new(false),
             guide,
         }
     }
@@ -140,37 +155,133 @@ impl<G: Guide> Doors<G> {
                 "the endpoint of the {kind} in {} has {} clients, and takes no more: `sessions` in [endpoints]",
                 self.whose, limits.sessions
             );
-            return self.turn_away(client, TOO_MANY_CONNECTIONS, &why).await;
+            let caller = Caller { client, said: Vec::new(), kind };
+            return self.turn_away(caller, TOO_MANY_CONNECTIONS, &why).await;
         };
-        let waiting = tally.wait();
-        let found = tokio::select! {
-            found = tokio::time::timeout(limits.hold, self.guide.find(kind, limits.max_lag)) => found,
-            () = gone(&client) => return,
+        let mut caller = Caller { client, said: Vec::new(), kind };
+        let wanted = Freshness { lag_max: limits.max_lag, at_least: Lsn::ZERO };
+        let introduced = match kind {
+            // The writer shows whatever was acknowledged.
+            Kind::Writer => self.find(&caller, &limits, wanted).await,
+            Kind::Reader => self.introduce(&mut caller, &limits, wanted).await,
         };
-        drop(waiting);
-        let (far, cut) = match found {
-            Ok(found) => found,
-            Err(_) => {
-                tally.refused();
-                let why = format!(
-                    "the endpoint of the {kind} in {} found none within {} s: {}. Try again",
-                    self.whose,
-                    limits.hold.as_secs(),
-                    self.guide.why(kind, limits.max_lag)
-                );
-                return self.turn_away(client, CANNOT_CONNECT_NOW, &why).await;
+        match introduced {
+            Ok((far, cut)) => {
+                tally.opened();
+                if pass(caller.client, far, &cut).await == Ended::Cut {
+                    tally.cut();
+                }
             }
-        };
-        tally.opened();
-        if pass(client, far, &cut).await == Ended::Cut {
-            tally.cut();
+            Err(Turned::Gone) => {}
+            Err(Turned::Away(code, why)) => {
+                tally.refused();
+                self.turn_away(caller, code, &why).await;
+            }
         }
     }
 
+    /// Finds a client of the reader a PostgreSQL that shows what it asks for in its first words, and passes
+    /// those on.
+    async fn introduce(
+        &self,
+        caller: &mut Caller,
+        limits: &EndpointsConfig,
+        wanted: Freshness,
+    ) -> Result<(Far, CancellationToken), Turned> {
+        let begins = first::begins(&mut caller.client, &mut caller.said);
+        let begins = timeout(FIRST_WORDS, begins).await??;
+        if begins == Begins::AsksForTls && !self.encrypts.load(Ordering::Relaxed) {
+            // What PostgreSQL would answer is not known before one was asked.
+            let (mut far, cut) = self.find(caller, limits, wanted).await?;
+            let answer = timeout(ANSWER, far.ask(std::mem::take(&mut caller.said))).await??;
+            if answer != ENCRYPTED {
+                caller.client.write_all(&[answer]).await?;
+                return Ok((far, cut));
+            }
+            self.encrypts.store(true, Ordering::Relaxed);
+        }
+        if begins == Begins::AsksForTls {
+            caller.said.clear();
+            caller.client.write_all(&[ENCRYPTED]).await?;
+        }
+        let name = match begins {
+            Begins::Otherwise => None,
+            Begins::AsksForTls | Begins::WithTls => {
+                timeout(FIRST_WORDS, first::server_name(&mut caller.client, &mut caller.said)).await??
+            }
+        };
+        let at_least = name.map_or(Ok(None), |name| first::position_in(&name));
+        let at_least = at_least.map_err(|why| Turned::Away(INVALID_PARAMETER, why))?;
+        let wanted = Freshness { at_least: at_least.unwrap_or(wanted.at_least), ..wanted };
+        let (mut far, cut) = self.find(caller, limits, wanted).await?;
+        if begins == Begins::AsksForTls
+            && timeout(ANSWER, far.ask(ASKS_FOR_TLS.to_vec())).await?? != ENCRYPTED
+        {
+            // The client was told otherwise, and comes again.
+            self.encrypts.store(false, Ordering::Relaxed);
+            return Err(Turned::Gone);
+        }
+        far.say(std::mem::take(&mut caller.said)).await?;
+        Ok((far, cut))
+    }
+
+    /// Finds a client a PostgreSQL, unless that takes too long, or the client goes.
+    async fn find(
+        &self,
+        caller: &Caller,
+        limits: &EndpointsConfig,
+        wanted: Freshness,
+    ) -> Result<(Far, CancellationToken), Turned> {
+        let kind = caller.kind;
+        let _waiting = self.tally(kind).wait();
+        let found = tokio::select! {
+            found = timeout(limits.hold, self.guide.find(kind, wanted)) => found,
+            () = gone(&caller.client) => return Err(Turned::Gone),
+        };
+        found.map_err(|_| {
+            let why = format!(
+                "the endpoint of the {kind} in {} found none within {} s: {}. Try again",
+                self.whose,
+                limits.hold.as_secs(),
+                self.guide.why(kind, wanted)
+            );
+            Turned::Away(CANNOT_CONNECT_NOW, why)
+        })
+    }
+
     /// Tells a client why it is turned away, as PostgreSQL does.
-    async fn turn_away(&self, client: TcpStream, code: &str, why: &str) {
+    async fn turn_away(&self, caller: Caller, code: &str, why: &str) {
         let Some(_place) = self.told.enter(TOLD_MAX) else { return };
-        farewell::tell(client, &error_response("FATAL", code, why), &self.certificate).await;
+        let Caller { client, said, .. } = caller;
+        farewell::tell(client, said, &error_response("FATAL", code, why), &self.certificate).await;
+    }
+}
+
+/// A client that was taken in.
+struct Caller {
+    client: TcpStream,
+    /// What it has said that nobody was told yet, and that it was not answered.
+    said: Vec<u8>,
+    kind: Kind,
+}
+
+/// Why a client is brought nowhere.
+enum Turned {
+    /// It has gone, or is to be let go without a word.
+    Gone,
+    /// It is told why, with a SQLSTATE.
+    Away(&'static str, String),
+}
+
+impl From<std::io::Error> for Turned {
+    fn from(_: std::io::Error) -> Turned {
+        Turned::Gone
+    }
+}
+
+impl From<Elapsed> for Turned {
+    fn from(_: Elapsed) -> Turned {
+        Turned::Gone
     }
 }
 

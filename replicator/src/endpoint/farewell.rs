@@ -14,6 +14,8 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::first::HANDSHAKE;
+
 /// How long a client may take to say its first words, which must be read before it hears why.
 const FIRST_WORDS: Duration = Duration::from_secs(2);
 
@@ -26,9 +28,6 @@ const TLS: u32 = 80_877_103;
 /// The code by which a client asks for GSSAPI's encryption.
 const GSSAPI: u32 = 80_877_104;
 
-/// The first byte of a client that does not ask, and begins with TLS at once: that of a handshake's record.
-const HANDSHAKE: u8 = 22;
-
 /// What a client says first.
 enum First {
     /// It wants TLS, and is to be told that it can have it.
@@ -37,17 +36,22 @@ enum First {
     Startup(u32),
 }
 
-/// Tells `client` these `words`, an error as PostgreSQL sends it, and lets it go. `certificate` is the
-/// directory of that by which clients know the region's PostgreSQL; without one nothing is encrypted.
-pub(super) async fn tell(client: TcpStream, words: &[u8], certificate: &Path) {
+/// Tells `client`, which has `said` so much already, these `words`, an error as PostgreSQL sends it, and lets
+/// it go. `certificate` is the directory of that by which clients know the region's PostgreSQL; without one
+/// nothing is encrypted.
+pub(super) async fn tell(client: TcpStream, said: Vec<u8>, words: &[u8], certificate: &Path) {
     // It may have gone, which is all that was wanted of it.
-    let _ = tokio::time::timeout(FIRST_WORDS, speak(client, words, certificate)).await;
+    let _ = tokio::time::timeout(FIRST_WORDS, speak(client, said, words, certificate)).await;
 }
 
-async fn speak(mut client: TcpStream, words: &[u8], certificate: &Path) -> io::Result<()> {
+async fn speak(mut client: TcpStream, mut said: Vec<u8>, words: &[u8], certificate: &Path) -> io::Result<()> {
     let acceptor = acceptor(certificate);
-    let mut first = [0];
-    client.peek(&mut first).await?;
+    if said.is_empty() && client.read_buf(&mut said).await? == 0 {
+        return Ok(());
+    }
+    let first = [said.first().copied().unwrap_or_default()];
+    let (reading, writing) = client.split();
+    let mut client = tokio::io::join(io::Cursor::new(said).chain(reading), writing);
     let asks = match first[0] {
         HANDSHAKE => First::Encrypt,
         _ => first_word(&mut client, acceptor.is_some()).await?,

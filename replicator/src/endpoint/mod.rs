@@ -8,6 +8,7 @@
 //! - [`way`]: where a client goes, and how long it stays. Pure: it decides by the record of who leads, and
 //!   asks nobody.
 //! - [`door`]: takes clients in at an address, and holds them, as many and as long as is allowed.
+//! - [`first`]: what a client says first, in which a reader may name a position that it wants to see.
 //! - [`regional`]: brings those of a region's daemon to a PostgreSQL. Those of a node go through that daemon
 //!   (`node/guide.rs`).
 //! - [`tunnel`]: the way to another region.
@@ -16,6 +17,7 @@
 
 pub mod door;
 mod farewell;
+pub mod first;
 pub mod regional;
 pub mod relay;
 pub mod tally;

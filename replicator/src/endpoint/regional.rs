@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::RegionName;
 use proto::messages::{ClientOpen, Refusal, SessionOpen, SessionReady, refusal::Kind as Why};
+use proto::{Lsn, RegionName};
 use tokio::net::TcpStream;
 use tokio::sync::watch as latest;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use super::door::{Doors, Guide};
 use super::relay::{Ended, Far, between, pass};
 use super::tally::{Counts, Tally};
 use super::tunnel::{self, Tunnels};
-use super::way::{Knows, Near, Term, Waits, Wanted, Way};
+use super::way::{Freshness, Knows, Near, Term, Waits, Wanted, Way};
 
 /// How long PostgreSQL may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -103,11 +103,11 @@ impl Regional {
         Ok((far, self.cut_of(&term)))
     }
 
-    async fn find_reader(&self, knows: &Knows, lag_max: Duration) -> Result<(Far, CancellationToken), Waits> {
+    async fn find_reader(&self, knows: &Knows, wanted: Freshness) -> Result<(Far, CancellationToken), Waits> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut why = knows.serves_reader(lag_max, turn).err().unwrap_or_default();
-        for way in knows.reader(&self.regions, lag_max, turn) {
-            match self.go(&way, &Wanted::Reader(lag_max)).await {
+        let mut why = knows.serves_reader(&wanted, turn).err().unwrap_or_default();
+        for way in knows.reader(&self.regions, &wanted, turn) {
+            match self.go(&way, &Wanted::Reader(wanted)).await {
                 // Whatever becomes of its region, a reader reads on.
                 Ok(far) => return Ok((far, CancellationToken::new())),
                 Err(refused) => why = refused,
@@ -149,9 +149,9 @@ impl Regional {
                 }
                 Err(why) => return Err(why.to_string()),
             },
-            Wanted::Reader(lag_max) => {
+            Wanted::Reader(fresh) => {
                 let mut why = String::new();
-                for near in knows.serves_reader(*lag_max, self.turn.fetch_add(1, Ordering::Relaxed))? {
+                for near in knows.serves_reader(fresh, self.turn.fetch_add(1, Ordering::Relaxed))? {
                     match self.connect(&near).await {
                         Ok(postgres) => return Ok((postgres, CancellationToken::new())),
                         Err(refused) => why = refused,
@@ -165,7 +165,7 @@ impl Regional {
 }
 
 impl Guide for Regional {
-    async fn find(&self, kind: Kind, lag_max: Duration) -> (Far, CancellationToken) {
+    async fn find(&self, kind: Kind, wanted: Freshness) -> (Far, CancellationToken) {
         let mut known = self.knows.subscribe();
         loop {
             let knows = known.borrow_and_update().clone();
@@ -178,7 +178,7 @@ impl Guide for Regional {
                         _ = known.wait_for(|now| leads.is_ok() && now.writer() != leads) => continue,
                     }
                 }
-                Kind::Reader => self.find_reader(&knows, lag_max).await,
+                Kind::Reader => self.find_reader(&knows, wanted).await,
             };
             match found {
                 Ok(found) => return found,
@@ -189,12 +189,12 @@ impl Guide for Regional {
         }
     }
 
-    fn why(&self, kind: Kind, lag_max: Duration) -> String {
+    fn why(&self, kind: Kind, wanted: Freshness) -> String {
         let knows = self.knows.borrow();
         let why = match kind {
             Kind::Writer => knows.writer().map(|(way, _)| way),
             Kind::Reader => {
-                knows.serves_reader(lag_max, 0).map(|_| Way::Here(Near::Own)).map_err(Waits::NobodyFresh)
+                knows.serves_reader(&wanted, 0).map(|_| Way::Here(Near::Own)).map_err(Waits::NobodyFresh)
             }
         };
         match why {
@@ -232,12 +232,17 @@ impl Doors<Regional> {
         let (postgres, cut) = match begun {
             Ok(begun) => begun,
             Err(why) => {
-                stream.send(&SessionReady { refusal: Some(Refusal::new(Why::Busy, why)) }).await?;
+                stream
+                    .send(&SessionReady {
+                        refusal: Some(Refusal::new(Why::Busy, why)),
+                        ..SessionReady::default()
+                    })
+                    .await?;
                 stream.finish().await;
                 return Ok(());
             }
         };
-        let (sender, receiver) = tunnel::begin(stream).await?;
+        let (sender, receiver) = tunnel::begin(stream, Lsn(open.at_least_lsn)).await?;
         guide.brought.opened();
         if pass(postgres, Far::Stream(sender, receiver), &cut).await == Ended::Cut {
             guide.brought.cut();
@@ -252,24 +257,30 @@ impl Doors<Regional> {
     pub async fn bring_client(&self, open: &ClientOpen, mut stream: Stream) -> Result<(), TransportError> {
         let (limits, guide) = (self.limits(), self.guide());
         let kind = if open.reads { Kind::Reader } else { Kind::Writer };
+        let wanted = Freshness { lag_max: limits.max_lag, at_least: Lsn(open.at_least_lsn) };
         let place = guide.brought.enter(limits.sessions.into());
         let found = match &place {
             None => Err(format!("it has {} sessions of others' clients already", limits.sessions)),
             Some(_) => {
-                let found = tokio::time::timeout(HELD, guide.find(kind, limits.max_lag)).await;
-                found.map_err(|_| guide.why(kind, limits.max_lag))
+                let found = tokio::time::timeout(HELD, guide.find(kind, wanted)).await;
+                found.map_err(|_| guide.why(kind, wanted))
             }
         };
         let (far, cut) = match found {
             Ok(found) => found,
             Err(why) => {
                 guide.brought.refused();
-                stream.send(&SessionReady { refusal: Some(Refusal::new(Why::Busy, why)) }).await?;
+                stream
+                    .send(&SessionReady {
+                        refusal: Some(Refusal::new(Why::Busy, why)),
+                        ..SessionReady::default()
+                    })
+                    .await?;
                 stream.finish().await;
                 return Ok(());
             }
         };
-        let near = tunnel::begin(stream).await?;
+        let near = tunnel::begin(stream, wanted.at_least).await?;
         guide.brought.opened();
         if between(near, far, &cut).await == Ended::Cut {
             guide.brought.cut();

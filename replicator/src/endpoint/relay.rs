@@ -20,6 +20,34 @@ pub enum Far {
     Stream(Sender, Receiver),
 }
 
+impl Far {
+    /// Says `bytes` before the session begins.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub async fn say(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        match self {
+            Far::Near(postgres) => postgres.write_all(&bytes).await,
+            Far::Stream(sender, _) => sender.write(bytes.into()).await.map_err(lost),
+        }
+    }
+
+    /// Asks with `bytes`, to which one byte is the answer.
+    ///
+    /// # Errors
+    /// When it has gone, or says something else.
+    pub async fn ask(&mut self, bytes: Vec<u8>) -> io::Result<u8> {
+        self.say(bytes).await?;
+        match self {
+            Far::Near(postgres) => postgres.read_u8().await,
+            Far::Stream(_, receiver) => match receiver.read().await.map_err(lost)?.as_deref() {
+                Some([answer]) => Ok(*answer),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            },
+        }
+    }
+}
+
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {

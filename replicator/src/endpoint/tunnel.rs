@@ -7,11 +7,11 @@ use proto::messages::refusal::Kind;
 use proto::messages::{
     MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, SessionOpen, SessionReady, open, session_open,
 };
-use proto::{ClusterId, Epoch, RegionName};
+use proto::{ClusterId, Epoch, Lsn, RegionName};
 use tokio::sync::Mutex;
 use transport::{Connection, Endpoint, Receiver, Sender, Stream, Traffic, TransportError};
 
-use super::way::Wanted;
+use super::way::{Freshness, Wanted};
 use crate::client;
 use crate::config::Place;
 
@@ -39,7 +39,7 @@ impl Tunnels {
     /// # Errors
     /// Why not, in words.
     pub async fn open(&self, region: &RegionName, wanted: &Wanted) -> Result<(Sender, Receiver), String> {
-        self.open_for(region, open::Purpose::Session(asked(wanted))).await
+        self.open_as(region, open::Purpose::Session(asked(wanted)), wanted.at_least()).await
     }
 
     /// Opens a stream at `region` for a purpose that is answered as a session is.
@@ -51,8 +51,17 @@ impl Tunnels {
         region: &RegionName,
         purpose: open::Purpose,
     ) -> Result<(Sender, Receiver), String> {
+        self.open_as(region, purpose, Lsn::ZERO).await
+    }
+
+    async fn open_as(
+        &self,
+        region: &RegionName,
+        purpose: open::Purpose,
+        at_least: Lsn,
+    ) -> Result<(Sender, Receiver), String> {
         let (place, way) = self.ways.get(region).ok_or("it is not in this daemon's regions.toml")?;
-        let opening = tokio::time::timeout(PATIENCE, self.ask(place, way, purpose)).await;
+        let opening = tokio::time::timeout(PATIENCE, self.ask(place, way, purpose, at_least)).await;
         if opening.is_err() {
             // The next one makes a connection of its own; sessions on this one go on.
             *way.lock().await = None;
@@ -65,6 +74,7 @@ impl Tunnels {
         place: &Place,
         way: &Mutex<Option<Connection>>,
         purpose: open::Purpose,
+        at_least: Lsn,
     ) -> Result<(Sender, Receiver), String> {
         let words = |e: TransportError| e.to_string();
         // Those who come while it is being made wait for it.
@@ -86,7 +96,7 @@ impl Tunnels {
         let mut stream = connection.open_stream(&open).await.map_err(words)?;
         let ready: Option<SessionReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await.map_err(words)?;
         match ready {
-            Some(SessionReady { refusal: Some(refusal) }) => {
+            Some(SessionReady { refusal: Some(refusal), .. }) => {
                 if refusal.kind() == Kind::NotHead {
                     // The next one goes to another host of the region; sessions on this connection go on.
                     self.endpoint.avoid(&place.advertise, connection.remote_address());
@@ -94,7 +104,7 @@ impl Tunnels {
                 }
                 Err(refusal.reason)
             }
-            Some(SessionReady { refusal: None }) => Ok(stream.split()),
+            Some(ready) => shows(&ready, at_least).map(|()| stream.split()),
             None => Err("it ended the session before it began".into()),
         }
     }
@@ -103,11 +113,11 @@ impl Tunnels {
 fn asked(wanted: &Wanted) -> SessionOpen {
     let of = match wanted {
         Wanted::Writer(epoch) => session_open::Of::WriterEpoch(epoch.0),
-        Wanted::Reader(lag_max) => {
+        Wanted::Reader(Freshness { lag_max, .. }) => {
             session_open::Of::ReaderLagMs(u64::try_from(lag_max.as_millis()).unwrap_or(u64::MAX))
         }
     };
-    SessionOpen { of: Some(of) }
+    SessionOpen { of: Some(of), at_least_lsn: wanted.at_least().0 }
 }
 
 /// What another region's daemon wants for its client.
@@ -115,16 +125,31 @@ fn asked(wanted: &Wanted) -> SessionOpen {
 pub fn wanted(open: &SessionOpen) -> Option<Wanted> {
     Some(match open.of.as_ref()? {
         session_open::Of::WriterEpoch(epoch) => Wanted::Writer(Epoch(*epoch)),
-        session_open::Of::ReaderLagMs(lag_ms) => Wanted::Reader(Duration::from_millis(*lag_ms)),
+        session_open::Of::ReaderLagMs(lag_ms) => Wanted::Reader(Freshness {
+            lag_max: Duration::from_millis(*lag_ms),
+            at_least: Lsn(open.at_least_lsn),
+        }),
     })
 }
 
-/// Says that the session begins; what follows on the stream is PostgreSQL's, and the client's.
+/// Takes a session that is `ready`, if it shows redo up to where it was asked for; a daemon of an earlier
+/// version does not know what that is.
+///
+/// # Errors
+/// Why not, in words.
+pub fn shows(ready: &SessionReady, at_least: Lsn) -> Result<(), String> {
+    match Lsn(ready.at_least_lsn) {
+        lsn if lsn >= at_least => Ok(()),
+        _ => Err("its version knows no sessions from a position on".into()),
+    }
+}
+
+/// Says that the session begins, which shows redo up to `at_least`; what follows on the stream is PostgreSQL's, and the client's.
 ///
 /// # Errors
 /// When the connection is lost.
-pub async fn begin(mut stream: Stream) -> Result<(Sender, Receiver), TransportError> {
-    stream.send(&SessionReady { refusal: None }).await?;
+pub async fn begin(mut stream: Stream, at_least: Lsn) -> Result<(Sender, Receiver), TransportError> {
+    stream.send(&SessionReady { refusal: None, at_least_lsn: at_least.0 }).await?;
     Ok(stream.split())
 }
 
@@ -134,9 +159,17 @@ mod tests {
 
     #[test]
     fn what_is_wanted_is_what_is_asked() {
-        for what in [Wanted::Writer(Epoch(7)), Wanted::Reader(Duration::from_millis(1500))] {
+        let fresh = Freshness { lag_max: Duration::from_millis(1500), at_least: Lsn(77) };
+        for what in [Wanted::Writer(Epoch(7)), Wanted::Reader(fresh)] {
             assert_eq!(wanted(&asked(&what)), Some(what));
         }
-        assert_eq!(wanted(&SessionOpen { of: None }), None);
+        assert_eq!(wanted(&SessionOpen::default()), None);
+    }
+
+    #[test]
+    fn a_daemon_that_knows_no_positions_is_not_taken_for_one_that_is_fresh() {
+        let ready = |lsn| SessionReady { refusal: None, at_least_lsn: lsn };
+        assert!(shows(&ready(0), Lsn::ZERO).is_ok() && shows(&ready(77), Lsn(77)).is_ok());
+        assert!(shows(&ready(0), Lsn(77)).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use coordination::Mode;
 use coordination::region::{Part, View};
-use proto::{Epoch, NodeName, RegionName};
+use proto::{Epoch, Lsn, NodeName, RegionName};
 
 /// What a region's daemon knows at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,35 @@ pub struct Replica {
     pub at: SocketAddr,
     /// How far what it shows is behind; none while that is not known.
     pub lag: Option<Duration>,
+    /// All redo up to there is applied; zero while that is not known.
+    pub applied_lsn: Lsn,
+}
+
+/// What a reader takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freshness {
+    /// How far behind what it reads may be.
+    pub lag_max: Duration,
+    /// The position up to which it wants to see all; zero where it names none.
+    pub at_least: Lsn,
+}
+
+impl Freshness {
+    /// Whether a standby that is so far behind, and has applied so much, is taken.
+    ///
+    /// # Errors
+    /// Why not.
+    fn takes(&self, lag: Option<Duration>, applied_lsn: Lsn) -> Result<(), String> {
+        match lag {
+            Some(lag) if lag > self.lag_max => Err(format!("it is {} ms behind", lag.as_millis())),
+            Some(_) if applied_lsn < self.at_least => Err(format!(
+                "it shows redo up to {applied_lsn}, and the client wants to see all up to {}",
+                self.at_least
+            )),
+            Some(_) => Ok(()),
+            None => Err("it has not heard a primary yet".to_owned()),
+        }
+    }
 }
 
 /// A PostgreSQL of the region itself.
@@ -54,6 +83,8 @@ pub enum Own {
     Reads {
         /// By the region's own clock.
         lag: Option<Duration>,
+        /// All redo up to there is applied.
+        applied_lsn: Lsn,
     },
     /// Nothing that lets clients in.
     Closed(Unfit),
@@ -180,25 +211,21 @@ impl Knows {
         }
     }
 
-    /// The PostgreSQLs of this region that serve a reader who takes what is at most `lag_max` behind. The
-    /// writer comes last: its replicas spare it. Who of the others comes first is by `turn`, so that readers
+    /// The PostgreSQLs of this region that are fresh enough for a reader. The writer comes last: its replicas
+    /// spare it. It shows all that was acknowledged, so that it is fresh enough for whatever position. Who of the others comes first is by `turn`, so that readers
     /// are spread.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn serves_reader(&self, lag_max: Duration, turn: usize) -> Result<Vec<Near>, String> {
-        let fresh = |lag: Option<Duration>| match lag {
-            Some(lag) if lag <= lag_max => Ok(()),
-            Some(lag) => Err(format!("it is {} ms behind", lag.as_millis())),
-            None => Err("it has not heard a primary yet".to_owned()),
-        };
+    pub fn serves_reader(&self, wanted: &Freshness, turn: usize) -> Result<Vec<Near>, String> {
         let own = match &self.own {
             // A writer shows what is durable: only its commits wait.
             Own::Writes => Ok(()),
-            Own::Reads { lag } => fresh(*lag),
+            Own::Reads { lag, applied_lsn } => wanted.takes(*lag, *applied_lsn),
             Own::WritesNot(why) | Own::Closed(why) => Err(why.to_string()),
         };
-        let replicas = self.replicas.iter().filter(|replica| fresh(replica.lag).is_ok());
+        let fresh = |replica: &&Replica| wanted.takes(replica.lag, replica.applied_lsn).is_ok();
+        let replicas = self.replicas.iter().filter(fresh);
         let mut near: Vec<Near> =
             replicas.map(|replica| Near::Node(replica.node.clone(), replica.at)).collect();
         match (own, &self.own) {
@@ -219,8 +246,8 @@ impl Knows {
     /// Whom a reader is brought to, the best first, among `regions`: this region, the other secondaries, and
     /// the primary at last.
     #[must_use]
-    pub fn reader(&self, regions: &[RegionName], lag_max: Duration, turn: usize) -> Vec<Way> {
-        let own = self.serves_reader(lag_max, turn).unwrap_or_default().into_iter().map(Way::Here);
+    pub fn reader(&self, regions: &[RegionName], wanted: &Freshness, turn: usize) -> Vec<Way> {
+        let own = self.serves_reader(wanted, turn).unwrap_or_default().into_iter().map(Way::Here);
         let primary = &self.view.accepted.record.primary;
         let others = || regions.iter().filter(|region| **region != self.me);
         let secondaries = others().filter(|region| *region != primary);
@@ -258,8 +285,20 @@ fn spread(near: &mut [Near], turn: usize) {
 pub enum Wanted {
     /// The writer of this epoch.
     Writer(Epoch),
-    /// A PostgreSQL that is at most this far behind.
-    Reader(Duration),
+    /// A PostgreSQL that is so fresh.
+    Reader(Freshness),
+}
+
+impl Wanted {
+    /// The position up to which all is to be seen; zero where none is named.
+    #[must_use]
+    pub fn at_least(&self) -> Lsn {
+        match self {
+            // It has all.
+            Wanted::Writer(_) => Lsn::ZERO,
+            Wanted::Reader(fresh) => fresh.at_least,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -268,7 +307,6 @@ mod tests {
     use coordination::Number;
     use coordination::leadership::{Leadership, Loss, Promotion, Step};
     use coordination::register::Accepted;
-    use proto::Lsn;
 
     fn name(text: &str) -> RegionName {
         text.parse().unwrap()
@@ -306,9 +344,17 @@ mod tests {
             View { accepted: accepted.clone(), agreed: Some(accepted), pending: Vec::new(), remembers: true };
         let (part, own) = match me {
             "a" => (Part::Leading { epoch: Epoch(3) }, Own::Writes),
-            _ => (Part::Following, Own::Reads { lag: Some(Duration::from_millis(3)) }),
+            _ => (Part::Following, reads(Some(Duration::from_millis(3)))),
         };
         Knows { me: name(me), view, part, own, replicas: Vec::new() }
+    }
+
+    fn reads(lag: Option<Duration>) -> Own {
+        Own::Reads { lag, applied_lsn: Lsn(1000) }
+    }
+
+    fn within(lag_max: Duration) -> Freshness {
+        Freshness { lag_max, at_least: Lsn::ZERO }
     }
 
     fn term() -> Term {
@@ -375,26 +421,28 @@ mod tests {
     #[test]
     fn readers_go_to_what_is_near_and_fresh() {
         let regions = [name("a"), name("b"), name("c")];
-        let second = Duration::from_secs(1);
+        let (second, limit) = (Duration::from_secs(1), within(Duration::from_secs(1)));
         let there = |region: &str| Way::There(name(region));
         let here = || Way::Here(Near::Own);
-        assert_eq!(knows("b").reader(&regions, second, 0), [here(), there("c"), there("a")]);
-        assert_eq!(knows("a").reader(&regions, second, 0), [here(), there("b"), there("c")]);
+        assert_eq!(knows("b").reader(&regions, &limit, 0), [here(), there("c"), there("a")]);
+        assert_eq!(knows("a").reader(&regions, &limit, 0), [here(), there("b"), there("c")]);
         for lag in [None, Some(second * 2)] {
             let mut behind = knows("b");
-            behind.own = Own::Reads { lag };
-            assert_eq!(behind.reader(&regions, second, 0), [there("c"), there("a")]);
-            assert!(behind.serves_reader(second, 0).is_err());
+            behind.own = reads(lag);
+            assert_eq!(behind.reader(&regions, &limit, 0), [there("c"), there("a")]);
+            assert!(behind.serves_reader(&limit, 0).is_err());
         }
     }
 
     #[test]
     fn readers_are_spread_over_replicas_that_are_fresh_and_spare_the_writer() {
         let (second, ms) = (Duration::from_secs(1), Duration::from_millis);
+        let limit = within(second);
         let replica = |node: &str, lag| Replica {
             node: node.parse().unwrap(),
             at: "127.0.0.1:1".parse().unwrap(),
             lag,
+            applied_lsn: Lsn(if node == "n1" { 900 } else { 1100 }),
         };
         let names = |near: Result<Vec<Near>, String>| -> Vec<String> {
             let name = |near: Near| match near {
@@ -410,14 +458,21 @@ mod tests {
             replica("new", None),
         ];
         let primary = Knows { replicas: replicas.clone(), ..knows("a") };
-        assert_eq!(names(primary.serves_reader(second, 0)), ["n1", "n2", "own"]);
-        assert_eq!(names(primary.serves_reader(second, 1)), ["n2", "n1", "own"]);
+        assert_eq!(names(primary.serves_reader(&limit, 0)), ["n1", "n2", "own"]);
+        assert_eq!(names(primary.serves_reader(&limit, 1)), ["n2", "n1", "own"]);
         let secondary = Knows { replicas, ..knows("b") };
+        let after = |at_least| Freshness { at_least: Lsn(at_least), ..limit };
+        assert_eq!(names(primary.serves_reader(&after(901), 0)), ["n2", "own"], "n1 has not come so far");
+        assert_eq!(names(primary.serves_reader(&after(9999), 0)), ["own"], "the writer has all");
+        assert_eq!(names(secondary.serves_reader(&after(1000), 0)), ["own", "n2"]);
+        assert_eq!(names(secondary.serves_reader(&after(1001), 0)), ["n2"]);
+        let none = secondary.serves_reader(&after(1101), 0).unwrap_err();
+        assert!(none.contains("0/3E8") && none.contains("0/44D"), "{none}");
         let firsts: Vec<String> =
-            (0..6).map(|turn| names(secondary.serves_reader(second, turn)).remove(0)).collect();
+            (0..6).map(|turn| names(secondary.serves_reader(&limit, turn)).remove(0)).collect();
         assert_eq!(firsts, ["n1", "n2", "own", "n1", "n2", "own"]);
         let closed = Knows { own: Own::Closed(Unfit::Silent), ..secondary };
-        assert_eq!(names(closed.serves_reader(second, 2)), ["n1", "n2"], "its own does not answer");
-        assert!(closed.serves_reader(ms(1), 0).is_err());
+        assert_eq!(names(closed.serves_reader(&limit, 2)), ["n1", "n2"], "its own does not answer");
+        assert!(closed.serves_reader(&within(ms(1)), 0).is_err());
     }
 }

@@ -13,6 +13,7 @@ use transport::identity::{CERTIFICATE_DAYS, certificate_in, is_issued_by, life_o
 use transport::{Authority, Certificate, Holder, Identity, IdentityError, Peer};
 
 use crate::config::{Config, RegionConfig};
+use crate::endpoint::first::AFTER_DOMAIN;
 use crate::layout::{Layout, make_passable};
 
 /// A certificate of a peer, and the directory of its identity.
@@ -276,7 +277,8 @@ fn serves(directory: &Path, names: &[String]) -> bool {
 /// The names and addresses under which clients reach a PostgreSQL of the cluster: an endpoint of one region
 /// brings them to another's.
 pub(super) fn names_of_servers(config: &Config) -> Vec<String> {
-    let mut names = BTreeSet::new();
+    // One of them names a position, and is any of them.
+    let mut names = BTreeSet::from([format!("*.{AFTER_DOMAIN}")]);
     for region in &config.regions {
         let nodes = region.nodes.iter();
         let nodes = nodes.flat_map(|node| [node.postgres, node.writer_endpoint, node.reader_endpoint]);
@@ -325,7 +327,7 @@ mod tests {
             names_in(&place.join("cert.pem")).unwrap().0
         };
         make(&config("10.0.0.9"), &layout, Renew::None, None).unwrap();
-        let expected = ["a.example", "localhost", "10.0.0.2", "10.0.0.9", "127.0.0.1"];
+        let expected = ["*.after.replicator", "a.example", "localhost", "10.0.0.2", "10.0.0.9", "127.0.0.1"];
         assert_eq!((names("a"), names("b")), (expected.map(str::to_owned).to_vec(), names("a")));
 
         let key =

@@ -12,6 +12,8 @@ use super::link::Link;
 use crate::endpoint::Kind;
 use crate::endpoint::door::Guide;
 use crate::endpoint::relay::Far;
+use crate::endpoint::tunnel;
+use crate::endpoint::way::Freshness;
 
 /// The wait before a way that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -66,15 +68,19 @@ impl ThroughHead {
         Ok(kept.insert(made).clone())
     }
 
-    async fn open(&self, kind: Kind, way: &Connection) -> Result<Far, String> {
+    async fn open(&self, kind: Kind, wanted: Freshness, way: &Connection) -> Result<Far, String> {
         let words = |e: TransportError| e.to_string();
         let connection = self.connection(way).await.map_err(words)?;
-        let purpose = open::Purpose::Client(ClientOpen { reads: kind == Kind::Reader });
+        let purpose = open::Purpose::Client(ClientOpen {
+            reads: kind == Kind::Reader,
+            at_least_lsn: wanted.at_least.0,
+        });
         let mut stream = connection.open_stream(&self.link.open(purpose)).await.map_err(words)?;
         let ready: Option<SessionReady> = stream.receive(MAX_CONTROL_MESSAGE_BYTES).await.map_err(words)?;
-        match ready.map(|ready| ready.refusal) {
-            Some(Some(refusal)) => Err(refusal.reason),
-            Some(None) => {
+        match ready {
+            Some(SessionReady { refusal: Some(refusal), .. }) => Err(refusal.reason),
+            Some(ready) => {
+                tunnel::shows(&ready, wanted.at_least)?;
                 let (sender, receiver) = stream.split();
                 Ok(Far::Stream(sender, receiver))
             }
@@ -84,7 +90,7 @@ impl ThroughHead {
 }
 
 impl Guide for ThroughHead {
-    async fn find(&self, kind: Kind, _: Duration) -> (Far, CancellationToken) {
+    async fn find(&self, kind: Kind, wanted: Freshness) -> (Far, CancellationToken) {
         let mut way = self.link.way.subscribe();
         loop {
             let heard = way.borrow_and_update().clone();
@@ -94,7 +100,7 @@ impl Guide for ThroughHead {
                 continue;
             };
             let opened = tokio::select! {
-                opened = tokio::time::timeout(PATIENCE, self.open(kind, &heard)) => opened,
+                opened = tokio::time::timeout(PATIENCE, self.open(kind, wanted, &heard)) => opened,
                 // A head that is gone is not waited for.
                 _ = way.changed() => continue,
             };
@@ -107,7 +113,7 @@ impl Guide for ThroughHead {
         }
     }
 
-    fn why(&self, _: Kind, _: Duration) -> String {
+    fn why(&self, _: Kind, _: Freshness) -> String {
         if self.link.way.borrow().is_none() {
             return format!("no daemon of region {} answers this node", self.link.place.name);
         }

@@ -122,6 +122,9 @@ fn reads(follower: &FollowerFacts, silent: bool) -> Own {
     }
     match silent {
         true => Own::Closed(Unfit::Silent),
-        false => Own::Reads { lag: follower.heard_lag_us.map(Duration::from_micros) },
+        false => Own::Reads {
+            lag: follower.heard_lag_us.map(Duration::from_micros),
+            applied_lsn: follower.applied_lsn,
+        },
     }
 }

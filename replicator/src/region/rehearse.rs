@@ -31,7 +31,12 @@ impl Region {
         let writer = match begun {
             Ok(writer) => writer,
             Err(why) => {
-                stream.send(&SessionReady { refusal: Some(Refusal::new(Kind::Busy, why)) }).await?;
+                stream
+                    .send(&SessionReady {
+                        refusal: Some(Refusal::new(Kind::Busy, why)),
+                        ..SessionReady::default()
+                    })
+                    .await?;
                 stream.finish().await;
                 return Ok(());
             }

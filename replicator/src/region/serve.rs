@@ -199,7 +199,9 @@ impl Daemon for Region {
                 secondary::gather::serve(&self.volume, wanted, newest, stream).await
             }
             open::Purpose::Session(_) | open::Purpose::Client(_) if self.serves().is_err() => {
-                stream.send(&SessionReady { refusal: self.serves().err() }).await?;
+                stream
+                    .send(&SessionReady { refusal: self.serves().err(), ..SessionReady::default() })
+                    .await?;
                 stream.finish().await;
                 Ok(())
             }
