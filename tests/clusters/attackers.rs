@@ -50,7 +50,7 @@ fn purpose(request: Request) -> open::Purpose {
         Request::Copy => P::Copy(m::CopyOpen { copy: "a1".into(), body: None }),
         Request::Gather => P::Gather(<_>::default()),
         Request::Rewind => P::Rewind(m::RewindOpen { timeline: 1, ..<_>::default() }),
-        Request::Session => P::Session(m::SessionOpen { of: None }),
+        Request::Session => P::Session(m::SessionOpen::default()),
         Request::Rehearse => P::Rehearse(<_>::default()),
         Request::Node => P::Node(m::NodeOpen { node: "n2".into(), process: 7 }),
         Request::Feed => P::Feed(m::FeedOpen { node: "n2".into(), ..<_>::default() }),

@@ -302,8 +302,8 @@ pub(super) enum Command {
             value_name = "writer|reader"
         )]
         endpoint: Option<Endpoint>,
-        /// A session that shows all redo up to there, with --endpoint reader: what pg_current_wal_insert_lsn()
-        /// says after a commit
+        /// With --endpoint reader: a session that shows all redo up to there, which
+        /// pg_current_wal_insert_lsn() says after a commit
         #[arg(long, requires = "endpoint", value_name = "LSN")]
         after: Option<Lsn>,
     },

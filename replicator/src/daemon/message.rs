@@ -59,7 +59,9 @@ pub fn check(purpose: &open::Purpose, names: &Names) -> Result<(), String> {
             true => Ok(()),
             false => Err("the redo asked for ends before it begins".into()),
         },
-        open::Purpose::Session(m::SessionOpen { of: None }) => Err("it is not said what is wanted".into()),
+        open::Purpose::Session(m::SessionOpen { of: None, .. }) => {
+            Err("it is not said what is wanted".into())
+        }
         open::Purpose::Session(_) | open::Purpose::Client(_) | open::Purpose::Rehearse(_) => Ok(()),
         open::Purpose::Zone(open) => zone(open),
         open::Purpose::Node(open) => node(&open.node),

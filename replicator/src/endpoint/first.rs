@@ -30,7 +30,7 @@ const HELLO_BYTES_MAX: usize = 20 << 10;
 /// The second part of the name of a server that shows a position at least.
 const AFTER: &str = "after";
 
-/// The name below which servers of the cluster are asked for by a position. PostgreSQL's certificates have it.
+/// The domain of servers that are asked for by a position. PostgreSQL's certificates have it.
 pub const AFTER_DOMAIN: &str = "after.replicator";
 
 /// The name of a server that shows at least `lsn`.
@@ -81,8 +81,8 @@ pub(super) async fn begins(client: &mut (impl AsyncRead + Unpin), said: &mut Vec
     })
 }
 
-/// Reads the first message of a client's handshake, of which it may have `said` something already, and returns
-/// the name of the server that it asks for. A handshake that is none is PostgreSQL's to answer.
+/// Reads the first message of a client's handshake, of which it may have `said` something already, and
+/// returns the name of the server that it asks for. A handshake that is none is PostgreSQL's to answer.
 ///
 /// # Errors
 /// When it has gone.

@@ -144,7 +144,8 @@ pub fn shows(ready: &SessionReady, at_least: Lsn) -> Result<(), String> {
     }
 }
 
-/// Says that the session begins, which shows redo up to `at_least`; what follows on the stream is PostgreSQL's, and the client's.
+/// Says that the session begins, which shows redo up to `at_least`; what follows on the stream is
+/// PostgreSQL's, and the client's.
 ///
 /// # Errors
 /// When the connection is lost.

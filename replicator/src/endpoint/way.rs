@@ -212,8 +212,8 @@ impl Knows {
     }
 
     /// The PostgreSQLs of this region that are fresh enough for a reader. The writer comes last: its replicas
-    /// spare it. It shows all that was acknowledged, so that it is fresh enough for whatever position. Who of the others comes first is by `turn`, so that readers
-    /// are spread.
+    /// spare it. It shows all that was acknowledged, so that it is fresh enough for whatever position. Who of
+    /// the others comes first is by `turn`, so that readers are spread.
     ///
     /// # Errors
     /// Why there is none.
@@ -464,7 +464,7 @@ mod tests {
         let after = |at_least| Freshness { at_least: Lsn(at_least), ..limit };
         assert_eq!(names(primary.serves_reader(&after(901), 0)), ["n2", "own"], "n1 has not come so far");
         assert_eq!(names(primary.serves_reader(&after(9999), 0)), ["own"], "the writer has all");
-        assert_eq!(names(secondary.serves_reader(&after(1000), 0)), ["own", "n2"]);
+        assert_eq!(names(secondary.serves_reader(&after(1000), 0)), ["n2", "own"]);
         assert_eq!(names(secondary.serves_reader(&after(1001), 0)), ["n2"]);
         let none = secondary.serves_reader(&after(1101), 0).unwrap_err();
         assert!(none.contains("0/3E8") && none.contains("0/44D"), "{none}");

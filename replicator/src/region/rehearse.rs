@@ -1,5 +1,6 @@
 //! A rehearsal's sessions, brought to the writer's own socket.
 
+use proto::Lsn;
 use proto::messages::refusal::Kind;
 use proto::messages::{Refusal, SessionReady};
 use tokio::net::UnixStream;
@@ -41,7 +42,7 @@ impl Region {
                 return Ok(());
             }
         };
-        let (mut sender, mut receiver) = tunnel::begin(stream).await?;
+        let (mut sender, mut receiver) = tunnel::begin(stream, Lsn::ZERO).await?;
         let (from, to) = writer.into_split();
         // However it ends, both ends know what that means.
         let _ = tokio::try_join!(relay::up(from, &mut sender), relay::down(&mut receiver, to));
