@@ -344,6 +344,64 @@ async fn a_host_that_dies_while_the_head_moves_to_it_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_told_to_stop_while_the_head_moves_to_it_leaves_no_writer() {
+    let cluster = three_hosts("1s");
+    cluster.expect(&["another host of this region has taken its volume", "another daemon has taken over"]);
+    cluster.start();
+    cluster.until_level().await;
+    let [n1, n2] = ["n1", "n2"].map(|node| cluster.node_url("us-east", node));
+    let urls = [cluster.printed(&["url", "--region", "us-east"]), n1.clone(), n2];
+    let ledger = Ledger::start_at(vec![cluster.node_endpoint("us-east", "n2")], 4).await;
+    let over = "the head has handed over to n1";
+    let data = cluster.node("us-east", "n1").join("pgdata");
+    // From where its replica is told to stop until it is the writer, and the host the head.
+    for later in [0, 25, 50, 75, 100, 150, 200, 300, 450] {
+        cluster.until_node_streams("us-east", "n1").await;
+        cluster.until_whole("us-east").await;
+        let back = ["promote", "--region", "us-east", "--node", "home"];
+        until("home is the head", || async { cluster.run(&back).status.success() }).await;
+        cluster.until_node_streams("us-east", "n1").await;
+        cluster.until_whole("us-east").await;
+        ledger.until_written(50).await;
+        let process = cluster.node_process("us-east", "n1");
+        let before = home_said(&cluster).matches(over).count();
+        let order = ["promote", "--region", "us-east", "--node", "n1"];
+        let mut ordered =
+            cluster.command(&order).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the head has handed over", || async { home_said(&cluster).matches(over).count() > before })
+            .await;
+        // How far the host is by then is what is tried, and nothing that is waited for.
+        tokio::time::sleep(Duration::from_millis(later)).await;
+        kill(process, Signal::SIGTERM).unwrap();
+        until("the host's process has ended", || async { kill(process, None).is_err() }).await;
+        let left = working_in(&data);
+        assert!(left.is_empty(), "{later} ms after it was handed over to: {left:?}\n{}", cluster.logs());
+        let _ = ordered.wait().unwrap();
+        let head = until_taken(&urls).await;
+        println!("stopped {later} ms after it was handed over to: {head} takes writes");
+        assert_ne!(head, n1);
+        ledger.until_written(100).await;
+        cluster.start_node("us-east", "n1");
+    }
+    cluster.until_node_streams("us-east", "n1").await;
+    cluster.until_level().await;
+    let acknowledged = ledger.acknowledged().await;
+    cluster.assert_identical().await;
+    acknowledged.assert_in_all(&cluster).await;
+}
+
+/// The processes that work in `directory`, by their command lines.
+fn working_in(directory: &std::path::Path) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let works = |process: &std::fs::DirEntry| {
+        std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
+    };
+    let command =
+        |process: std::fs::DirEntry| text(&std::fs::read(process.path().join("cmdline")).unwrap_or_default());
+    processes.filter(works).map(command).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_head_of_a_secondary_region_moves_as_well() {
     let cluster = Cluster::new(1);
     cluster.configure("lease = \"2s\"\n");

@@ -37,6 +37,7 @@ use runtime::private;
 
 use self::account::{Account, AccountError};
 use self::aside::Aside;
+use self::process::Spawned;
 pub(crate) use self::program::run;
 use self::program::run_with;
 use crate::below::Below;
@@ -165,6 +166,7 @@ pub struct Instance {
     logins: Logins,
     /// See [`Instance::note_all_durable`].
     all_durable: Arc<AtomicBool>,
+    spawned: Spawned,
 }
 
 impl Instance {
@@ -179,6 +181,7 @@ impl Instance {
             loaded: Arc::default(),
             logins: Logins::default(),
             all_durable: Arc::default(),
+            spawned: Spawned::default(),
         }
     }
 

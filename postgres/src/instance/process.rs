@@ -2,7 +2,9 @@
 //! one that is frozen, and one whose data directory was moved away.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -20,9 +22,6 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether a server that was started accepts connections.
 const STARTS: Duration = Duration::from_millis(4);
-
-/// How often that is looked at most before the process has written its id.
-const APPEARS: u32 = 1000;
 
 /// How often it is looked whether one that was told to stop has ended.
 const STOPS: Duration = Duration::from_millis(2);
@@ -59,7 +58,7 @@ impl Instance {
             // Its collector opens it by itself.
             account.own(&log).map_err(at(log_file))?;
             let errors = log.try_clone().map_err(at(log_file))?;
-            let mut child = account
+            let child = account
                 .command(&postgres)
                 .arg("-D")
                 .arg(data_dir)
@@ -70,27 +69,19 @@ impl Instance {
                 .stderr(errors)
                 .spawn()
                 .map_err(|e| self.hindered().err().unwrap_or_else(|| at(&postgres)(e)))?;
-            // Reaped when it ends, whenever that is.
-            let reaping = Thread::spawn("reap postgres", move || drop(child.wait()));
-            drop(reaping.map_err(at(&postgres))?);
+            self.spawned.reap(child).map_err(at(&postgres))?;
             self.note_certificate_read();
         }
         let started = tokio::time::timeout(patience, async {
-            let mut seen = false;
-            let mut waited = 0;
             // One that was found running may be frozen, whatever it has written.
             while !(if begins { self.says_ready() } else { self.accepts().await }) {
-                let runs = self.process().is_some();
-                // It may take a moment until the process has written its id.
-                waited += 1;
-                if !runs && (seen || waited > APPEARS) {
+                if self.process().is_none() {
                     self.hindered()?;
                     // Its collector may have its last words still.
                     tokio::time::sleep(LAST_WORDS).await;
                     let log = log_file.display().to_string();
                     return Err(InstanceError::Ended { log, last: last_lines(log_file) });
                 }
-                seen |= runs;
                 tokio::time::sleep(STARTS).await;
             }
             Ok(())
@@ -127,7 +118,8 @@ impl Instance {
     #[must_use]
     pub fn says_ready(&self) -> bool {
         let is_ready = |content: String| content.lines().nth(STATUS_LINE).map(str::trim) == Some(READY);
-        self.process().is_some() && self.read(POSTMASTER).is_ok_and(is_ready)
+        // One that has not written its id has not written that either.
+        self.process_by_lock().is_some() && self.read(POSTMASTER).is_ok_and(is_ready)
     }
 
     /// Whether it accepts connections.
@@ -165,9 +157,17 @@ impl Instance {
         }
     }
 
-    /// The running postmaster of this data directory.
+    /// The running postmaster of this data directory, also one that has just been started.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {
+        let written = self.process_by_lock();
+        if written.is_some() {
+            self.spawned.has_written();
+        }
+        written.or_else(|| self.spawned.silent())
+    }
+
+    fn process_by_lock(&self) -> Option<Pid> {
         let content = self.read(POSTMASTER).ok()?;
         let process = content.lines().next()?.trim().parse().ok()?;
         // A process id may have been given to another program since, or put there by somebody who wants that
@@ -204,6 +204,35 @@ impl Instance {
     #[must_use]
     pub fn stopped_processes(&self) -> Vec<Stopped> {
         self.process().map(frozen::stopped).unwrap_or_default()
+    }
+}
+
+/// The postmaster that was started here last, until it has written its id: its lock does not name it yet, and
+/// who stops it then must know it all the same.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Spawned(Arc<AtomicI32>);
+
+impl Spawned {
+    const NONE: i32 = 0;
+
+    /// Knows `child`, and reaps it when it ends, whenever that is.
+    fn reap(&self, mut child: Child) -> std::io::Result<()> {
+        let (id, slot) = (i32::try_from(child.id()).unwrap_or(Spawned::NONE), self.0.clone());
+        slot.store(id, Ordering::SeqCst);
+        let reaping = Thread::spawn("reap postgres", move || {
+            drop(child.wait());
+            let _ = slot.compare_exchange(id, Spawned::NONE, Ordering::SeqCst, Ordering::SeqCst);
+        });
+        reaping.map(drop)
+    }
+
+    /// From here on its lock tells where it is, also where that is moved away.
+    fn has_written(&self) {
+        self.0.store(Spawned::NONE, Ordering::SeqCst);
+    }
+
+    fn silent(&self) -> Option<Pid> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|id| *id != Spawned::NONE).map(Pid::from_raw)
     }
 }
 

@@ -258,7 +258,12 @@ impl<C: Cluster> Owner<C> {
     async fn next(&self) -> Deed {
         let view = self.voter.view();
         // The data directory decides only how a region begins to lead.
-        let begins = matches!(self.part(), Part::Starting | Part::Following);
+        let begins = match self.part() {
+            // What its data are is settled by what the volume has: it may be opened just now.
+            Part::Starting => self.cluster.observe().open,
+            Part::Following => true,
+            _ => false,
+        };
         let allowed = view.standing(&self.me).is_some_and(|standing| !standing.forbids());
         let database = match begins && allowed {
             true => match self.cluster.database(region::timeline_asked(&view)).await {

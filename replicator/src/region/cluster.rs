@@ -110,9 +110,7 @@ impl RegionalCluster {
 
     /// Stops everything in order, at the daemon's end.
     pub(super) async fn stop(&self) {
-        if let Some(started) = self.early.started().await
-            && let Err(e) = started.engine.stop().await
-        {
+        if let Err(e) = self.early.end().await {
             tracing::error!("{e}");
         }
         if let Some(leader) = self.leader() {
@@ -143,7 +141,7 @@ impl RegionalCluster {
     /// without its `standby.signal` it is a writer that has crashed, and goes on where that one would have.
     async fn succeed(&self, timeline: Timeline) -> Result<(), Trouble> {
         let Parts { instance, volume, heading, .. } = &*self.parts;
-        if let Some(started) = self.early.started().await {
+        if let Some(started) = self.early.take().await {
             return self.take_up(started).await;
         }
         let (state, bounds) = (self.parts.state(), volume.bounds());
@@ -183,8 +181,6 @@ impl RegionalCluster {
             )));
         }
         let part = Part::Writer { synchronous: self.parts.config.commit.waits() };
-        // All that it has is in the volume: clients may see it.
-        instance.note_all_durable();
         instance.configure(part).map_err(Trouble::new)?;
         tracing::info!(
             "the replica has all redo up to {}, after {} ms: it becomes the writer",
@@ -197,8 +193,9 @@ impl RegionalCluster {
     /// Sees that the writer which was started before this host was the head has all that the volume has.
     async fn take_up(&self, started: Started) -> Result<(), Trouble> {
         let bounds = self.parts.volume.bounds();
-        if (started.end_lsn, started.timeline) == (bounds.durable_lsn, bounds.timeline) {
-            self.early.keep(started);
+        let is_open = self.parts.volume.is_open();
+        if !is_open || (started.end_lsn, started.timeline) == (bounds.durable_lsn, bounds.timeline) {
+            self.early.keep(started).await;
             return Ok(());
         }
         let why = format!(
@@ -206,11 +203,15 @@ impl RegionalCluster {
             started.end_lsn, started.timeline, bounds.durable_lsn, bounds.timeline
         );
         started.engine.stop_now().await.map_err(Trouble::new)?;
-        // It has what the volume has not: this host gives up, and its data are copied anew. Nobody takes them
-        // for a writer's until then.
-        self.parts.instance.configure(Part::Standby).map_err(Trouble::new)?;
-        self.parts.file.change(RegionState::has_no_data).map_err(Trouble::new)?;
+        self.disown_data()?;
         Err(Trouble(why))
+    }
+
+    /// What is here has what the volume has not: this host gives up, and its data are copied anew. Nobody
+    /// takes them for a writer's until then.
+    fn disown_data(&self) -> Result<(), Trouble> {
+        self.parts.file.change(RegionState::has_no_data).map_err(Trouble::new)?;
+        self.parts.instance.configure(Part::Standby).map_err(Trouble::new)
     }
 
     async fn control_data(&self) -> Result<ControlData, Trouble> {
@@ -221,7 +222,7 @@ impl RegionalCluster {
 
     /// Stops at once what takes writes: nobody gets an answer any more.
     pub(super) async fn stop_at_once(&self) -> Result<(), Trouble> {
-        self.early.let_go();
+        self.early.end().await.map_err(Trouble::new)?;
         let leader = self.playing().leader.take();
         match leader {
             Some(leader) => leader.stop_now().await.map_err(Trouble::new),
@@ -336,6 +337,12 @@ impl Cluster for RegionalCluster {
     }
 
     async fn follow(&self) -> Result<(), Trouble> {
+        if self.early.end().await.map_err(Trouble::new)? {
+            tracing::warn!(
+                "the replica was made the writer, and this region follows: its data are copied anew"
+            );
+            self.disown_data()?;
+        }
         let leader = self.playing().leader.take();
         if let Some(leader) = leader {
             leader.stop_now().await.map_err(Trouble::new)?;
@@ -392,7 +399,7 @@ impl Cluster for RegionalCluster {
         if let Some(leader) = leader {
             leader.stop_now().await.map_err(Trouble::new)?;
         }
-        let writer = match (self.take_over_engine().await, self.early.started().await) {
+        let writer = match (self.take_over_engine().await, self.early.take().await) {
             (Some(promoted), _) => Begins::Promoted(promoted),
             (None, Some(started)) => Begins::Started(started.engine),
             (None, None) => Begins::Stopped,
@@ -413,7 +420,7 @@ impl Cluster for RegionalCluster {
     }
 
     async fn stop_leading(&self) -> Result<(), Trouble> {
-        self.early.let_go();
+        self.early.end().await.map_err(Trouble::new)?;
         let leader = self.playing().leader.take();
         if let Some(leader) = leader {
             return leader.stop_now().await.map_err(Trouble::new);

@@ -5,15 +5,18 @@
 //! `coordination::region` says what becomes of it. Nobody reads its redo before this region is known to lead,
 //! so nothing that is written to it is acknowledged; and where the host does not become the head its data are
 //! copied anew, as it may have written what nobody else has.
+//!
+//! It has an owner from its beginning on: whatever else becomes of the host, it is [ended](Early::end).
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use postgres::instance::{Instance, Part, Stop};
 use proto::{ClusterId, Lsn, RegionName, Timeline};
 use runtime::clock::now;
 use runtime::task::{Task, blocking};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::head::{Heading, disown_replica};
 use crate::engine::Engine;
@@ -24,7 +27,11 @@ const STOPS: Duration = Duration::from_secs(10);
 
 /// Such a writer, as far as it is.
 #[derive(Debug, Default)]
-pub(super) struct Early(Mutex<State>);
+pub(super) struct Early {
+    state: Mutex<State>,
+    /// It is not to be started any more.
+    given_up: CancellationToken,
+}
 
 #[derive(Debug, Default)]
 enum State {
@@ -54,85 +61,123 @@ pub(super) struct Replica<'a> {
     pub(super) record: &'a Path,
     pub(super) cluster_id: ClusterId,
     pub(super) region: &'a RegionName,
+    /// Whether its redo is all that is asked of commits before they are seen: no other region has to have it.
+    pub(super) opens: bool,
 }
 
 impl Early {
     /// Begins to make the replica the writer, where the head has handed over to this host with a writer that
     /// has stopped.
     pub(super) fn begin(heading: Option<&Heading>, replica: &Replica<'_>) -> Early {
-        let Some((heading, end_lsn)) =
-            heading.and_then(|heading| heading.began.ended_lsn.map(|lsn| (heading, lsn)))
+        let Some((heading, end_lsn)) = heading.and_then(|heading| Some((heading, heading.was_handed()?)))
         else {
             return Early::default();
         };
-        let Replica { instance, journal, record, cluster_id, region } = *replica;
+        let Replica { instance, journal, record, cluster_id, region, opens } = *replica;
         let disown = disown_replica(record, cluster_id, region, &heading.host);
-        let begun = start(instance.clone(), journal.clone(), end_lsn, disown);
-        Early(Mutex::new(State::Begun(Task::spawn("make the replica the writer", begun))))
+        let given_up = CancellationToken::new();
+        let making = Making {
+            instance: instance.clone(),
+            journal: journal.clone(),
+            end_lsn,
+            opens,
+            given_up: given_up.clone(),
+        };
+        let begun = Task::spawn("make the replica the writer", making.start(disown));
+        Early { state: Mutex::new(State::Begun(begun)), given_up }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What was started, once it is; none where nothing was.
-    pub(super) async fn started(&self) -> Option<Started> {
-        let state = std::mem::take(&mut *self.state());
-        match state {
-            State::None => None,
-            State::Started(started) => Some(*started),
-            State::Begun(begun) => match begun.await.map_err(|e| e.to_string()).flatten() {
-                Ok(started) => Some(started),
+    /// What was started, once it is, to be kept by whoever takes it; none where nothing was, or is to be.
+    pub(super) async fn take(&self) -> Option<Started> {
+        let mut state = self.state.lock().await;
+        // Whoever does not wait for it to the end leaves it to the next one.
+        if let State::Begun(begun) = &mut *state {
+            *state = match begun.await.map_err(|e| e.to_string()).flatten() {
+                Ok(started) => State::Started(Box::new(started)),
                 Err(why) => {
                     tracing::warn!("the replica is not the writer yet: {why}");
-                    None
+                    State::None
                 }
-            },
+            };
+        }
+        match std::mem::take(&mut *state) {
+            State::Started(started) => Some(*started),
+            State::None | State::Begun(_) => None,
         }
     }
 
     /// It is to be had again.
-    pub(super) fn keep(&self, started: Started) {
-        *self.state() = State::Started(Box::new(started));
+    pub(super) async fn keep(&self, started: Started) {
+        *self.state.lock().await = State::Started(Box::new(started));
     }
 
-    /// It is not kept running any more; a server that runs goes on.
-    pub(super) fn let_go(&self) {
-        *self.state() = State::None;
+    /// Ends it at once, as far as it is: nothing of it runs afterwards, or begins to. Returns whether it was
+    /// started: its data may have what nobody else has.
+    ///
+    /// # Errors
+    /// When it cannot be stopped.
+    pub(super) async fn end(&self) -> Result<bool, String> {
+        self.given_up.cancel();
+        match self.take().await {
+            // With an archive a clean end would put a segment there that the region's next writer writes anew.
+            Some(started) => started.engine.stop_now().await.map(|()| true).map_err(|e| e.to_string()),
+            None => Ok(false),
+        }
     }
 }
 
-/// Stops the replica, which its node may have told to stop already, and starts it as the writer where it has
-/// all redo up to `end_lsn`, and no more.
-async fn start(
+/// What is done to make a replica the writer.
+struct Making {
     instance: Instance,
     journal: Journal,
     end_lsn: Lsn,
-    disown: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Result<Started, String> {
-    let begin = now();
-    // From here on the data may have what nobody else has.
-    let disowning = blocking("disown a replica", disown);
-    let (stopped, disowned) = tokio::join!(instance.stop(Stop::Fast, STOPS), disowning);
-    stopped.map_err(|e| e.to_string())?;
-    disowned.map_err(|e| e.to_string()).flatten()?;
-    let stopped = begin.elapsed();
-    let (looked, part) = (instance.clone(), Part::Writer { synchronous: true });
-    let prepare = move || {
-        let control = looked.control_data().map_err(|e| e.to_string())?;
-        if !looked.is_standby() || !control.has_all(end_lsn) {
-            return Err(format!("it is given first what it lacks of all up to {end_lsn}"));
+    opens: bool,
+    given_up: CancellationToken,
+}
+
+impl Making {
+    /// Stops the replica, which its node may have told to stop already, and starts it as the writer where it
+    /// has all redo up to where that ends, and no more.
+    async fn start(
+        self,
+        disown: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<Started, String> {
+        let Making { instance, journal, end_lsn, opens, given_up } = self;
+        let begin = now();
+        // From here on the data may have what nobody else has.
+        let disowning = blocking("disown a replica", disown);
+        let (stopped, disowned) = tokio::join!(instance.stop(Stop::Fast, STOPS), disowning);
+        stopped.map_err(|e| e.to_string())?;
+        disowned.map_err(|e| e.to_string()).flatten()?;
+        let stopped = begin.elapsed();
+        let (looked, part) = (instance.clone(), Part::Writer { synchronous: true });
+        let gave_up = given_up.clone();
+        let prepare = move || {
+            let control = looked.control_data().map_err(|e| e.to_string())?;
+            if !looked.is_standby() || looked.process().is_some() || !control.has_all(end_lsn) {
+                return Err(format!("it is given first what it lacks of all up to {end_lsn}"));
+            }
+            if gave_up.is_cancelled() {
+                return Err("it is not to be that any more".into());
+            }
+            if opens {
+                looked.note_all_durable();
+            }
+            looked.configure(part).map_err(|e| e.to_string())?;
+            Ok(control.timeline())
+        };
+        let timeline =
+            blocking("make a replica the writer", prepare).await.map_err(|e| e.to_string()).flatten()?;
+        if given_up.is_cancelled() {
+            // Nothing was written to it: it goes on as the standby that it is.
+            instance.configure(Part::Standby).map_err(|e| e.to_string())?;
+            return Err("it is not to be that any more".into());
         }
-        looked.note_all_durable();
-        looked.configure(part).map_err(|e| e.to_string())?;
-        Ok(control.timeline())
-    };
-    let timeline =
-        blocking("make a replica the writer", prepare).await.map_err(|e| e.to_string()).flatten()?;
-    tracing::info!(
-        "the replica has all redo up to {end_lsn}, and becomes the writer after {} ms, {} of them for its end",
-        begin.elapsed().as_millis(),
-        stopped.as_millis()
-    );
-    Ok(Started { end_lsn, timeline, engine: Engine::start(instance, journal) })
+        tracing::info!(
+            "the replica has all redo up to {end_lsn}, and becomes the writer after {} ms, {} of them for its end",
+            begin.elapsed().as_millis(),
+            stopped.as_millis()
+        );
+        Ok(Started { end_lsn, timeline, engine: Engine::start(instance, journal) })
+    }
 }

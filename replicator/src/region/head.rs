@@ -14,7 +14,7 @@ use proto::messages::{
     Ballot, MAX_CONTROL_MESSAGE_BYTES, NodeOpen, NodeWord, Open, PROTOCOL_VERSION, Refusal, ZoneCopy,
     ZoneOpen, open,
 };
-use proto::{ClusterId, Epoch, NodeName, RegionName};
+use proto::{ClusterId, Epoch, Lsn, NodeName, RegionName};
 use runtime::clock::now;
 use runtime::task::blocking;
 use tokio::sync::watch;
@@ -106,6 +106,12 @@ impl Heading {
     pub(super) fn takes_over(&self) -> bool {
         self.claim == Claim::Replica
     }
+
+    /// Where the redo ends of the writer that the last head has stopped to hand over to this host; none where
+    /// it has not, or had none.
+    pub(super) fn was_handed(&self) -> Option<Lsn> {
+        self.began.ended_lsn.filter(|_| self.takes_over())
+    }
 }
 
 /// The name of a region's host: that of its daemon, or a node.
@@ -133,7 +139,7 @@ pub(super) fn begin(
     let first = Leadership::first(Epoch(1), primary);
     let mut state =
         RegionState::new(cluster_id, name.clone(), Role::Secondary, first, runtime::random::draw());
-    if heading.began.ended_lsn.is_some() {
+    if heading.was_handed().is_some() {
         // A writer may be started before it is known whether the region still leads.
         state.role = Role::Primary;
     }

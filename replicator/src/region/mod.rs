@@ -282,20 +282,21 @@ pub async fn run(
     };
     let version = installations.for_data(&places.pgdata())?.version.clone();
     tracing::info!("region {name}, {}, PostgreSQL {version} as user {}", state.role, account.name);
+    let Some(sealer) = keys::start(&own, &places, identity.cluster_id, &stop).await? else {
+        return Ok(Ended::Stopped);
+    };
     let early = Early::begin(
-        heading.as_ref().filter(|_| config.commit.waits()),
+        heading.as_ref(),
         &early::Replica {
             instance: &instance,
             journal: &journal,
             record: &places.node(&source.host).state(),
             cluster_id: identity.cluster_id,
             region: &name,
+            opens: !config.commit.asks_secondaries(),
         },
     );
-    let Some(sealer) = keys::start(&own, &places, identity.cluster_id, &stop).await? else {
-        return Ok(Ended::Stopped);
-    };
-    let (volume, hold) = Volume::start_held(
+    let starting = Volume::start_held(
         VolumeOptions {
             sealer,
             copies: own.local_copies(),
@@ -309,9 +310,18 @@ pub async fn run(
             ..VolumeOptions::new(places.volume(), identity.cluster_id)
         },
         "start",
-    )
-    .await?;
-    let endpoint = Endpoint::bind(Some(own.listen), &identity)?;
+    );
+    let begun = async { Ok((starting.await?, Endpoint::bind(Some(own.listen), &identity)?)) };
+    let ((volume, hold), endpoint) = match begun.await {
+        Ok(begun) => begun,
+        Err(e) => {
+            // What was begun has no other owner.
+            if let Err(e) = early.end().await {
+                tracing::error!("{e}");
+            }
+            return Err(e);
+        }
+    };
     config.restrict(&endpoint);
     let file = Arc::new(RegionFile::new(places.state(), state));
     log.tell_epoch(file.epoch());
