@@ -347,7 +347,7 @@ impl Endpoint {
 
     /// The host at `left` is the head of the region at `place` no more, and another one is about to begin to
     /// listen: for a moment the others are tried more often, as what is sent to it before is lost.
-    pub fn expect(&self, place: &str, left: SocketAddr) {
+    pub fn await_another(&self, place: &str, left: SocketAddr) {
         self.avoid(place, left);
         if place.contains(',') {
             self.expected().insert(place.to_owned(), (now() + SOON, left));

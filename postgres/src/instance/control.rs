@@ -22,18 +22,18 @@ const SHUT_DOWN_IN_RECOVERY: u32 = 2;
 /// What `ControlFileData` begins with, in the machine's order of bytes: the system identifier, the file's
 /// version, that of the catalogs, and the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Begin {
+struct ControlHead {
     system_id: SystemId,
     ended_as_a_standby: bool,
 }
 
-impl Begin {
-    fn parse(bytes: [u8; 20]) -> Option<Begin> {
+impl ControlHead {
+    fn parse(bytes: [u8; 20]) -> Option<ControlHead> {
         let (system_id, rest) = bytes.split_first_chunk::<8>()?;
         let (version, rest) = rest.split_first_chunk::<4>()?;
         let (_, rest) = rest.split_first_chunk::<4>()?;
         let (state, _) = rest.split_first_chunk::<4>()?;
-        CONTROL_VERSIONS.contains(&u32::from_ne_bytes(*version)).then(|| Begin {
+        CONTROL_VERSIONS.contains(&u32::from_ne_bytes(*version)).then(|| ControlHead {
             system_id: SystemId(u64::from_ne_bytes(*system_id)),
             ended_as_a_standby: u32::from_ne_bytes(*state) == SHUT_DOWN_IN_RECOVERY,
         })
@@ -174,7 +174,7 @@ impl Instance {
     /// # Errors
     /// When there is no control file.
     pub fn system_id(&self) -> Result<SystemId, InstanceError> {
-        match self.begin_of_control() {
+        match self.head_of_control() {
             Some(begin) => Ok(begin.system_id),
             None => self.control_data().map(|control| control.system_id),
         }
@@ -182,7 +182,7 @@ impl Instance {
 
     /// Whether a standby was shut down cleanly here, and nothing was started since.
     pub(super) fn ended_as_a_standby(&self) -> bool {
-        match self.begin_of_control() {
+        match self.head_of_control() {
             Some(begin) => begin.ended_as_a_standby,
             None => {
                 self.control_data().is_ok_and(|control| control.state == ClusterState::ShutDownInRecovery)
@@ -192,10 +192,10 @@ impl Instance {
 
     /// What the control file begins with, where it can be read here and is of a version whose places are
     /// known: to ask a program takes time for which a writer that is started would wait.
-    fn begin_of_control(&self) -> Option<Begin> {
+    fn head_of_control(&self) -> Option<ControlHead> {
         let mut bytes = [0; 20];
         self.data().ok()?.open_file(CONTROL).ok()?.read_exact(&mut bytes).ok()?;
-        Begin::parse(bytes)
+        ControlHead::parse(bytes)
     }
 
     /// Where the last record of a writer begins that was shut down cleanly, a checkpoint's; none when it was
@@ -268,12 +268,12 @@ max_connections setting:              250
             <[u8; 20]>::try_from(begin.concat()).unwrap()
         };
         let begin = |ended_as_a_standby| {
-            Some(Begin { system_id: SystemId(7_576_183_645_720_837_364), ended_as_a_standby })
+            Some(ControlHead { system_id: SystemId(7_576_183_645_720_837_364), ended_as_a_standby })
         };
-        assert_eq!(Begin::parse(bytes(1300, 2)), begin(true));
+        assert_eq!(ControlHead::parse(bytes(1300, 2)), begin(true));
         // Shut down as a writer, and in archive recovery.
-        assert_eq!([1, 5].map(|state| Begin::parse(bytes(1800, state))), [begin(false); 2]);
-        assert_eq!(Begin::parse(bytes(1900, 2)), None, "whoever wrote that is asked");
+        assert_eq!([1, 5].map(|state| ControlHead::parse(bytes(1800, state))), [begin(false); 2]);
+        assert_eq!(ControlHead::parse(bytes(1900, 2)), None, "whoever wrote that is asked");
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Link {
         }
         if word.stopped_us.is_some() {
             // Clients are held from now on, and the head is not looked for at once where it was.
-            self.endpoint.expect(&self.place.advertise, connection.remote_address());
+            self.endpoint.await_another(&self.place.advertise, connection.remote_address());
             return Err(TransportError::Lost(format!(
                 "the region's head has handed over to {}",
                 word.moves_to

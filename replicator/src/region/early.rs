@@ -119,7 +119,7 @@ impl Early {
     pub(super) async fn end(&self) -> Result<bool, String> {
         self.given_up.cancel();
         match self.take().await {
-            // With an archive a clean end would put a segment there that the region's next writer writes anew.
+            // With an archive a clean end would put a segment there that the next writer writes anew.
             Some(started) => started.engine.stop_now().await.map(|()| true).map_err(|e| e.to_string()),
             None => Ok(false),
         }

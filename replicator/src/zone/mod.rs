@@ -285,7 +285,7 @@ impl Zone {
                 );
                 let (place, left) = (self.own.place().advertise, connection.remote_address());
                 match self.hearing.as_ref().is_some_and(|hearing| hearing.handed_over().is_some()) {
-                    true => self.endpoint.expect(&place, left),
+                    true => self.endpoint.await_another(&place, left),
                     false => self.endpoint.avoid(&place, left),
                 }
                 connection.close("the region's head is silent");
