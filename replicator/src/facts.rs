@@ -161,6 +161,8 @@ pub struct FollowerFacts {
     pub durable_lsn: Lsn,
     /// What its PostgreSQL has applied of it.
     pub applied_lsn: Lsn,
+    /// What queries see of it at least; zero while that is not known.
+    pub shown_lsn: Lsn,
     /// How long the primary was not heard, microseconds; none when it never was.
     pub silent_us: Option<u64>,
     /// See [`secondary::heard::Heard::lag_us`].

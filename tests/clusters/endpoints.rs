@@ -135,12 +135,15 @@ async fn a_session_of_the_reader_begins_no_older_than_the_position_that_it_names
         urls.iter().map(one).collect()
     };
     cluster.until_node_streams("eu-west", "n1").await;
+    let mut near = 0;
     for id in 1..=20 {
         writer.execute(AssertSqlSafe(format!("INSERT INTO t VALUES ({id})"))).await.unwrap();
         let lsn = value(&mut writer, position).await;
         let seen = seen(&lsn);
         assert!(seen.iter().all(|(_, newest)| *newest == id), "{id} by {lsn}: {seen:?}");
+        near += seen.iter().filter(|(port, _)| *port != primary).count();
     }
+    assert!(near >= 20, "of 40 sessions right after a commit {near} were served in the region");
 
     // Where all that is near stands still, it is brought to the writer, however short that is behind.
     let mut paused = Vec::new();

@@ -160,11 +160,13 @@ impl Instance {
     /// The running postmaster of this data directory, also one that has just been started.
     #[must_use]
     pub fn process(&self) -> Option<Pid> {
+        // In this order: whoever sees meanwhile that it has written its id forgets it as one that has not.
+        let silent = self.spawned.silent();
         let written = self.process_by_lock();
-        if written.is_some() {
-            self.spawned.has_written();
+        if let Some(process) = written {
+            self.spawned.has_written(process);
         }
-        written.or_else(|| self.spawned.silent())
+        written.or(silent)
     }
 
     fn process_by_lock(&self) -> Option<Pid> {
@@ -217,18 +219,27 @@ impl Spawned {
 
     /// Knows `child`, and reaps it when it ends, whenever that is.
     fn reap(&self, mut child: Child) -> std::io::Result<()> {
-        let (id, slot) = (i32::try_from(child.id()).unwrap_or(Spawned::NONE), self.0.clone());
-        slot.store(id, Ordering::SeqCst);
+        let (id, slot) = (i32::try_from(child.id()).unwrap_or(Spawned::NONE), self.clone());
+        self.0.store(id, Ordering::SeqCst);
         let reaping = Thread::spawn("reap postgres", move || {
             drop(child.wait());
-            let _ = slot.compare_exchange(id, Spawned::NONE, Ordering::SeqCst, Ordering::SeqCst);
+            slot.forget(id);
         });
-        reaping.map(drop)
+        reaping.map(drop).inspect_err(|_| {
+            if let Some(process) = self.silent() {
+                tell(process, Stop::Immediate);
+            }
+            self.forget(id);
+        })
     }
 
     /// From here on its lock tells where it is, also where that is moved away.
-    fn has_written(&self) {
-        self.0.store(Spawned::NONE, Ordering::SeqCst);
+    fn has_written(&self, process: Pid) {
+        self.forget(process.as_raw());
+    }
+
+    fn forget(&self, id: i32) {
+        let _ = self.0.compare_exchange(id, Spawned::NONE, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     fn silent(&self) -> Option<Pid> {

@@ -53,6 +53,17 @@ pub struct StandbyProgress {
     pub flushed_lsn: Lsn,
     /// The end of the redo it applied: what queries see.
     pub applied_lsn: Lsn,
+    /// Whether it has said so on the connection on which it is fed now. One that was killed shows less when
+    /// it lets clients in again.
+    pub is_fed: bool,
+}
+
+impl StandbyProgress {
+    /// What queries see at least; zero while that is not known.
+    #[must_use]
+    pub fn shown_lsn(&self) -> Lsn {
+        if self.is_fed { self.applied_lsn } else { Lsn::ZERO }
+    }
 }
 
 /// Where a walsender's redo comes from.
@@ -286,7 +297,8 @@ impl Session {
         match body.try_get_u8() {
             Ok(b'r') if body.len() >= 33 => {
                 let mut lsn = || Lsn(body.get_u64());
-                let progress = StandbyProgress { written_lsn: lsn(), flushed_lsn: lsn(), applied_lsn: lsn() };
+                let (written_lsn, flushed_lsn, applied_lsn) = (lsn(), lsn(), lsn());
+                let progress = StandbyProgress { written_lsn, flushed_lsn, applied_lsn, is_fed: true };
                 let reply_requested = body.last() == Some(&1);
                 if progress.applied_lsn > self.progress.applied_lsn {
                     self.ask_us = ASK_MIN_US;
@@ -504,6 +516,27 @@ struct Server<W, T: RedoSource> {
     sending: Option<Sending<T::Cursor>>,
 }
 
+impl<W, T: RedoSource> Server<W, T> {
+    /// The standby is not fed any more, or not yet: what it has said of itself is kept, and holds no more.
+    fn forget(&self) {
+        if self.session.counts {
+            // Nobody who waits for progress is told.
+            self.progress.send_if_modified(|progress| {
+                progress.is_fed = false;
+                false
+            });
+        }
+    }
+}
+
+impl<W, T: RedoSource> Drop for Server<W, T> {
+    fn drop(&mut self) {
+        if self.sending.is_some() {
+            self.forget();
+        }
+    }
+}
+
 impl<W: AsyncWrite + Unpin, T: RedoSource> Server<W, T> {
     /// Sends `piece` and whatever else is ready.
     async fn send_redo(&mut self, piece: RedoPiece) -> Result<Vec<Output>, WalsenderError> {
@@ -543,10 +576,14 @@ impl<W: AsyncWrite + Unpin, T: RedoSource> Server<W, T> {
                 Output::Send(bytes) => self.outgoing.write(&mut BytesMut::from(&bytes[..])).await?,
                 Output::Stream { from_lsn, timeline, end_lsn } => {
                     tracing::info!(lsn = %from_lsn, "feeding a standby from {from_lsn} on timeline {timeline}");
+                    self.forget();
                     let cursor = self.source.open(from_lsn).map_err(WalsenderError::Source)?;
                     self.sending = Some(Sending { cursor, timeline, end_lsn });
                 }
-                Output::StopStreaming => self.sending = None,
+                Output::StopStreaming => {
+                    self.forget();
+                    self.sending = None;
+                }
                 Output::Progress(progress) => {
                     self.progress.send_replace(progress);
                 }

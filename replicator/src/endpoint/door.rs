@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Kind;
 use super::farewell;
-use super::first::{self, ASKS_FOR_TLS, Begins, ENCRYPTED, FIRST_WORDS};
+use super::first::{self, ASKS_FOR_TLS, Begins, ENCRYPTED, FIRST_WORDS, REFUSED};
 use super::relay::{Ended, Far, pass};
 use super::tally::{Counts, Tally};
 use super::way::Freshness;
@@ -45,6 +45,9 @@ const INVALID_PARAMETER: &str = "22023";
 
 /// How long a PostgreSQL may take to say whether it encrypts.
 const ANSWER: Duration = Duration::from_secs(3);
+
+/// How many PostgreSQLs are asked for encryption, where some do not encrypt.
+const TRIES: usize = 4;
 
 /// The SQLSTATE of a server that has too many.
 const TOO_MANY_CONNECTIONS: &str = "53300";
@@ -188,41 +191,71 @@ impl<G: Guide> Doors<G> {
         limits: &EndpointsConfig,
         wanted: Freshness,
     ) -> Result<(Far, CancellationToken), Turned> {
-        let begins = first::begins(&mut caller.client, &mut caller.said);
-        let begins = timeout(FIRST_WORDS, begins).await??;
-        if begins == Begins::AsksForTls && !self.encrypts.load(Ordering::Relaxed) {
-            // What PostgreSQL would answer is not known before one was asked.
+        let mut answered = None;
+        let begins = loop {
+            let begins = first::begins(&mut caller.client, &mut caller.said);
+            let begins = timeout(FIRST_WORDS, begins).await??;
+            let knows_answer = begins == Begins::AsksForTls && self.encrypts.load(Ordering::Relaxed);
+            if !begins.waits_for_answer() || knows_answer {
+                break begins;
+            }
+            // What PostgreSQL answers is not known before one was asked.
             let (mut far, cut) = self.find(caller, limits, wanted).await?;
             let answer = timeout(ANSWER, far.ask(std::mem::take(&mut caller.said))).await??;
-            if answer != ENCRYPTED {
-                caller.client.write_all(&[answer]).await?;
-                return Ok((far, cut));
+            caller.client.write_all(&[answer]).await?;
+            match (begins, answer) {
+                // It asks for something else, or begins without.
+                (Begins::AsksForGssapi, REFUSED) => {}
+                (Begins::AsksForTls, ENCRYPTED) => {
+                    self.encrypts.store(true, Ordering::Relaxed);
+                    answered = Some((far, cut));
+                    break begins;
+                }
+                _ => return Ok((far, cut)),
             }
-            self.encrypts.store(true, Ordering::Relaxed);
-        }
-        if begins == Begins::AsksForTls {
+        };
+        if begins == Begins::AsksForTls && answered.is_none() {
             caller.said.clear();
             caller.client.write_all(&[ENCRYPTED]).await?;
         }
         let name = match begins {
-            Begins::Otherwise => None,
+            Begins::Otherwise | Begins::AsksForGssapi => None,
             Begins::AsksForTls | Begins::WithTls => {
                 timeout(FIRST_WORDS, first::server_name(&mut caller.client, &mut caller.said)).await??
             }
         };
         let at_least = name.map_or(Ok(None), |name| first::position_in(&name));
         let at_least = at_least.map_err(|why| Turned::Away(INVALID_PARAMETER, why))?;
-        let wanted = Freshness { at_least: at_least.unwrap_or(wanted.at_least), ..wanted };
-        let (mut far, cut) = self.find(caller, limits, wanted).await?;
-        if begins == Begins::AsksForTls
-            && timeout(ANSWER, far.ask(ASKS_FOR_TLS.to_vec())).await?? != ENCRYPTED
-        {
-            // The client was told otherwise, and comes again.
-            self.encrypts.store(false, Ordering::Relaxed);
-            return Err(Turned::Gone);
-        }
+        let (mut far, cut) = match (at_least, answered) {
+            (None, Some(answered)) => answered,
+            (at_least, _) => {
+                let wanted = Freshness { at_least: at_least.unwrap_or(wanted.at_least), ..wanted };
+                self.find_prepared(caller, limits, wanted, begins).await?
+            }
+        };
         far.say(std::mem::take(&mut caller.said)).await?;
         Ok((far, cut))
+    }
+
+    /// Finds a client a PostgreSQL which has answered what the client was answered.
+    async fn find_prepared(
+        &self,
+        caller: &Caller,
+        limits: &EndpointsConfig,
+        wanted: Freshness,
+        begins: Begins,
+    ) -> Result<(Far, CancellationToken), Turned> {
+        for _ in 0..TRIES {
+            let (mut far, cut) = self.find(caller, limits, wanted).await?;
+            if begins != Begins::AsksForTls
+                || timeout(ANSWER, far.ask(ASKS_FOR_TLS.to_vec())).await?? == ENCRYPTED
+            {
+                return Ok((far, cut));
+            }
+        }
+        // The client was told otherwise, and comes again.
+        self.encrypts.store(false, Ordering::Relaxed);
+        Err(Turned::Gone)
     }
 
     /// Finds a client a PostgreSQL, unless that takes too long, or the client goes.

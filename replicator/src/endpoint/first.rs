@@ -18,8 +18,12 @@ pub(super) const FIRST_WORDS: Duration = Duration::from_secs(60);
 /// By this a client asks for TLS: the length of the message, and the code.
 pub(super) const ASKS_FOR_TLS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// What answers that it can have it.
+/// By this for GSSAPI's encryption.
+const ASKS_FOR_GSSAPI: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+
+/// What answers that it can have TLS, and that it cannot have what it has asked for.
 pub(super) const ENCRYPTED: u8 = b'S';
+pub(super) const REFUSED: u8 = b'N';
 
 /// The first byte of a client that does not ask, and begins with TLS at once: that of a handshake's record.
 pub(super) const HANDSHAKE: u8 = 22;
@@ -59,10 +63,19 @@ pub(super) fn position_in(name: &str) -> Result<Option<Lsn>, String> {
 pub(super) enum Begins {
     /// It asks for TLS, and waits for the answer.
     AsksForTls,
+    /// It asks for GSSAPI's encryption, and waits for the answer.
+    AsksForGssapi,
     /// With a handshake of TLS.
     WithTls,
     /// With what is for PostgreSQL alone.
     Otherwise,
+}
+
+impl Begins {
+    /// Whether it says nothing more before it has an answer.
+    pub(super) fn waits_for_answer(self) -> bool {
+        matches!(self, Begins::AsksForTls | Begins::AsksForGssapi)
+    }
 }
 
 /// Reads how a client begins, and keeps what it has `said`.
@@ -77,6 +90,7 @@ pub(super) async fn begins(client: &mut (impl AsyncRead + Unpin), said: &mut Vec
         Some(&HANDSHAKE) => Begins::WithTls,
         // Whoever says more at once has not waited for the answer: PostgreSQL says what it thinks of that.
         _ if *said == ASKS_FOR_TLS => Begins::AsksForTls,
+        _ if *said == ASKS_FOR_GSSAPI => Begins::AsksForGssapi,
         _ => Begins::Otherwise,
     })
 }
@@ -99,9 +113,19 @@ pub(super) async fn server_name(
         match acceptor.accept() {
             Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_owned)),
             Ok(None) if said.len() < HELLO_BYTES_MAX => more(client, said).await?,
+            Ok(None) | Err(_) if names_after(said) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a position that cannot be read"));
+            }
             Ok(None) | Err(_) => return Ok(None),
         }
     }
+}
+
+/// Whether a handshake that cannot be read may name a position all the same: then nothing is better than what
+/// is too old.
+fn names_after(said: &[u8]) -> bool {
+    let name = format!(".{AFTER}.");
+    said.windows(name.len()).any(|part| part.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 async fn more(client: &mut (impl AsyncRead + Unpin), said: &mut Vec<u8>) -> io::Result<()> {
@@ -155,6 +179,10 @@ mod tests {
         }
         let mut noise = vec![HANDSHAKE; 64];
         assert_eq!(server_name(&mut &noise.clone()[..], &mut noise).await.unwrap(), None);
+        // One that cannot be read, and may name a position, is not taken for one that names none.
+        let mut torn = whole.clone();
+        torn[6] ^= 0xff;
+        assert!(server_name(&mut &[][..], &mut torn).await.is_err());
         let mut begun = whole[..9].to_vec();
         assert!(server_name(&mut &[][..], &mut begun).await.is_err(), "it has gone");
     }
@@ -165,6 +193,7 @@ mod tests {
         let eager = [&ASKS_FOR_TLS[..], &[HANDSHAKE]].concat();
         for (whole, how) in [
             (&ASKS_FOR_TLS[..], Begins::AsksForTls),
+            (&ASKS_FOR_GSSAPI[..], Begins::AsksForGssapi),
             (&[HANDSHAKE][..], Begins::WithTls),
             (&startup[..], Begins::Otherwise),
             (&eager[..], Begins::Otherwise),

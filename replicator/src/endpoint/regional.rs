@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use proto::messages::{ClientOpen, Refusal, SessionOpen, SessionReady, refusal::Kind as Why};
 use proto::{Lsn, RegionName};
+use runtime::clock::now;
 use tokio::net::TcpStream;
 use tokio::sync::watch as latest;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,10 @@ const CONNECT: Duration = Duration::from_secs(1);
 
 /// The wait before a way that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// How long a reader waits for what is near to show the position that it names, before it is brought far
+/// away: what it has written is mostly on its way.
+const NEAR_FIRST: Duration = Duration::from_millis(200);
 
 /// How long a node's client is held here before its node is told why it waits; it asks again then.
 const HELD: Duration = Duration::from_secs(1);
@@ -103,10 +108,17 @@ impl Regional {
         Ok((far, self.cut_of(&term)))
     }
 
-    async fn find_reader(&self, knows: &Knows, wanted: Freshness) -> Result<(Far, CancellationToken), Waits> {
+    /// Finds a reader its PostgreSQL, in this region alone where it `waits_near`.
+    async fn find_reader(
+        &self,
+        knows: &Knows,
+        wanted: Freshness,
+        waits_near: bool,
+    ) -> Result<(Far, CancellationToken), Waits> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut why = knows.serves_reader(&wanted, turn).err().unwrap_or_default();
-        for way in knows.reader(&self.regions, &wanted, turn) {
+        let ways = knows.reader(&self.regions, &wanted, turn).into_iter();
+        for way in ways.filter(|way| !waits_near || matches!(way, Way::Here(_))) {
             match self.go(&way, &Wanted::Reader(wanted)).await {
                 // Whatever becomes of its region, a reader reads on.
                 Ok(far) => return Ok((far, CancellationToken::new())),
@@ -166,7 +178,8 @@ impl Regional {
 
 impl Guide for Regional {
     async fn find(&self, kind: Kind, wanted: Freshness) -> (Far, CancellationToken) {
-        let mut known = self.knows.subscribe();
+        let (mut known, begun) = (self.knows.subscribe(), now());
+        let at_all = Freshness { at_least: Lsn::ZERO, ..wanted };
         loop {
             let knows = known.borrow_and_update().clone();
             let found = match kind {
@@ -178,7 +191,12 @@ impl Guide for Regional {
                         _ = known.wait_for(|now| leads.is_ok() && now.writer() != leads) => continue,
                     }
                 }
-                Kind::Reader => self.find_reader(&knows, wanted).await,
+                Kind::Reader => {
+                    let waits_near = wanted.at_least > Lsn::ZERO
+                        && begun.elapsed() < NEAR_FIRST
+                        && knows.serves_reader(&at_all, 0).is_ok();
+                    self.find_reader(&knows, wanted, waits_near).await
+                }
             };
             match found {
                 Ok(found) => return found,

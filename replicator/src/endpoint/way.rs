@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use coordination::Mode;
+use coordination::lineage::timeline_of;
 use coordination::region::{Part, View};
-use proto::{Epoch, Lsn, NodeName, RegionName};
+use proto::{Epoch, Lsn, NodeName, RegionName, Timeline};
 
 /// What a region's daemon knows at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub struct Replica {
     pub at: SocketAddr,
     /// How far what it shows is behind; none while that is not known.
     pub lag: Option<Duration>,
-    /// All redo up to there is applied; zero while that is not known.
-    pub applied_lsn: Lsn,
+    /// All redo up to there is applied, of the timeline of the newest epoch; zero while that is not known.
+    pub shown_lsn: Lsn,
 }
 
 /// What a reader takes.
@@ -50,11 +51,11 @@ impl Freshness {
     ///
     /// # Errors
     /// Why not.
-    fn takes(&self, lag: Option<Duration>, applied_lsn: Lsn) -> Result<(), String> {
+    fn takes(&self, lag: Option<Duration>, shown_lsn: Lsn) -> Result<(), String> {
         match lag {
             Some(lag) if lag > self.lag_max => Err(format!("it is {} ms behind", lag.as_millis())),
-            Some(_) if applied_lsn < self.at_least => Err(format!(
-                "it shows redo up to {applied_lsn}, and the client wants to see all up to {}",
+            Some(_) if shown_lsn < self.at_least => Err(format!(
+                "it is known to show redo up to {shown_lsn}, and the client wants to see all up to {}",
                 self.at_least
             )),
             Some(_) => Ok(()),
@@ -83,8 +84,8 @@ pub enum Own {
     Reads {
         /// By the region's own clock.
         lag: Option<Duration>,
-        /// All redo up to there is applied.
-        applied_lsn: Lsn,
+        /// As for a replica.
+        shown_lsn: Lsn,
     },
     /// Nothing that lets clients in.
     Closed(Unfit),
@@ -211,6 +212,19 @@ impl Knows {
         }
     }
 
+    /// The redo of the region is of `timeline`. Where another epoch has begun one since, a position may be of
+    /// that, and what is shown here is another line's. The first epoch goes on on whatever there was.
+    pub fn forget_other_line(&mut self, timeline: Timeline) {
+        let epoch = self.view.accepted.record.epoch;
+        if epoch == Epoch(1) || timeline_of(epoch) == timeline {
+            return;
+        }
+        if let Own::Reads { shown_lsn, .. } = &mut self.own {
+            *shown_lsn = Lsn::ZERO;
+        }
+        self.replicas.iter_mut().for_each(|replica| replica.shown_lsn = Lsn::ZERO);
+    }
+
     /// The PostgreSQLs of this region that are fresh enough for a reader. The writer comes last: its replicas
     /// spare it. It shows all that was acknowledged, so that it is fresh enough for whatever position. Who of
     /// the others comes first is by `turn`, so that readers are spread.
@@ -221,10 +235,10 @@ impl Knows {
         let own = match &self.own {
             // A writer shows what is durable: only its commits wait.
             Own::Writes => Ok(()),
-            Own::Reads { lag, applied_lsn } => wanted.takes(*lag, *applied_lsn),
+            Own::Reads { lag, shown_lsn } => wanted.takes(*lag, *shown_lsn),
             Own::WritesNot(why) | Own::Closed(why) => Err(why.to_string()),
         };
-        let fresh = |replica: &&Replica| wanted.takes(replica.lag, replica.applied_lsn).is_ok();
+        let fresh = |replica: &&Replica| wanted.takes(replica.lag, replica.shown_lsn).is_ok();
         let replicas = self.replicas.iter().filter(fresh);
         let mut near: Vec<Near> =
             replicas.map(|replica| Near::Node(replica.node.clone(), replica.at)).collect();
@@ -350,7 +364,7 @@ mod tests {
     }
 
     fn reads(lag: Option<Duration>) -> Own {
-        Own::Reads { lag, applied_lsn: Lsn(1000) }
+        Own::Reads { lag, shown_lsn: Lsn(1000) }
     }
 
     fn within(lag_max: Duration) -> Freshness {
@@ -442,7 +456,7 @@ mod tests {
             node: node.parse().unwrap(),
             at: "127.0.0.1:1".parse().unwrap(),
             lag,
-            applied_lsn: Lsn(if node == "n1" { 900 } else { 1100 }),
+            shown_lsn: Lsn(if node == "n1" { 900 } else { 1100 }),
         };
         let names = |near: Result<Vec<Near>, String>| -> Vec<String> {
             let name = |near: Near| match near {
@@ -468,6 +482,15 @@ mod tests {
         assert_eq!(names(secondary.serves_reader(&after(1001), 0)), ["n2"]);
         let none = secondary.serves_reader(&after(1101), 0).unwrap_err();
         assert!(none.contains("0/3E8") && none.contains("0/44D"), "{none}");
+        // Epoch 3 is on timeline 3: what is of an earlier one says nothing of a position.
+        for (timeline, expected) in [(3, vec!["own", "n2"]), (2, vec![])] {
+            let mut on = Knows { replicas: secondary.replicas.clone(), ..knows("b") };
+            on.forget_other_line(Timeline(timeline));
+            let found = on.serves_reader(&after(1000), 1).map_or_else(|_| Vec::new(), |near| names(Ok(near)));
+            let found: std::collections::BTreeSet<String> = found.into_iter().collect();
+            assert_eq!(found, expected.into_iter().map(str::to_owned).collect(), "{timeline}");
+            assert!(on.serves_reader(&limit, 0).is_ok(), "who names none is served");
+        }
         let firsts: Vec<String> =
             (0..6).map(|turn| names(secondary.serves_reader(&limit, turn)).remove(0)).collect();
         assert_eq!(firsts, ["n1", "n2", "own", "n1", "n2", "own"]);

@@ -247,6 +247,7 @@ pub(super) mod tests {
             timeline: Timeline(2),
             durable_lsn: Lsn(5000),
             applied_lsn: Lsn(5000),
+            shown_lsn: Lsn::ZERO,
             silent_us: Some(50_000),
             heard_lag_us: Some(0),
         }))

@@ -15,7 +15,7 @@ use runtime::clock::now;
 use runtime::task::blocking;
 
 use super::Parts;
-use super::early::{Early, Started};
+use super::early::Early;
 use super::follower::{Follower, Hold};
 use super::leader::{Begins, Leader};
 use super::{look, slots};
@@ -119,6 +119,14 @@ impl RegionalCluster {
         if let Some(follower) = self.follower() {
             follower.stop().await;
         }
+        // A writer that was in nobody's hands just now: with this process nobody looks after it.
+        let instance = &self.parts.instance;
+        if !instance.is_standby()
+            && instance.process().is_some()
+            && let Err(e) = instance.stop(Stop::Immediate, STOP_NOW).await
+        {
+            tracing::error!("{e}");
+        }
     }
 
     /// Returns once a writer that was told to stop has written its last record, and that is durable here,
@@ -141,8 +149,8 @@ impl RegionalCluster {
     /// without its `standby.signal` it is a writer that has crashed, and goes on where that one would have.
     async fn succeed(&self, timeline: Timeline) -> Result<(), Trouble> {
         let Parts { instance, volume, heading, .. } = &*self.parts;
-        if let Some(started) = self.early.take().await {
-            return self.take_up(started).await;
+        if let Some(at) = self.early.ended_at().await {
+            return self.judge_early(at).await;
         }
         let (state, bounds) = (self.parts.state(), volume.bounds());
         let has_data = state.system_id.is_some() && !state.rejoining && instance.is_standby();
@@ -190,21 +198,24 @@ impl RegionalCluster {
         Ok(())
     }
 
-    /// Sees that the writer which was started before this host was the head has all that the volume has.
-    async fn take_up(&self, started: Started) -> Result<(), Trouble> {
-        let bounds = self.parts.volume.bounds();
-        let is_open = self.parts.volume.is_open();
-        if !is_open || (started.end_lsn, started.timeline) == (bounds.durable_lsn, bounds.timeline) {
-            self.early.keep(started).await;
+    /// Sees that the writer which was started before this host was the head, and whose redo ended `at` by
+    /// then, has all that the volume has, and no more.
+    async fn judge_early(&self, at: (Lsn, Timeline)) -> Result<(), Trouble> {
+        if !self.parts.volume.is_open() {
             return Ok(());
         }
-        let why = format!(
-            "the replica was made the writer at {} on timeline {}, and the volume's redo ends at {} on {}",
-            started.end_lsn, started.timeline, bounds.durable_lsn, bounds.timeline
-        );
-        started.engine.stop_now().await.map_err(Trouble::new)?;
+        let bounds = self.parts.volume.bounds();
+        if at == (bounds.durable_lsn, bounds.timeline) {
+            return Ok(());
+        }
+        // On disk first: whatever becomes of this process, nobody goes on with these data.
+        self.parts.file.change(RegionState::has_no_data).map_err(Trouble::new)?;
+        self.early.end().await.map_err(Trouble::new)?;
         self.disown_data()?;
-        Err(Trouble(why))
+        Err(Trouble::new(format!(
+            "the replica was made the writer at {} on timeline {}, and the volume's redo ends at {} on {}",
+            at.0, at.1, bounds.durable_lsn, bounds.timeline
+        )))
     }
 
     /// What is here has what the volume has not: this host gives up, and its data are copied anew. Nobody
@@ -401,7 +412,7 @@ impl Cluster for RegionalCluster {
         }
         let writer = match (self.take_over_engine().await, self.early.take().await) {
             (Some(promoted), _) => Begins::Promoted(promoted),
-            (None, Some(started)) => Begins::Started(started.engine),
+            (None, Some(started)) => Begins::Started(started),
             (None, None) => Begins::Stopped,
         };
         let leader = Leader::start(&self.parts, epoch, writer).await.map_err(Trouble::new)?;

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::head::{Heading, disown_replica};
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::events::Journal;
 
@@ -44,13 +45,28 @@ enum State {
     Started(Box<Started>),
 }
 
+impl State {
+    /// Waits until what was begun has come to its end. Whoever does not wait so long leaves it to the next.
+    async fn settle(&mut self) {
+        if let State::Begun(begun) = self {
+            *self = match begun.await.map_err(|e| e.to_string()).flatten() {
+                Ok(started) => State::Started(Box::new(started)),
+                Err(why) => {
+                    tracing::warn!("the replica is not the writer yet: {why}");
+                    State::None
+                }
+            };
+        }
+    }
+}
+
 /// A writer that was started.
 #[derive(Debug)]
-pub(super) struct Started {
+struct Started {
     /// Where its redo ended by then, and on which timeline.
-    pub(super) end_lsn: Lsn,
-    pub(super) timeline: Timeline,
-    pub(super) engine: Engine,
+    end_lsn: Lsn,
+    timeline: Timeline,
+    engine: Engine,
 }
 
 /// What a replica is made the writer of.
@@ -61,19 +77,20 @@ pub(super) struct Replica<'a> {
     pub(super) record: &'a Path,
     pub(super) cluster_id: ClusterId,
     pub(super) region: &'a RegionName,
-    /// Whether its redo is all that is asked of commits before they are seen: no other region has to have it.
-    pub(super) opens: bool,
 }
 
 impl Early {
     /// Begins to make the replica the writer, where the head has handed over to this host with a writer that
     /// has stopped.
-    pub(super) fn begin(heading: Option<&Heading>, replica: &Replica<'_>) -> Early {
-        let Some((heading, end_lsn)) = heading.and_then(|heading| Some((heading, heading.was_handed()?)))
+    pub(super) fn begin(heading: Option<&Heading>, config: &Config, replica: &Replica<'_>) -> Early {
+        let Some((heading, end_lsn)) =
+            heading.and_then(|heading| Some((heading, heading.was_handed(config)?)))
         else {
             return Early::default();
         };
-        let Replica { instance, journal, record, cluster_id, region, opens } = *replica;
+        let Replica { instance, journal, record, cluster_id, region } = *replica;
+        // Its redo is all that is asked of commits before they are seen: no other region has to have it.
+        let opens = !config.commit.asks_secondaries();
         let disown = disown_replica(record, cluster_id, region, &heading.host);
         let given_up = CancellationToken::new();
         let making = Making {
@@ -87,28 +104,25 @@ impl Early {
         Early { state: Mutex::new(State::Begun(begun)), given_up }
     }
 
-    /// What was started, once it is, to be kept by whoever takes it; none where nothing was, or is to be.
-    pub(super) async fn take(&self) -> Option<Started> {
+    /// Where the redo of what was started ended by then, and on which timeline, once it is started; none where
+    /// nothing was, or is to be.
+    pub(super) async fn ended_at(&self) -> Option<(Lsn, Timeline)> {
         let mut state = self.state.lock().await;
-        // Whoever does not wait for it to the end leaves it to the next one.
-        if let State::Begun(begun) = &mut *state {
-            *state = match begun.await.map_err(|e| e.to_string()).flatten() {
-                Ok(started) => State::Started(Box::new(started)),
-                Err(why) => {
-                    tracing::warn!("the replica is not the writer yet: {why}");
-                    State::None
-                }
-            };
-        }
-        match std::mem::take(&mut *state) {
-            State::Started(started) => Some(*started),
+        state.settle().await;
+        match &*state {
+            State::Started(started) => Some((started.end_lsn, started.timeline)),
             State::None | State::Begun(_) => None,
         }
     }
 
-    /// It is to be had again.
-    pub(super) async fn keep(&self, started: Started) {
-        *self.state.lock().await = State::Started(Box::new(started));
+    /// What was started, to be kept by whoever takes it.
+    pub(super) async fn take(&self) -> Option<Engine> {
+        let mut state = self.state.lock().await;
+        state.settle().await;
+        match std::mem::take(&mut *state) {
+            State::Started(started) => Some(started.engine),
+            State::None | State::Begun(_) => None,
+        }
     }
 
     /// Ends it at once, as far as it is: nothing of it runs afterwards, or begins to. Returns whether it was
@@ -120,7 +134,7 @@ impl Early {
         self.given_up.cancel();
         match self.take().await {
             // With an archive a clean end would put a segment there that the next writer writes anew.
-            Some(started) => started.engine.stop_now().await.map(|()| true).map_err(|e| e.to_string()),
+            Some(engine) => engine.stop_now().await.map(|()| true).map_err(|e| e.to_string()),
             None => Ok(false),
         }
     }
@@ -163,7 +177,11 @@ impl Making {
             if opens {
                 looked.note_all_durable();
             }
-            looked.configure(part).map_err(|e| e.to_string())?;
+            if let Err(e) = looked.configure(part) {
+                // It stays what it is, or the host gives up with it.
+                looked.configure(Part::Standby).map_err(|e| e.to_string())?;
+                return Err(e.to_string());
+            }
             Ok(control.timeline())
         };
         let timeline =

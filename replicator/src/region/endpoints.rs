@@ -92,7 +92,9 @@ impl Region {
         let replicas = self.readable_nodes();
         // The record last: what it forbids counts at once.
         let part = self.owner.part();
-        Knows { me: self.own.name.clone(), view: self.voter.view(), part, own, replicas }
+        let mut knows = Knows { me: self.own.name.clone(), view: self.voter.view(), part, own, replicas };
+        knows.forget_other_line(self.volume.bounds().timeline);
+        knows
     }
 }
 
@@ -124,7 +126,7 @@ fn reads(follower: &FollowerFacts, silent: bool) -> Own {
         true => Own::Closed(Unfit::Silent),
         false => Own::Reads {
             lag: follower.heard_lag_us.map(Duration::from_micros),
-            applied_lsn: follower.applied_lsn,
+            shown_lsn: follower.shown_lsn,
         },
     }
 }

@@ -391,6 +391,7 @@ impl Follower {
             timeline: bounds.timeline,
             durable_lsn: bounds.durable_lsn,
             applied_lsn,
+            shown_lsn: self.heard.progress.borrow().shown_lsn().min(bounds.durable_lsn),
             silent_us: inbound.heard.silent_us(now_us),
             heard_lag_us: inbound.heard.lag_us(now_us, applied_lsn),
             inbound,

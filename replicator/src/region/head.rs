@@ -108,9 +108,9 @@ impl Heading {
     }
 
     /// Where the redo ends of the writer that the last head has stopped to hand over to this host; none where
-    /// it has not, or had none.
-    pub(super) fn was_handed(&self) -> Option<Lsn> {
-        self.began.ended_lsn.filter(|_| self.takes_over())
+    /// it has not, or had none, or where commits do not wait for the volume.
+    pub(super) fn was_handed(&self, config: &Config) -> Option<Lsn> {
+        self.began.ended_lsn.filter(|_| self.takes_over() && config.commit.waits())
     }
 }
 
@@ -139,7 +139,7 @@ pub(super) fn begin(
     let first = Leadership::first(Epoch(1), primary);
     let mut state =
         RegionState::new(cluster_id, name.clone(), Role::Secondary, first, runtime::random::draw());
-    if heading.was_handed().is_some() {
+    if heading.was_handed(config).is_some() {
         // A writer may be started before it is known whether the region still leads.
         state.role = Role::Primary;
     }

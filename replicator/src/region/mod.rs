@@ -287,13 +287,13 @@ pub async fn run(
     };
     let early = Early::begin(
         heading.as_ref(),
+        &config,
         &early::Replica {
             instance: &instance,
             journal: &journal,
             record: &places.node(&source.host).state(),
             cluster_id: identity.cluster_id,
             region: &name,
-            opens: !config.commit.asks_secondaries(),
         },
     );
     let starting = Volume::start_held(

@@ -541,9 +541,8 @@ impl Region {
             let node = self.nodes.node(&own.name);
             let streams = |report: &NodeReport| report.state == State::Streaming.as_str();
             node.report().filter(|report| streams(report) && report.origin == origin.0)?;
-            let applied_lsn = node.applied();
-            let lag = behind(newest.as_ref(), applied_lsn);
-            Some(Replica { node: own.name, at, lag, applied_lsn: applied_lsn.unwrap_or_default() })
+            let lag = behind(newest.as_ref(), node.applied());
+            Some(Replica { node: own.name, at, lag, shown_lsn: node.progress.borrow().shown_lsn() })
         });
         readable.collect()
     }
