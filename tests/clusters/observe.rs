@@ -297,11 +297,13 @@ async fn a_sampled_batch_is_one_trace_of_all_regions_with_its_lsns_and_times_in_
             assert_eq!(span.parent_span_id, parent.span_id, "{span:?}");
         }
     }
-    // Hundreds of batches were cut, and at most one a second was sampled.
+    // Many batches were cut, of which at most one a second was sampled.
     let (sampled, seconds) = (batches(&collector).len(), began.elapsed().as_secs());
     assert!(sampled as u64 <= seconds + 1, "{sampled} in {seconds} s");
     let cut = told.metric("us-east", "replicator_batches_total{region=\"us-east\"}").await.unwrap();
-    assert!(cut > 100.0, "{cut}");
+    // How many are cut in that time is the machine's.
+    let sampled = f64::from(u32::try_from(sampled).unwrap());
+    assert!(cut > 4.0 * sampled, "{sampled} of {cut}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
