@@ -104,8 +104,8 @@ impl Early {
         Early { state: Mutex::new(State::Begun(begun)), given_up }
     }
 
-    /// Where the redo of what was started ended by then, and on which timeline, once it is started; none where
-    /// nothing was, or is to be.
+    /// Where the redo of what was started ended by then, and on which timeline, once it is started; none
+    /// where nothing was, or is to be.
     pub(super) async fn ended_at(&self) -> Option<(Lsn, Timeline)> {
         let mut state = self.state.lock().await;
         state.settle().await;
