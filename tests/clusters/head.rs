@@ -317,10 +317,7 @@ async fn a_host_that_dies_while_the_head_moves_to_it_costs_nothing() {
         cluster.until_node_streams("us-east", "n1").await;
         cluster.until_whole("us-east").await;
         cluster.until_level().await;
-        let back = ["promote", "--region", "us-east", "--node", "home"];
-        until("home is the head", || async { cluster.run(&back).status.success() }).await;
-        cluster.until_node_streams("us-east", "n1").await;
-        cluster.until_whole("us-east").await;
+        until_home_leads(&cluster).await;
         let before = home_said(&cluster).matches(words).count();
         let mut command = cluster.command(&order);
         let mut ordered = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -358,10 +355,7 @@ async fn a_host_that_is_told_to_stop_while_the_head_moves_to_it_leaves_no_writer
     for later in [0, 50, 100, 200, 450] {
         cluster.until_node_streams("us-east", "n1").await;
         cluster.until_whole("us-east").await;
-        let back = ["promote", "--region", "us-east", "--node", "home"];
-        until("home is the head", || async { cluster.run(&back).status.success() }).await;
-        cluster.until_node_streams("us-east", "n1").await;
-        cluster.until_whole("us-east").await;
+        until_home_leads(&cluster).await;
         ledger.until_written(50).await;
         let process = cluster.node_process("us-east", "n1");
         let before = home_said(&cluster).matches(over).count();
@@ -388,6 +382,14 @@ async fn a_host_that_is_told_to_stop_while_the_head_moves_to_it_leaves_no_writer
     let acknowledged = ledger.acknowledged().await;
     cluster.assert_identical().await;
     acknowledged.assert_in_all(&cluster).await;
+}
+
+/// Has the head go home, and waits until n1 could take over from there.
+async fn until_home_leads(cluster: &Cluster) {
+    let back = ["promote", "--region", "us-east", "--node", "home"];
+    until("home is the head", || async { cluster.run(&back).status.success() }).await;
+    cluster.until_node_streams("us-east", "n1").await;
+    cluster.until_whole("us-east").await;
 }
 
 /// The processes that work in `directory`, by their command lines.

@@ -211,7 +211,7 @@ impl RegionalCluster {
         // On disk first: whatever becomes of this process, nobody goes on with these data.
         self.parts.file.change(RegionState::has_no_data).map_err(Trouble::new)?;
         self.early.end().await.map_err(Trouble::new)?;
-        self.disown_data()?;
+        self.parts.instance.configure(Part::Standby).map_err(Trouble::new)?;
         Err(Trouble::new(format!(
             "the replica was made the writer at {} on timeline {}, and the volume's redo ends at {} on {}",
             at.0, at.1, bounds.durable_lsn, bounds.timeline
