@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::messages::{ClientOpen, Refusal, SessionOpen, SessionReady, refusal::Kind as Why};
+use proto::messages::{ClientOpen, SessionOpen};
 use proto::{Lsn, RegionName};
 use runtime::clock::now;
 use tokio::net::TcpStream;
@@ -234,7 +234,7 @@ impl Doors<Regional> {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn bring(&self, open: &SessionOpen, mut stream: Stream) -> Result<(), TransportError> {
+    pub async fn bring(&self, open: &SessionOpen, stream: Stream) -> Result<(), TransportError> {
         let (limits, guide) = (self.limits(), self.guide());
         let place = guide.brought.enter(limits.sessions.into());
         if place.is_none() {
@@ -250,14 +250,7 @@ impl Doors<Regional> {
         let (postgres, cut) = match begun {
             Ok(begun) => begun,
             Err(why) => {
-                stream
-                    .send(&SessionReady {
-                        refusal: Some(Refusal::new(Why::Busy, why)),
-                        ..SessionReady::default()
-                    })
-                    .await?;
-                stream.finish().await;
-                return Ok(());
+                return tunnel::refuse(stream, why).await;
             }
         };
         let (sender, receiver) = tunnel::begin(stream, Lsn(open.at_least_lsn)).await?;
@@ -272,7 +265,7 @@ impl Doors<Regional> {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn bring_client(&self, open: &ClientOpen, mut stream: Stream) -> Result<(), TransportError> {
+    pub async fn bring_client(&self, open: &ClientOpen, stream: Stream) -> Result<(), TransportError> {
         let (limits, guide) = (self.limits(), self.guide());
         let kind = if open.reads { Kind::Reader } else { Kind::Writer };
         let wanted = Freshness { lag_max: limits.max_lag, at_least: Lsn(open.at_least_lsn) };
@@ -288,14 +281,7 @@ impl Doors<Regional> {
             Ok(found) => found,
             Err(why) => {
                 guide.brought.refused();
-                stream
-                    .send(&SessionReady {
-                        refusal: Some(Refusal::new(Why::Busy, why)),
-                        ..SessionReady::default()
-                    })
-                    .await?;
-                stream.finish().await;
-                return Ok(());
+                return tunnel::refuse(stream, why).await;
             }
         };
         let near = tunnel::begin(stream, wanted.at_least).await?;

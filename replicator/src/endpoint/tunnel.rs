@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proto::messages::refusal::Kind;
 use proto::messages::{
-    MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, SessionOpen, SessionReady, open, session_open,
+    MAX_CONTROL_MESSAGE_BYTES, Open, PROTOCOL_VERSION, Refusal, SessionOpen, SessionReady, open, session_open,
 };
 use proto::{ClusterId, Epoch, Lsn, RegionName};
 use tokio::sync::Mutex;
@@ -152,6 +152,17 @@ pub fn shows(ready: &SessionReady, at_least: Lsn) -> Result<(), String> {
 pub async fn begin(mut stream: Stream, at_least: Lsn) -> Result<(Sender, Receiver), TransportError> {
     stream.send(&SessionReady { refusal: None, at_least_lsn: at_least.0 }).await?;
     Ok(stream.split())
+}
+
+/// Says why no session begins.
+///
+/// # Errors
+/// When the connection is lost.
+pub async fn refuse(mut stream: Stream, why: String) -> Result<(), TransportError> {
+    let refusal = Some(Refusal::new(Kind::Busy, why));
+    stream.send(&SessionReady { refusal, ..SessionReady::default() }).await?;
+    stream.finish().await;
+    Ok(())
 }
 
 #[cfg(test)]
